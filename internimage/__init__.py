@@ -1,0 +1,8 @@
+"""InternImage (Wang et al., CVPR 2023): the backbone, its released variants and what all tasks share."""
+
+from .backbone import InternImage
+from .errors import CheckpointError, UserError
+from .meta_former import InternImageMetaFormer
+from .variants import create_model, list_models
+
+__all__ = ["CheckpointError", "InternImage", "InternImageMetaFormer", "UserError", "create_model", "list_models"]

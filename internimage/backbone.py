@@ -1,0 +1,284 @@
+"""InternImage: a convolutional backbone with DCNv3 as its core operator.
+
+Paper: InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions (Wang et al., 2023).
+Original project: https://github.com/OpenGVLab/InternImage (MIT licence). Keyword names and state-dict keys are the
+released ones; the calls beside `forward` are those of timm's models.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+import ops_dcnv3
+
+from .checkpoint import install_layout_hook
+from .heads import AttentionPool, conv_head
+from .layers import Block, Level, MLPLayer, StemLayer
+
+__all__ = ["InternImage"]
+
+# The attention-pooling head's sizes are fixed by the checkpoints it was made for.
+_CLIP_TOKENS, _CLIP_HEADS, _CLIP_EMBED = 1024, 16, 768
+
+
+class InternImage(nn.Module):
+    """The backbone and, unless only features are asked for, the classification head.
+
+    Args:
+        core_op: `DCNv3`, or `DCNv3_pytorch` for the pure-PyTorch backend.
+        channels: of the first level; doubles with every level.
+        depths: blocks per level.
+        groups: operator groups per level; each must divide the level's channels.
+        num_classes: 0 for no classifier.
+        in_chans: channels of the image.
+        mlp_ratio: hidden to input channels of the MLPs.
+        drop_rate: dropout after the stem and in the MLPs.
+        drop_path_rate: of the last block, rising linearly from 0; of every block if `drop_path_type` is `uniform`.
+        drop_path_type: `linear` or `uniform`.
+        act_layer: GELU, ReLU or SiLU.
+        norm_layer: LN or BN, of stem, downsampling and depthwise branch (block norms are always LayerNorm).
+        layer_scale: initial value of the per-channel scales of the residual branches; None for no scales.
+        offset_scale: of the operator.
+        post_norm: norms after operator and MLP instead of before (S, B, L, XL, G).
+        res_post_norm: norms before and after operator and MLP (H).
+        cls_scale: channels of the convolutional head relative to the last level.
+        with_cp: gradient checkpointing of every block.
+        dw_kernel_size: of the operator's depthwise branch; default that of the operator, 3.
+        use_clip_projector: the attention-pooling head (H, G).
+        level2_post_norm, level2_post_norm_block_ids: further norms after these blocks of level 2 (H, G).
+        center_feature_scale, remove_center: of the operator.
+        features_only: no head; `forward` returns the feature maps of `out_indices`.
+        out_indices: levels to return; giving them implies `features_only`. Default all four.
+
+    Raises:
+        ValueError: arguments that do not fit together.
+    """
+
+    def __init__(
+        self,
+        core_op: str = "DCNv3",
+        channels: int = 64,
+        depths: Sequence[int] = (4, 4, 18, 4),
+        groups: Sequence[int] = (4, 8, 16, 32),
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        drop_path_type: str = "linear",
+        act_layer: str = "GELU",
+        norm_layer: str = "LN",
+        layer_scale: float | None = None,
+        offset_scale: float = 1.0,
+        post_norm: bool = False,
+        res_post_norm: bool = False,
+        cls_scale: float = 1.5,
+        with_cp: bool = False,
+        dw_kernel_size: int | None = None,
+        use_clip_projector: bool = False,
+        level2_post_norm: bool = False,
+        level2_post_norm_block_ids: Sequence[int] | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        features_only: bool = False,
+        out_indices: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(depths) != len(groups):
+            raise ValueError(f"depths and groups must have one entry per level; got {depths} and {groups}")
+        if core_op not in ("DCNv3", "DCNv3_pytorch"):
+            raise ValueError(f"core_op must be 'DCNv3' or 'DCNv3_pytorch'; got {core_op!r}")
+        self.core_op = core_op
+        self.depths = tuple(depths)
+        self.num_levels = len(depths)
+        self.num_classes = num_classes
+        self.use_clip_projector = use_clip_projector
+        self.features_only = features_only or out_indices is not None
+        self.out_indices = tuple(range(self.num_levels) if out_indices is None else out_indices)
+        level_channels = [channels * 2**i for i in range(self.num_levels)]
+        self.feature_info = [
+            {"num_chs": width, "reduction": 4 * 2**i, "module": f"levels.{i}"} for i, width in enumerate(level_channels)
+        ]
+        post_norm_ids = tuple(level2_post_norm_block_ids or ()) if level2_post_norm else ()
+        drop_paths = _drop_path_rates(drop_path_rate, sum(depths), drop_path_type)
+
+        self.patch_embed = StemLayer(in_chans, channels, act_layer, norm_layer)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(level_channels):
+            blocks = [
+                Block(
+                    dcn=getattr(ops_dcnv3, core_op)(
+                        channels=width,
+                        dw_kernel_size=dw_kernel_size,
+                        group=groups[i],
+                        offset_scale=offset_scale,
+                        act_layer=act_layer,
+                        norm_layer=norm_layer,
+                        center_feature_scale=center_feature_scale,
+                        remove_center=remove_center,
+                    ),
+                    channels=width,
+                    mlp=MLPLayer(width, int(width * mlp_ratio), act_layer, drop_rate),
+                    drop_path=drop_paths.pop(0),
+                    post_norm=post_norm,
+                    res_post_norm=res_post_norm,
+                    layer_scale=layer_scale,
+                    with_cp=with_cp,
+                )
+                for _ in range(depths[i])
+            ]
+            self.levels.append(
+                Level(
+                    blocks,
+                    width,
+                    downsample=i < self.num_levels - 1,
+                    norm=not post_norm or center_feature_scale,
+                    post_norm_block_ids=post_norm_ids if i == 2 else (),
+                    norm_layer=norm_layer,
+                )
+            )
+        self._build_head(level_channels, cls_scale, act_layer)
+        self.apply(self._init_weights)
+        install_layout_hook(self)
+
+    def _build_head(self, level_channels: list[int], cls_scale: float, act_layer: str) -> None:
+        width = level_channels[-1]
+        self.num_features = width
+        if self.features_only:
+            return
+        if self.use_clip_projector:
+            self.num_features, self.head_hidden_size = _CLIP_TOKENS, _CLIP_EMBED
+            self.dcnv3_head_x4 = nn.Sequential(nn.Conv2d(width, 4 * _CLIP_TOKENS, 1), nn.PixelShuffle(2))
+            self.dcnv3_head_x3 = nn.Conv2d(level_channels[-2], _CLIP_TOKENS, 1)
+            self.clip_projector = AttentionPool(_CLIP_TOKENS, _CLIP_HEADS, _CLIP_EMBED)
+            self.fc_norm = ops_dcnv3.module.build_norm_layer(_CLIP_EMBED)
+        else:
+            self.head_hidden_size = int(width * cls_scale)
+            self.conv_head = conv_head(width, self.head_hidden_size, act_layer)
+        self.reset_classifier(self.num_classes)
+
+    @staticmethod
+    def _init_weights(module: nn.Module) -> None:
+        # Called from the leaves up: a DCNv3 layer resets its own projections after their general initialisation.
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ops_dcnv3.DCNv3):
+            module.reset_parameters()
+
+    def _level_features(self, x: Tensor, last: int | None = None) -> list[Tensor]:
+        """Feature maps of the levels up to `last`, `(N, H, W, C)`, each before its downsampling."""
+        x = self.pos_drop(self.patch_embed(x))
+        features = []
+        for level in self.levels[: None if last is None else last + 1]:
+            feature, x = level(x)
+            features.append(feature)
+        return features
+
+    def _pre_head(self, features: list[Tensor]) -> Tensor:
+        """What the head pools, `(N, C, H, W)`: the last level, or with attention pooling the last two joined."""
+        x = features[-1].permute(0, 3, 1, 2)
+        if not self.use_clip_projector or self.features_only:
+            return x
+        x3 = self.dcnv3_head_x3(features[-2].permute(0, 3, 1, 2))
+        # For sizes that are no multiple of 32 the shuffled map is up to one row and column larger than level 2.
+        return self.dcnv3_head_x4(x)[..., : x3.shape[-2], : x3.shape[-1]] + x3
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Image `(N, in_chans, H, W)` to the unpooled map `(N, num_features, H', W')` that `forward_head` takes.
+
+        H' = H/32 with the convolutional head, H/16 with attention pooling.
+        """
+        return self._pre_head(self._level_features(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map of `forward_features` to logits `(N, num_classes)`, or to `(N, head_hidden_size)` if `pre_logits`."""
+        if self.use_clip_projector:
+            x = self.fc_norm(self.clip_projector(x.flatten(2).transpose(1, 2)))
+        else:
+            x = self.conv_head(x).mean((2, 3))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Image `(N, in_chans, H, W)` to logits `(N, num_classes)`; with `features_only` to a tuple of `(N, C, H, W)`.
+
+        Feature maps are views of channels-last tensors, at strides 4, 8, 16, 32.
+        """
+        if self.features_only:
+            features = self._level_features(x, max(self.out_indices))
+            return tuple(features[i].permute(0, 3, 1, 2) for i in self.out_indices)
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Feature maps of levels, with timm's signature.
+
+        Args:
+            x: image `(N, in_chans, H, W)`.
+            indices: levels; an int for the last so many; None for all.
+            norm: accepted for compatibility; the maps are always those after the level's own norm.
+            stop_early: stop after the last level asked for (with `intermediates_only`).
+            output_fmt: `NCHW` or `NHWC`.
+            intermediates_only: leave out the result of `forward_features`.
+
+        Raises:
+            ValueError: an index or a format that does not exist.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC'; got {output_fmt!r}")
+        levels = range(self.num_levels)
+        if indices is None or isinstance(indices, int):
+            indices = levels[-(indices or self.num_levels) :]
+        try:
+            taken = [levels[i] for i in indices]
+        except IndexError:
+            raise ValueError(f"indices must be levels 0 to {self.num_levels - 1}; got {list(indices)}") from None
+        features = self._level_features(x, max(taken) if stop_early and intermediates_only else None)
+        maps = [features[i] if output_fmt == "NHWC" else features[i].permute(0, 3, 1, 2) for i in taken]
+        return maps if intermediates_only else (self._pre_head(features), maps)
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one; 0 for none. The pooling is part of the head and stays as it is."""
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
+        self.head.apply(self._init_weights)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block in the backward pass instead of keeping its activations."""
+        for level in self.levels:
+            for block in level.blocks:
+                block.with_cp = enable
+
+    def freeze_levels(self, count: int) -> None:
+        """Stop training the first `count` levels, not the stem (as `FREEZE_BACKBONE` of the released recipes)."""
+        for level in self.levels[:count]:
+            level.requires_grad_(False)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters exempt from weight decay by name: none (those of one dimension are exempt by shape)."""
+        return set()
+
+
+def _drop_path_rates(rate: float, depth: int, drop_path_type: str) -> list[float]:
+    """Drop-path rate of each block."""
+    if drop_path_type == "uniform":
+        return [rate] * depth
+    if drop_path_type != "linear":
+        raise ValueError(f"drop_path_type must be 'linear' or 'uniform'; got {drop_path_type!r}")
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]

@@ -1,0 +1,151 @@
+"""Building blocks of InternImage, from small to large: stem, downsampling, MLP, block, level.
+
+InternImage (Wang et al., CVPR 2023, section 3.2); module names are those of the released state dicts. Activations are
+`(N, H, W, C)` between blocks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ops_dcnv3.module import build_act_layer, build_norm_layer
+
+__all__ = ["Block", "DownsampleLayer", "Level", "MLPLayer", "StemLayer"]
+
+
+class StemLayer(nn.Module):
+    """Two 3x3 convolutions of stride 2: `(N, in_chans, H, W)` to `(N, H/4, W/4, out_chans)`."""
+
+    def __init__(self, in_chans: int, out_chans: int, act_layer: str = "GELU", norm_layer: str = "LN") -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, out_chans // 2, 3, stride=2, padding=1)
+        self.norm1 = build_norm_layer(out_chans // 2, norm_layer, "channels_first", "channels_first")
+        self.act = build_act_layer(act_layer)
+        self.conv2 = nn.Conv2d(out_chans // 2, out_chans, 3, stride=2, padding=1)
+        self.norm2 = build_norm_layer(out_chans, norm_layer, "channels_first", "channels_last")
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels-last from the first convolution on, so that every later permute is a view.
+        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
+        return self.norm2(self.conv2(self.act(self.norm1(x))))
+
+
+class DownsampleLayer(nn.Module):
+    """A 3x3 convolution of stride 2: `(N, H, W, C)` to `(N, H/2, W/2, 2C)`."""
+
+    def __init__(self, channels: int, norm_layer: str = "LN") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.norm = build_norm_layer(2 * channels, norm_layer, "channels_first", "channels_last")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)))
+
+
+class MLPLayer(nn.Module):
+    """Linear, activation, linear on the channels of `(..., C)`."""
+
+    def __init__(self, channels: int, hidden_channels: int, act_layer: str = "GELU", drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.act = build_act_layer(act_layer)
+        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """DCNv3 and MLP, each in a residual branch: `(N, H, W, C)` to `(N, H, W, C)`.
+
+    The branch's norm stands before the operator (pre-norm), after it (`post_norm`), or on both sides
+    (`res_post_norm`, which layer scale and `post_norm` override as in the original project).
+    """
+
+    def __init__(
+        self,
+        dcn: nn.Module,
+        channels: int,
+        mlp: nn.Module,
+        drop_path: float = 0.0,
+        post_norm: bool = False,
+        res_post_norm: bool = False,
+        layer_scale: float | None = None,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        self.res_post_norm = res_post_norm
+        self.layer_scale = layer_scale is not None
+        self.with_cp = with_cp
+        if self.layer_scale:
+            self.gamma1 = nn.Parameter(torch.full((channels,), float(layer_scale)))
+            self.gamma2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
+        self.norm1 = build_norm_layer(channels)
+        self.dcn = dcn
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = build_norm_layer(channels)
+        self.mlp = mlp
+        if res_post_norm:
+            self.res_post_norm1 = build_norm_layer(channels)
+            self.res_post_norm2 = build_norm_layer(channels)
+
+    def _branch(self, x: Tensor, index: int) -> Tensor:
+        layer = (self.dcn, self.mlp)[index - 1]
+        norm = getattr(self, f"norm{index}")
+        y = norm(layer(x)) if self.post_norm else layer(norm(x))
+        if self.layer_scale:
+            return getattr(self, f"gamma{index}") * y
+        if self.res_post_norm and not self.post_norm:
+            return getattr(self, f"res_post_norm{index}")(y)
+        return y
+
+    def _forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self._branch(x, 1))
+        return x + self.drop_path(self._branch(x, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_cp and x.requires_grad and not torch.jit.is_scripting():
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, an optional norm, and the downsampling to the next level.
+
+    `forward` returns the level's features before downsampling and the next level's input (the same tensor at the last
+    level), both `(N, H, W, C)`.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        channels: int,
+        downsample: bool,
+        norm: bool,
+        post_norm_block_ids: Sequence[int] = (),
+        norm_layer: str = "LN",
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        if norm:
+            self.norm = build_norm_layer(channels)
+        else:
+            self.norm = None
+        self.post_norm_block_ids = tuple(post_norm_block_ids)
+        if self.post_norm_block_ids:
+            self.post_norms = nn.ModuleList([build_norm_layer(channels) for _ in self.post_norm_block_ids])
+        self.downsample = DownsampleLayer(channels, norm_layer) if downsample else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.post_norm_block_ids:
+                x = self.post_norms[self.post_norm_block_ids.index(index)](x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x, x if self.downsample is None else self.downsample(x)

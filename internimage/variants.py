@@ -1,0 +1,112 @@
+"""The released models: their names and architectures, and `create_model`.
+
+Sizes T to G: InternImage (Wang et al., CVPR 2023, table 1 and appendix).
+"""
+
+import difflib
+import os
+
+from torch import nn
+
+from .backbone import InternImage
+from .checkpoint import load_exact, load_pretrained, read_state_dict
+from .errors import UserError
+from .meta_former import InternImageMetaFormer
+
+__all__ = ["VARIANTS", "create_model", "list_models"]
+
+_T = {"channels": 64, "depths": (4, 4, 18, 4), "groups": (4, 8, 16, 32)}
+_S = {"channels": 80, "depths": (4, 4, 21, 4), "groups": (5, 10, 20, 40), "layer_scale": 1e-5, "post_norm": True}
+_B = {"channels": 112, "depths": (4, 4, 21, 4), "groups": (7, 14, 28, 56), "layer_scale": 1e-5, "post_norm": True}
+_L = {
+    "channels": 160,
+    "depths": (5, 5, 22, 5),
+    "groups": (10, 20, 40, 80),
+    "layer_scale": 1e-5,
+    "offset_scale": 2.0,
+    "post_norm": True,
+}
+_XL = {**_L, "channels": 192, "depths": (5, 5, 24, 5), "groups": (12, 24, 48, 96)}
+_H = {
+    "channels": 320,
+    "depths": (6, 6, 32, 6),
+    "groups": (10, 20, 40, 80),
+    "dw_kernel_size": 5,
+    "res_post_norm": True,
+    "level2_post_norm": True,
+    "level2_post_norm_block_ids": (5, 11, 17, 23, 29),
+    "center_feature_scale": True,
+    "use_clip_projector": True,
+}
+_G = {
+    "channels": 512,
+    "depths": (2, 2, 48, 4),
+    "groups": (16, 32, 64, 128),
+    "dw_kernel_size": 5,
+    "post_norm": True,
+    "level2_post_norm": True,
+    "level2_post_norm_block_ids": (5, 11, 17, 23, 29, 35, 41, 47),
+    "center_feature_scale": True,
+    "use_clip_projector": True,
+}
+_IN1K, _IN22K, _INAT18 = 1000, 21841, 8142
+
+VARIANTS: dict[str, dict] = {
+    "internimage_t_1k_224": {**_T, "num_classes": _IN1K},
+    "internimage_s_1k_224": {**_S, "num_classes": _IN1K},
+    "internimage_b_1k_224": {**_B, "num_classes": _IN1K},
+    "internimage_l_22kto1k_384": {**_L, "num_classes": _IN1K},
+    "internimage_xl_22kto1k_384": {**_XL, "num_classes": _IN1K},
+    "internimage_h_22kto1k_384": {**_H, "num_classes": _IN1K},
+    "internimage_h_22kto1k_640": {**_H, "num_classes": _IN1K},
+    "internimage_g_22kto1k_512": {**_G, "num_classes": _IN1K},
+    "internimage_l_22k_192to384": {**_L, "num_classes": _IN22K},
+    "internimage_xl_22k_192to384": {**_XL, "num_classes": _IN22K},
+    "internimage_h_jointto22k_384": {**_H, "num_classes": _IN22K},
+    "internimage_g_pretrainto22k_384": {**_G, "num_classes": _IN22K},
+    "internimage_h_22ktoinat18_384": {**_H, "num_classes": _INAT18},
+}
+_META_FORMERS = {"internimage_h_22ktoinat18_384"}
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` takes."""
+    return list(VARIANTS)
+
+
+def create_model(name: str, pretrained: bool | str | os.PathLike = False, **overrides) -> nn.Module:
+    """Build a released model.
+
+    Args:
+        name: one of `list_models()`.
+        pretrained: True to download and load the released weights; a path to load a file; False for random weights.
+        overrides: keyword arguments of `InternImage`, over those of the variant: `num_classes=37` for a new classifier,
+            `features_only=True` or `out_indices=(1, 2, 3)` for feature maps, `drop_path_rate=0.1`, ...
+
+    Returns:
+        The model, in training mode as PyTorch modules are made. Without overrides every weight must come from the
+        file; with them the rules for initialising hold (a dropped or reset classifier), each said in one line.
+
+    Raises:
+        UserError: an unknown name, a failed download.
+        CheckpointError: a file that does not fit.
+    """
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
+        raise UserError(
+            f"unknown model {name!r}; " + (f"did you mean {', '.join(near)}?" if near else "see list_models()")
+        )
+    build = InternImageMetaFormer if name in _META_FORMERS else InternImage
+    model = build(**{**VARIANTS[name], **overrides})
+    if pretrained:
+        if pretrained is True:
+            from .zoo import checkpoint_path  # the zoo builds models itself
+
+            pretrained = checkpoint_path(name)
+        state_dict = read_state_dict(pretrained)
+        if overrides:
+            for notice in load_pretrained(model, state_dict):
+                print(f"{name}: {notice}")
+        else:
+            load_exact(model, state_dict)
+    return model

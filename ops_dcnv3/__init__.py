@@ -1,0 +1,7 @@
+"""DCNv3, the deformable convolution of InternImage (Wang et al., CVPR 2023), for every device."""
+
+from .backends import BackendError
+from .functional import dcnv3
+from .module import DCNv3, DCNv3_pytorch
+
+__all__ = ["BackendError", "DCNv3", "DCNv3_pytorch", "dcnv3"]

@@ -1,0 +1,185 @@
+"""The DCNv3 operator: one public function over the operators `ops_dcnv3::forward` and `ops_dcnv3::backward`.
+
+The schemas, the shape rules, autograd and autocast are defined here, once; compiled libraries add kernels for their
+device. Operator: InternImage (Wang et al., CVPR 2023, section 3.1).
+"""
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .reference import Geometry, gather_core, grid_sample_core
+
+__all__ = ["dcnv3"]
+
+_GEOMETRY = (
+    "int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
+    "int dilation_w, int groups, float offset_scale, bool remove_center, bool mask_is_logits"
+)
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+_library = torch.library.Library("ops_dcnv3", "DEF")
+_library.define(
+    f"forward(Tensor input, Tensor offset, Tensor mask, {_GEOMETRY}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+_library.define(
+    f"backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, {_GEOMETRY}) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def dcnv3(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    kernel_size: int | tuple[int, int] = 3,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 1,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    backend: str = "auto",
+    mask_is_logits: bool = False,
+) -> Tensor:
+    """Deformable convolution v3: per group, a mask-weighted sum of bilinear samples at deformed kernel points.
+
+    With `P = Kh * Kw - remove_center` points, `G` groups of `D` channels, and per-axis output size
+    `(size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1`. Point `k` runs over the kernel column by column.
+    Samples outside the input are zero. Coordinates and sums are float32 for half types, the input's type otherwise.
+
+    Args:
+        input: `(N, H, W, G*D)`; float64, float32, bfloat16 or float16; need not be contiguous.
+        offset: `(N, Ho, Wo, G*P*2)`, `(x, y)` pairs in pixels, multiplied by `offset_scale`.
+        mask: `(N, Ho, Wo, G*P)`, the weights of the points.
+        kernel_size, stride, padding, dilation: an int, or `(height, width)`.
+        groups: `G`; must divide the channels.
+        offset_scale: factor on the kernel's extent and on the offsets.
+        remove_center: leave out the kernel's central point; needs odd kernel sizes.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `torch` (see `python -m ops_dcnv3`).
+        mask_is_logits: apply a softmax over the `P` points of each group to `mask` first.
+
+    Returns:
+        `(N, Ho, Wo, G*D)`. Tensors of different types are promoted to the widest.
+
+    Raises:
+        ValueError: arguments or shapes that do not fit together.
+        TypeError: a tensor that is not floating point.
+        ops_dcnv3.BackendError: the backend asked for cannot run here.
+    """
+    geometry = Geometry(
+        *_pair(kernel_size, "kernel_size", 1),
+        *_pair(stride, "stride", 1),
+        *_pair(padding, "padding", 0),
+        *_pair(dilation, "dilation", 1),
+        groups,
+        float(offset_scale),
+        bool(remove_center),
+        bool(mask_is_logits),
+    )
+    _check(input, offset, mask, geometry)
+    input, offset, mask = _promote(input, offset, mask)
+    chosen = backends.select(backend, input.device)
+    if chosen == "torch":
+        # Compilers fuse the gathers; exporters know grid_sample.
+        fuse = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        return (gather_core if fuse else grid_sample_core)(input, offset, mask, geometry)
+    return torch.ops.ops_dcnv3.forward(input, offset, mask, *geometry)
+
+
+def _pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(item, int) and item >= minimum for item in pair):
+        raise ValueError(f"{name} must be an int or a pair of ints, each at least {minimum}; got {value!r}")
+    return pair
+
+
+def _check(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> None:
+    for name, tensor in (("input", input), ("offset", offset), ("mask", mask)):
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {tensor.dtype}")
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} must have 4 dimensions, channels last; got shape {tuple(tensor.shape)}")
+        if tensor.device != input.device:
+            raise ValueError(f"{name} is on {tensor.device} but input is on {input.device}; move them together")
+    batch, height, width, channels = input.shape
+    if geometry.groups < 1 or channels % geometry.groups:
+        raise ValueError(f"groups must divide the channels of input; got {geometry.groups} groups, {channels} channels")
+    if geometry.remove_center and not (geometry.kernel_h % 2 and geometry.kernel_w % 2):
+        raise ValueError(f"remove_center needs odd kernel sizes; got {geometry.kernel_h}x{geometry.kernel_w}")
+    if geometry.points == 0:
+        raise ValueError("remove_center with a 1x1 kernel leaves no point to sample")
+    out_h, out_w = geometry.output_size(height, width)
+    if height < 1 or width < 1 or out_h < 1 or out_w < 1:
+        raise ValueError(
+            f"input of {height}x{width} pixels gives an output of {out_h}x{out_w}; enlarge the input or the padding"
+        )
+    for name, tensor, last in (("offset", offset, 2), ("mask", mask, 1)):
+        expected = (batch, out_h, out_w, geometry.groups * geometry.points * last)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"{name} must have shape {expected} for input {tuple(input.shape)}, {geometry.groups} groups and "
+                f"{geometry.points} points; got {tuple(tensor.shape)}"
+            )
+
+
+def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Bring tensors to the widest of their types (autocast leaves a mixture of half and float32)."""
+    first = tensors[0].dtype
+    if all(tensor.dtype == first for tensor in tensors):
+        return tensors
+    widest = first
+    for tensor in tensors[1:]:
+        widest = torch.promote_types(widest, tensor.dtype)
+    return tuple(tensor.to(widest) for tensor in tensors)
+
+
+def _forward_fallback(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Tensor:
+    with torch.no_grad():
+        return grid_sample_core(input, offset, mask, Geometry(*geometry))
+
+
+def _backward_fallback(grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *geometry):
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in (input, offset, mask)]
+        output = grid_sample_core(*leaves, Geometry(*geometry))
+        return torch.autograd.grad(output, leaves, grad_output)
+
+
+def _forward_fake(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Tensor:
+    return input.new_empty(*offset.shape[:3], input.shape[3])
+
+
+def _backward_fake(grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *geometry):
+    return input.new_empty(input.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    input, offset, mask, *ctx.geometry = inputs
+    ctx.save_for_backward(input, offset, mask)
+
+
+def _autograd(ctx, grad_output: Tensor):
+    grads = torch.ops.ops_dcnv3.backward(grad_output, *ctx.saved_tensors, *ctx.geometry)
+    return *grads, *(None for _ in ctx.geometry)
+
+
+def _autocast(device_type: str):
+    """Autocast rule: promote to the widest type present. Kernels sample and sum in float32 or better whatever it is."""
+    key = getattr(torch._C.DispatchKey, f"Autocast{device_type}")
+
+    def forward(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return torch.ops.ops_dcnv3.forward(*_promote(input, offset, mask), *geometry)
+
+    return forward
+
+
+# Device kernels replace these where a compiled library is loaded.
+_library.impl("forward", _forward_fallback, "CompositeExplicitAutograd")
+_library.impl("backward", _backward_fallback, "CompositeExplicitAutograd")
+torch.library.register_fake("ops_dcnv3::forward", _forward_fake, lib=_library)
+torch.library.register_fake("ops_dcnv3::backward", _backward_fake, lib=_library)
+torch.library.register_autograd("ops_dcnv3::forward", _autograd, setup_context=_setup_context, lib=_library)
+for _device_type in ("CPU", "CUDA"):
+    _library.impl("forward", _autocast(_device_type), f"Autocast{_device_type}")

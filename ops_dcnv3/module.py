@@ -1,0 +1,179 @@
+"""The DCNv3 layer: offsets and masks predicted by a depthwise branch, the operator, and its projections.
+
+InternImage (Wang et al., CVPR 2023, section 3.1); parameter names are those of the released checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .functional import dcnv3
+
+__all__ = ["DCNv3", "DCNv3_pytorch", "build_act_layer", "build_norm_layer"]
+
+_ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}
+
+
+class ToChannelsFirst(nn.Module):
+    """`(N, H, W, C)` to `(N, C, H, W)`, as a view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
+class ToChannelsLast(nn.Module):
+    """`(N, C, H, W)` to `(N, H, W, C)`, as a view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+def build_norm_layer(
+    dim: int, norm_layer: str = "LN", in_format: str = "channels_last", out_format: str = "channels_last"
+) -> nn.Sequential:
+    """A LayerNorm ("LN", eps 1e-6) or BatchNorm ("BN") between two layouts, `channels_first` or `channels_last`.
+
+    The permutes take indices of the `nn.Sequential`, which the released state-dict keys count (`norm1.1.weight`).
+    """
+    if norm_layer == "LN":
+        norm, norm_format = nn.LayerNorm(dim, eps=1e-6), "channels_last"
+    elif norm_layer == "BN":
+        norm, norm_format = nn.BatchNorm2d(dim), "channels_first"
+    else:
+        raise ValueError(f"norm_layer must be 'LN' or 'BN'; got {norm_layer!r}")
+    change = {"channels_first": ToChannelsFirst, "channels_last": ToChannelsLast}
+    layers: list[nn.Module] = [norm]
+    if in_format != norm_format:
+        layers.insert(0, change[norm_format]())
+    if out_format != norm_format:
+        layers.append(change[out_format]())
+    return nn.Sequential(*layers)
+
+
+def build_act_layer(act_layer: str) -> nn.Module:
+    """The activation of that name: GELU, ReLU or SiLU."""
+    if act_layer not in _ACTIVATIONS:
+        raise ValueError(f"act_layer must be one of {', '.join(_ACTIVATIONS)}; got {act_layer!r}")
+    return _ACTIVATIONS[act_layer]()
+
+
+class DCNv3(nn.Module):
+    """The DCNv3 layer, `(N, H, W, C)` to `(N, Ho, Wo, C)`.
+
+    Args:
+        channels: `C`, of input and output.
+        kernel_size: of the sampling grid.
+        dw_kernel_size: of the depthwise convolution that feeds offsets and mask; default `kernel_size`.
+        stride, pad, dilation: of the sampling grid; `pad` must keep the depthwise branch's output size.
+        group: number of groups; must divide `channels`.
+        offset_scale: factor on the kernel's extent and on the offsets.
+        act_layer: GELU, ReLU or SiLU.
+        norm_layer: LN or BN.
+        center_feature_scale: blend the output with the value projection, gated per group (InternImage-H and -G).
+        remove_center: leave out the kernel's central point.
+        backend: of `ops_dcnv3.dcnv3`; also the attribute `backend`, which may be set later.
+
+    Raises:
+        ValueError: arguments that do not fit together.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        dw_kernel_size: int | None = None,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        act_layer: str = "GELU",
+        norm_layer: str = "LN",
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if group < 1 or channels % group:
+            raise ValueError(f"group must divide channels; got {group} groups for {channels} channels")
+        if center_feature_scale and stride != 1:
+            raise ValueError(f"center_feature_scale needs stride 1; got stride {stride}")
+        dw_kernel_size = dw_kernel_size or kernel_size
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.dw_kernel_size = dw_kernel_size
+        self.stride = stride
+        self.pad = pad
+        self.dilation = dilation
+        self.group = group
+        self.group_channels = channels // group
+        self.offset_scale = offset_scale
+        self.center_feature_scale = center_feature_scale
+        self.remove_center = remove_center
+        self.backend = backend
+
+        points = kernel_size * kernel_size - int(remove_center)
+        self.dw_conv = nn.Sequential(
+            nn.Conv2d(channels, channels, dw_kernel_size, stride, (dw_kernel_size - 1) // 2, groups=channels),
+            build_norm_layer(channels, norm_layer, "channels_first", "channels_last"),
+            build_act_layer(act_layer),
+        )
+        self.offset = nn.Linear(channels, group * points * 2)
+        self.mask = nn.Linear(channels, group * points)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as an undeformed, evenly weighted kernel: zero offsets and mask logits, Xavier projections."""
+        for layer in (self.offset, self.mask):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def sampling(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets `(N, Ho, Wo, G*P*2)`, mask logits `(N, Ho, Wo, G*P)` and the features they are linear in."""
+        # A permuted NHWC tensor is a channels-last NCHW one: the convolution runs without a copy.
+        x1 = self.dw_conv(input.permute(0, 3, 1, 2))
+        return self.offset(x1), self.mask(x1), x1
+
+    def forward(self, input: Tensor) -> Tensor:
+        value = self.input_proj(input)
+        offset, mask_logits, x1 = self.sampling(input)
+        output = dcnv3(
+            value,
+            offset,
+            mask_logits,
+            self.kernel_size,
+            self.stride,
+            self.pad,
+            self.dilation,
+            self.group,
+            self.offset_scale,
+            self.remove_center,
+            self.backend,
+            mask_is_logits=True,
+        )
+        if self.center_feature_scale:
+            gate = F.linear(x1, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias).sigmoid()
+            gate = gate.repeat_interleave(self.group_channels, dim=-1)
+            output = output * (1 - gate) + value * gate
+        return self.output_proj(output)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, pad={self.pad}, "
+            f"dilation={self.dilation}, group={self.group}, offset_scale={self.offset_scale}, backend={self.backend!r}"
+        )
+
+
+class DCNv3_pytorch(DCNv3):
+    """`DCNv3` on the pure-PyTorch backend."""
+
+    def __init__(self, *args, backend: str = "torch", **kwargs) -> None:
+        super().__init__(*args, backend=backend, **kwargs)

@@ -1,0 +1,5 @@
+"""The import path of the layers in code written for the original project."""
+
+from .module import DCNv3, DCNv3_pytorch
+
+__all__ = ["DCNv3", "DCNv3_pytorch"]
