@@ -1,0 +1,1 @@
+"""ImageNet-style classification with InternImage: configuration, data, training, evaluation and export."""
