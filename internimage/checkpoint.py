@@ -1,0 +1,325 @@
+"""Reading and writing checkpoints: the one place that knows the layouts weights come in.
+
+Layouts: the released classification files (a training state with a yacs config), mm files (`state_dict`, keys under
+`backbone.`), DeepSpeed files (`module`), the Hugging Face models (`model.` prefix, `layer_scale1`), safetensors, and
+plain state dicts. Files are always read with `weights_only=True`.
+"""
+
+import os
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file as load_safetensors
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .imagenet import in22k_to_1k
+
+__all__ = [
+    "extract_state_dict",
+    "install_layout_hook",
+    "load_exact",
+    "load_file",
+    "load_pretrained",
+    "read_state_dict",
+    "save_atomic",
+    "to_current",
+]
+
+StateDict = dict[str, Tensor]
+
+_CONTAINERS = ("model", "state_dict", "module")
+# Everything of a classifier that a bare backbone does not have.
+_HEAD_PREFIXES = ("head.", "conv_head.", "dcnv3_head_x3.", "dcnv3_head_x4.", "clip_projector.", "fc_norm.", "meta")
+
+
+# Files
+
+
+def _safe_globals() -> list:
+    """Names beyond tensors and plain containers that released training checkpoints hold."""
+    scalar = np.float64(0).__reduce__()[0]  # best accuracies are sometimes numpy scalars
+    return [
+        (OrderedDict, "yacs.config.CfgNode"),  # read as a plain mapping, so that yacs code never runs
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
+    ]
+
+
+def load_file(path: str | Path) -> object:
+    """Read a `.pth`, `.pt`, `.bin` or `.safetensors` file, or a folder of (sharded) safetensors, onto the CPU.
+
+    Raises:
+        CheckpointError: no such file, truncated, not a checkpoint, or one that holds arbitrary Python objects.
+    """
+    path = Path(path)
+    if path.is_dir() and (shards := sorted(path.glob("*.safetensors"))):
+        return {key: value for shard in shards for key, value in load_file(shard).items()}
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give the path of a .pth, .pt or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(path)
+        with torch.serialization.safe_globals(_safe_globals()):
+            # Memory mapping halves the memory that the 12 GB of InternImage-G need.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch, pickle, zipfile and safetensors each have errors of their own
+        reason = f"{type(error).__name__}: {error}"
+        if unsafe := re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]*\w)", reason):
+            raise CheckpointError(
+                f"{path} holds Python objects that are not loaded for safety ({unsafe[1]}); save its weights alone "
+                "with torch.save(model.state_dict(), ...) where it was made"
+            ) from error
+        first_sentence = re.split(r"[.] |\n", reason)[0]
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint: it is truncated or another kind of file ({first_sentence}); "
+            "download or save it again"
+        ) from error
+
+
+def save_atomic(obj: object, path: str | Path) -> None:
+    """`torch.save` so that `path` holds either its old content or all of the new, even if the process is killed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# Layouts. Each function turns one layout into the present one and leaves the others alone.
+
+
+def _strip(state: StateDict, prefix: str) -> StateDict:
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _from_wrappers(state: StateDict) -> StateDict:
+    """DistributedDataParallel (`module.`) and torch.compile (`_orig_mod.`), nested in any order."""
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(key.startswith(prefix) for key in state):
+            return _from_wrappers(_strip(state, prefix))
+    return state
+
+
+def _from_ema_hook(state: StateDict) -> StateDict:
+    """mm files of EMA runs: the plain keys hold the average, the `ema_*` buffers the last weights."""
+    return {key: value for key, value in state.items() if not key.startswith("ema_")}
+
+
+def _from_mm_backbone(state: StateDict) -> StateDict:
+    """A backbone saved under `backbone.` and nothing else. Whole detectors keep their keys."""
+    return _strip(state, "backbone.") if all(key.startswith("backbone.") for key in state) else state
+
+
+def _from_hugging_face(state: StateDict) -> StateDict:
+    """The transformers port: everything under `model.`, layer scales under another name."""
+    if "model.patch_embed.conv1.weight" in state:
+        state = _strip(state, "model.")
+    return {re.sub(r"\.layer_scale([12])$", r".gamma\1", key): value for key, value in state.items()}
+
+
+LAYOUTS: list[Callable[[StateDict], StateDict]] = [
+    _from_wrappers,
+    _from_ema_hook,
+    _from_mm_backbone,
+    _from_hugging_face,
+]
+
+
+def to_current(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Return the state dict under present-day keys, whatever known layout it is in.
+
+    Only keys and views change, so meta tensors work too; what is current already comes back unchanged.
+    """
+    state = dict(state_dict)
+    for layout in LAYOUTS:
+        state = layout(state)
+    return state
+
+
+def _unwrap(checkpoint: Mapping, ema: bool = False) -> Mapping:
+    containers = ("model_ema",) if ema else _CONTAINERS
+    for name in containers:
+        if isinstance(checkpoint.get(name), Mapping):
+            return _unwrap(checkpoint[name])
+    if ema:
+        raise CheckpointError(
+            f"no averaged weights: expected an entry 'model_ema', found {_shorten(map(str, checkpoint))}; "
+            "read the plain weights instead (ema=False)"
+        )
+    return checkpoint
+
+
+def extract_state_dict(checkpoint: object, *, ema: bool = False) -> StateDict:
+    """Return the weights in a loaded checkpoint under present-day keys.
+
+    Args:
+        checkpoint: what `load_file` returned.
+        ema: take the averaged weights (`model_ema`) of a training checkpoint.
+
+    Raises:
+        CheckpointError: there are no weights in it, or no averaged ones.
+    """
+    state = _unwrap(checkpoint, ema) if isinstance(checkpoint, Mapping) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        found = _shorten(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        raise CheckpointError(
+            f"no weights found: expected a state dict, or one under {', '.join(_CONTAINERS)}; "
+            f"found {found or 'nothing'}"
+        )
+    return to_current(state)
+
+
+def read_state_dict(path: str | Path, *, ema: bool = False) -> StateDict:
+    """`extract_state_dict(load_file(path))`; errors name the file."""
+    checkpoint = load_file(path)
+    try:
+        return extract_state_dict(checkpoint, ema=ema)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+# Loading into a model
+
+
+def _without_centre(state: StateDict, model: nn.Module) -> StateDict:
+    """Drop the centre point's rows of full-size offsets and masks where the model's kernels have no centre."""
+    for name, module in model.named_modules():
+        if not getattr(module, "remove_center", False):
+            continue
+        points = module.kernel_size**2
+        for layer, numbers in (("offset", 2), ("mask", 1)):
+            for key in (f"{name}.{layer}.weight", f"{name}.{layer}.bias"):
+                full = state.get(key)
+                if full is not None and len(full) == module.group * points * numbers:
+                    rows = full.unflatten(0, (module.group, points, numbers))
+                    kept = (rows[:, : points // 2], rows[:, points // 2 + 1 :])
+                    state[key] = torch.cat(kept, dim=1).flatten(0, 2)
+    return state
+
+
+def _fit(state_dict: Mapping[str, Tensor], model: nn.Module) -> StateDict:
+    """Present-day keys, cut to what this model is: a detector's backbone for a bare model, centres removed."""
+    state = to_current(state_dict)
+    if not any(name == "backbone" for name, _ in model.named_children()):
+        inside = {key: value for key, value in state.items() if key.startswith("backbone.")}
+        state = _strip(inside, "backbone.") or state
+    return _without_centre(state, model)
+
+
+def _convert_before_loading(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    own = {key[len(prefix) :]: state_dict[key] for key in list(state_dict) if key.startswith(prefix)}
+    current = _fit(_unwrap(own), module)
+    if current.keys() != own.keys() or any(current[key] is not own[key] for key in own):
+        for key in own:
+            del state_dict[prefix + key]
+        state_dict.update({prefix + key: value for key, value in current.items()})
+
+
+def install_layout_hook(module: nn.Module) -> None:
+    """Make plain `module.load_state_dict` (and so mmengine's and timm's loaders) accept every known layout."""
+    module.register_load_state_dict_pre_hook(_convert_before_loading)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return _bare(model.module)
+    return _bare(model._orig_mod) if hasattr(model, "_orig_mod") else model
+
+
+def _shorten(items: object, limit: int = 3) -> str:
+    items = list(items)
+    return ", ".join(items[:limit]) + (f", ... ({len(items)} in all)" if len(items) > limit else "")
+
+
+def _load_strictly(model: nn.Module, state: StateDict) -> None:
+    own = model.state_dict()
+    # torch fills in batch counters, which files from before torch 0.4.1 and some converters lack.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    if any(keys for _, keys in problems):
+        listed = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in problems if keys)
+        raise CheckpointError(
+            f"the checkpoint does not fit {type(model).__name__} ({len(own)} entries; {listed}); "
+            "use the checkpoint of this model, or the configuration that made the checkpoint"
+        )
+    # Copying into meta parameters would silently do nothing.
+    model.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
+
+
+def load_exact(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Load for evaluating or resuming: every entry must be there and fit.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected or of another shape.
+    """
+    model = _bare(model)
+    _load_strictly(model, _fit(state_dict, model))
+
+
+def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor], *, rand_init_head: bool = False) -> list[str]:
+    """Initialise from a pretrained file; return one-line notices about what was not taken from it.
+
+    - A model without a classifier (`head.weight`) takes the backbone alone.
+    - Layer scales that the file lacks keep their initial value.
+    - A head of another class count is kept as initialised; 21841 to 1000 classes take the rows of
+      `imagenet.in22k_to_1k`.
+    - `rand_init_head`: the head is the model's own, multiplied by 0.001 (`TRAIN.RAND_INIT_FT_HEAD`).
+    - Encoders of image metadata, which only the iNaturalist model has, may be missing.
+
+    Raises:
+        CheckpointError: anything else that does not fit.
+    """
+    model = _bare(model)
+    own = model.state_dict()
+    state = _fit(state_dict, model)
+    notices = []
+
+    if "head.weight" not in own:
+        for key in [key for key in state if key.startswith(_HEAD_PREFIXES) and key not in own]:
+            del state[key]
+    elif "head.weight" in state:
+        notices += _fit_head(state, own, rand_init_head)
+    for what, pattern in (("layer scales", r"levels\.\d+\..*\.gamma[12]$"), ("metadata encoders", r"meta")):
+        if absent := [key for key in own if key not in state and re.match(pattern, key)]:
+            state.update({key: own[key] for key in absent})
+            notices.append(f"{what} are not in the file and keep their initial values ({len(absent)} entries)")
+    _load_strictly(model, state)
+    return notices
+
+
+def _fit_head(state: StateDict, own: StateDict, rand_init: bool) -> list[str]:
+    """Make the classifiers in `state` fit the model's class count, in place; `meta_head` is the iNaturalist model's."""
+    in_file, wanted = len(state["head.weight"]), len(own["head.weight"])
+    if not rand_init and in_file == wanted:
+        return []
+    both = [f"{head}.{what}" for head in ("head", "meta_head") for what in ("weight", "bias")]
+    heads = [key for key in both if key in own and key in state and state[key].shape[1:] == own[key].shape[1:]]
+    if rand_init:
+        state.update({key: own[key] * 0.001 for key in heads})
+        return [f"the head starts from small random values, not from the file's {in_file} classes"]
+    if (in_file, wanted) == (21841, 1000):
+        rows = in22k_to_1k()
+        state.update({key: state[key][rows] for key in heads})
+        return ["the head of 1000 classes starts from the rows of the same classes among the file's 21841"]
+    state.update({key: own[key] for key in heads})
+    return [f"the file's head has {in_file} classes, the model {wanted}: the head is newly initialised"]
