@@ -1,0 +1,141 @@
+"""Processes and devices: the one place that decides where a process runs and how processes meet.
+
+A run has one process, or several that torchrun (`dist_train.sh`) or Slurm's srun (`slurm_train.sh`) started.
+Each process uses one GPU (NCCL) if CUDA is there, else the CPU (gloo).
+"""
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from internimage.errors import UserError
+
+__all__ = ["World", "start", "close", "run_on_main", "sum_over_processes"]
+
+T = TypeVar("T")
+
+# Long enough for rank 0 to write the checkpoint of a 3 B parameter model, short enough that a lost peer ends the job.
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run, and the device it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and prints."""
+        return self.rank == 0
+
+
+def start(launcher: str = "auto", local_rank: int = 0) -> World:
+    """Join the other processes, if a launcher started several.
+
+    Args:
+        launcher: `none`, `pytorch` (torchrun), `slurm`, or `auto` to find out. torchrun's variables win over Slurm's,
+            so torchrun may itself be started by srun. Slurm's count only inside an srun step: in a plain batch script
+            `SLURM_NTASKS` is set too, though only one process runs.
+        local_rank: number of this process on its machine, if the environment does not tell.
+
+    Raises:
+        UserError: if the launcher's variables are unusable, or there are more processes than GPUs.
+    """
+    env = os.environ
+    if launcher == "auto":
+        if "RANK" in env and "WORLD_SIZE" in env:
+            launcher = "pytorch"
+        elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+            launcher = "slurm"
+    rank, size = 0, 1
+    try:
+        if launcher == "pytorch":
+            rank, size, local_rank = int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", local_rank))
+        elif launcher == "slurm":
+            size = int(env.get("SLURM_STEP_NUM_TASKS") or env["SLURM_NTASKS"])
+            rank, local_rank = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
+            env.setdefault("MASTER_ADDR", _first_slurm_host() if size > 1 else "127.0.0.1")
+            env.setdefault("MASTER_PORT", "29500")
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"the launcher's environment is incomplete or not numeric ({error}); "
+            "start with dist_train.sh or slurm_train.sh, or a single process with --launcher none"
+        ) from None
+
+    device = _device(local_rank)
+    if size > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
+    return World(rank, size, device)
+
+
+def close(world: World) -> None:
+    """Leave the process group. Called at the end of a good run; after an error the process just ends."""
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def run_on_main(world: World, work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 while the others wait, and give every process its (picklable) result.
+
+    Also a barrier. If `work` fails, every process fails: none is left waiting for a rank that has gone.
+
+    Raises:
+        UserError: on every process, if `work` raised one.
+        RuntimeError: on the other processes, if `work` raised anything else on rank 0.
+    """
+    if world.size == 1:
+        return work()
+    message: list[object] = [None, None]  # result, error
+    failure = None
+    if world.is_main:
+        try:
+            message[0] = work()
+        except Exception as error:
+            failure = error
+            message[1] = error if isinstance(error, UserError) else RuntimeError(f"rank 0 failed: {error!r}")
+    dist.broadcast_object_list(message, src=0, device=world.device)
+    if failure is not None:
+        raise failure
+    if message[1] is not None:
+        raise message[1]
+    return message[0]
+
+
+def sum_over_processes(world: World, values: torch.Tensor) -> torch.Tensor:
+    """Sum `values` (any shape; on `world.device`) elementwise over all processes, in place."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        # Slurm may show each task only its own GPU.
+        if count == 1 and "SLURM_PROCID" in os.environ:
+            local_rank = 0
+        else:
+            raise UserError(f"process {local_rank} of this node has no GPU: {count} visible; start at most {count}")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _first_slurm_host() -> str:
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_NODELIST"]
+    try:
+        out = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(f"scontrol could not resolve the Slurm node list {nodes!r}; set MASTER_ADDR yourself") from None
+    return out.stdout.split()[0]

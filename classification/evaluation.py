@@ -1,0 +1,109 @@
+"""Evaluating a classifier: accuracy over all processes, and throughput."""
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from internimage.errors import UserError
+
+from .distributed import World, sum_over_processes
+
+__all__ = ["evaluate", "evaluate_all", "forward_precision", "throughput", "to_device"]
+
+
+def forward_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    """Autocast to `dtype`, or plain fp32 for None."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def to_device(batch: tuple, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Split a batch of the loaders into the model's inputs (images, perhaps metadata) and the target, on `device`."""
+    *inputs, target = (part.to(device, non_blocking=True) for part in batch)
+    return tuple(inputs), target
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable,
+    world: World,
+    *,
+    dtype: torch.dtype | None = None,
+    columns: Tensor | None = None,
+) -> dict[str, float]:
+    """Cross entropy, top-1 and top-5 accuracy in percent over all processes, and the number of images.
+
+    Args:
+        model: a classifier.
+        batches: as `Loaders.val` yields them: images `(N, 3, H, W)` (and metadata), targets `(N,)`.
+        world: this process among the others; each evaluates its share.
+        dtype: of autocast; None for fp32.
+        columns: `(classes,)` int64, the logits to keep: evaluates a 22K model on 1K classes.
+    """
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
+    for batch in batches:
+        inputs, target = to_device(batch, world.device)
+        with forward_precision(world.device, dtype):
+            logits = model(*inputs)
+        logits = logits.float()
+        if columns is not None:
+            logits = logits[:, columns.to(logits.device)]
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+        loss = nn.functional.cross_entropy(logits, target, reduction="sum")
+        sums += torch.stack([loss, best[:, 0].sum(), best.sum(), torch.tensor(len(target))]).to(sums)
+    loss, top1, top5, images = sum_over_processes(world, sums).tolist()
+    if not images:
+        raise UserError("the validation set is empty; check DATA.DATA_PATH and its val folder")
+    return {"loss": loss / images, "top1": 100 * top1 / images, "top5": 100 * top5 / images, "images": images}
+
+
+def evaluate_all(
+    model: nn.Module,
+    averaged: nn.Module | None,
+    loaders,
+    world: World,
+    dtype: torch.dtype | None,
+    log: Callable[[str], None],
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """`evaluate` the plain model and, if there is one, the averaged model; say one line about each."""
+    results = []
+    for name, each in (("validation", model), ("averaged weights", averaged)):
+        if each is None:
+            results.append(None)
+            continue
+        start = time.perf_counter()
+        figures = evaluate(each, loaders.val, world, dtype=dtype, columns=loaders.eval_columns)
+        rate = figures["images"] / (time.perf_counter() - start)
+        log(
+            f"{name}: top-1 {figures['top1']:.3f}% top-5 {figures['top5']:.3f}% loss {figures['loss']:.4f} "
+            f"({figures['images']:.0f} images, {rate:.1f} images/s)"
+        )
+        results.append(figures)
+    return results[0], results[1]
+
+
+@torch.inference_mode()
+def throughput(
+    model: nn.Module, batch: tuple, world: World, *, dtype: torch.dtype | None = None, seconds: float = 10.0
+) -> float:
+    """Images per second of the forward pass alone on one batch of this process, after warm-up.
+
+    Measures for at least `seconds` and three passes.
+    """
+    model.eval()
+    inputs, _ = to_device(batch, world.device)
+    finish = torch.cuda.synchronize if world.device.type == "cuda" else lambda: None
+    with forward_precision(world.device, dtype):
+        for _ in range(50 if world.device.type == "cuda" else 2):
+            model(*inputs)
+        finish()
+        passes, start = 0, time.perf_counter()
+        while passes < 3 or time.perf_counter() - start < seconds:
+            model(*inputs)
+            finish()
+            passes += 1
+    return passes * len(inputs[0]) / (time.perf_counter() - start)

@@ -1,0 +1,42 @@
+"""The configuration's MODEL section turned into `internimage` models."""
+
+from torch import nn
+from yacs.config import CfgNode
+
+import internimage
+from internimage.errors import UserError
+
+__all__ = ["build_model"]
+
+# MODEL.TYPE (any case) -> class, section of the configuration with its keyword arguments in capitals
+_TYPES = {
+    "intern_image": (internimage.InternImage, "INTERN_IMAGE"),
+    "intern_image_meta_former": (internimage.InternImageMetaFormer, "INTERN_IMAGE"),
+}
+
+
+def build_model(config: CfgNode, num_classes: int | None = None) -> nn.Module:
+    """Build the classifier that `config.MODEL` describes, newly initialised.
+
+    Args:
+        config: the whole configuration.
+        num_classes: number of logits, if the data set decides it; else `MODEL.NUM_CLASSES`.
+
+    Raises:
+        UserError: unknown type, or arguments that do not fit together.
+    """
+    model = config.MODEL
+    if model.TYPE.lower() not in _TYPES:
+        raise UserError(f"MODEL.TYPE is {model.TYPE!r}; it must be one of {', '.join(_TYPES)}")
+    kind, section = _TYPES[model.TYPE.lower()]
+    try:
+        return kind(
+            num_classes=num_classes or model.NUM_CLASSES,
+            drop_rate=model.DROP_RATE,
+            drop_path_rate=model.DROP_PATH_RATE,
+            drop_path_type=model.DROP_PATH_TYPE,
+            with_cp=config.TRAIN.USE_CHECKPOINT,
+            **{key.lower(): value for key, value in model[section].items()},
+        )
+    except ValueError as error:
+        raise UserError(f"MODEL.{section} does not describe a model: {error}") from None

@@ -1,0 +1,177 @@
+"""What a run is made of, and how it survives: checkpoints written atomically, rotated, found and restored.
+
+File names and keys are the original project's (`ckpt_epoch_N.pth`, `ckpt_epoch_best.pth`; model, optimizer,
+lr_scheduler, scaler, epoch, max_accuracy, config, model_ema), so files go both ways. N counts from 0 and names the
+last finished epoch.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+from internimage.checkpoint import extract_state_dict, load_exact, load_file, save_atomic
+from internimage.errors import CheckpointError
+
+from .distributed import World, run_on_main
+
+__all__ = ["RunState", "list_checkpoints", "load_for_evaluation", "load_latest", "restore", "save"]
+
+BEST, BEST_EMA = "ckpt_epoch_best.pth", "ckpt_epoch_ema_best.pth"
+
+
+@dataclass
+class RunState:
+    """Everything that training changes. `model` is the bare module, without any distributed wrapper."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None = None
+    epoch: int = -1  # the last finished epoch
+    max_accuracy: float = -1.0  # below any accuracy, so that the first evaluation is the best so far
+    max_accuracy_ema: float = -1.0
+
+    def state_dict(self, config_yaml: str) -> dict[str, Any]:
+        """The checkpoint: plain types and tensors only, so that it loads with `weights_only=True`."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "max_accuracy": self.max_accuracy,
+            "config": config_yaml,
+        }
+        if self.ema is not None:
+            state |= {"model_ema": self.ema.module.state_dict(), "max_accuracy_ema": self.max_accuracy_ema}
+        return state
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The numbered checkpoints of a run, newest first."""
+    numbered = [(p.stem.removeprefix("ckpt_epoch_"), p) for p in folder.glob("ckpt_epoch_*.pth")]
+    return [p for n, p in sorted(((int(n), p) for n, p in numbered if n.isdigit()), reverse=True)]
+
+
+def save(
+    world: World,
+    folder: Path,
+    state: RunState,
+    config_yaml: str,
+    *,
+    numbered: bool,
+    best: bool,
+    best_ema: bool,
+    keep: int,
+) -> None:
+    """Write the checkpoint under each name asked for, then delete all but the `keep` newest numbered ones.
+
+    Every process calls this (ZeRO gathers its shards on rank 0); rank 0 writes.
+    """
+    names = [f"ckpt_epoch_{state.epoch}.pth"] * numbered + [BEST] * best + [BEST_EMA] * best_ema
+    if not names:
+        return
+    if isinstance(state.optimizer, ZeroRedundancyOptimizer):
+        state.optimizer.consolidate_state_dict(to=0)
+
+    def write() -> None:
+        payload = state.state_dict(config_yaml)
+        for name in names:
+            save_atomic(payload, folder / name)
+        for old in list_checkpoints(folder)[keep:]:
+            old.unlink()
+
+    run_on_main(world, write)
+
+
+def load_latest(world: World, folder: Path, log: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of `folder` that can be read, or None if there is none at all.
+
+    Unreadable ones are passed over with one line each.
+
+    Raises:
+        CheckpointError: if checkpoints are there but none can be read. Starting from nothing would overwrite them.
+    """
+
+    def find() -> Path | None:
+        checkpoints = list_checkpoints(folder)
+        for path in checkpoints:
+            try:
+                load_file(path)
+                return path
+            except CheckpointError as error:
+                log(f"passing over an unreadable checkpoint: {error}")
+        if checkpoints:
+            raise CheckpointError(
+                f"none of the {len(checkpoints)} checkpoints in {folder} can be read; "
+                "move them away to start anew, or name another one with --resume"
+            )
+        return None
+
+    path = run_on_main(world, find)
+    return None if path is None else (path, load_file(path))
+
+
+def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], None]) -> None:
+    """Put a training checkpoint back into `state`, strictly.
+
+    The schedule itself is recomputed from the present configuration and the number of updates; if it differs from the
+    one in the file (say, more epochs), that is said in one line.
+
+    Raises:
+        CheckpointError: if anything is missing or does not fit the model or the optimizer.
+    """
+    needed = ["model", "optimizer", "lr_scheduler", "scaler", "epoch", "max_accuracy"]
+    needed += ["model_ema"] if state.ema is not None else []
+    missing = [key for key in needed if key not in checkpoint] if isinstance(checkpoint, dict) else needed
+    if missing:
+        raise CheckpointError(
+            f"{path} is not a training checkpoint of this configuration: it lacks {', '.join(missing)}; "
+            "resume from one that train.py wrote with the same EMA setting, or start from its weights with --pretrained"
+        )
+    _load_weights(state.model, checkpoint, path)
+    if state.ema is not None:
+        _load_weights(state.ema.module, checkpoint, path, ema=True)
+    try:
+        # A copy, since the file is mapped into memory and will be rotated away or rewritten while this run lives.
+        state.optimizer.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))
+        state.scaler.load_state_dict(checkpoint["scaler"] or state.scaler.state_dict())
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the optimizer state in {path} does not fit this configuration ({str(error).splitlines()[0]}); "
+            "resume with the same optimizer, layer decay and freezing, or start from its weights with --pretrained"
+        ) from None
+    if checkpoint["lr_scheduler"] != state.scheduler.state_dict():
+        log("the learning-rate schedule differs from the checkpoint's; going on with the present configuration")
+    state.epoch = checkpoint["epoch"]
+    state.max_accuracy = checkpoint["max_accuracy"]
+    state.max_accuracy_ema = checkpoint.get("max_accuracy_ema", -1.0)
+
+
+def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> bool:
+    """Load the weights (or, if the file has them, the averaged weights) of any released or own checkpoint, strictly.
+
+    Returns:
+        False if averaged weights were asked for and the file has none; the model is then left as it is.
+    """
+    checkpoint = load_file(path)
+    if ema and not (isinstance(checkpoint, dict) and "model_ema" in checkpoint):
+        return False
+    _load_weights(model, checkpoint, path, ema=ema)
+    return True
+
+
+def _load_weights(model: nn.Module, checkpoint: Any, path: Path, *, ema: bool = False) -> None:
+    try:
+        load_exact(model, extract_state_dict(checkpoint, ema=ema))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None

@@ -1,0 +1,97 @@
+"""Train, evaluate or time an InternImage classifier.
+
+    python classification/train.py --cfg classification/configs/internimage_t_1k_224.yaml --data-path data/imagenet
+    python classification/train.py --cfg F.yaml --data-path DIR --eval --resume CHECKPOINT
+    python classification/train.py --cfg F.yaml --data-path DIR --throughput
+
+Several processes: `dist_train.sh` (torchrun) and `slurm_train.sh` next to this file. See docs/classification.md.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from yacs.config import CfgNode
+
+from classification import distributed, resume
+from classification.config import amp_dtype, get_config, parse_args
+from classification.data import build_loaders
+from classification.engine import Trainer, seed_everything
+from classification.evaluation import evaluate_all, throughput
+from classification.models import build_model
+from classification.tracking import Tracker, prepare_folder
+from internimage.checkpoint import load_file, load_pretrained, read_state_dict
+from internimage.errors import UserError, exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    config = get_config(parse_args(argv))
+    world = distributed.start(config.LAUNCHER, config.LOCAL_RANK)
+    seed_everything(config.SEED)
+    if config.EVAL_MODE:
+        run_evaluation(config, world)
+    elif config.THROUGHPUT_MODE:
+        run_throughput(config, world)
+    else:
+        run_training(config, world)
+    distributed.close(world)
+
+
+def run_training(config: CfgNode, world: distributed.World) -> None:
+    """Train from a checkpoint of this run, from --resume, from --pretrained, or from nothing, in this order."""
+    folder = Path(config.OUTPUT)
+    distributed.run_on_main(world, lambda: prepare_folder(folder, config.dump()))
+    tracker = Tracker(folder, world)
+    loaders = build_loaders(config)
+    model = build_model(config, loaders.num_classes).to(world.device)
+    tracker.log(
+        f"{config.MODEL.NAME}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
+        f"{loaders.num_classes} classes, {world.size} x {world.device.type}, output {folder}"
+    )
+    found = resume.load_latest(world, folder, tracker.log) if config.TRAIN.AUTO_RESUME else None
+    if found is None and config.MODEL.RESUME:
+        found = Path(config.MODEL.RESUME), load_file(config.MODEL.RESUME)
+    if found is None and config.MODEL.PRETRAINED:
+        state_dict = read_state_dict(config.MODEL.PRETRAINED)
+        for notice in load_pretrained(model, state_dict, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD):
+            tracker.log(f"{config.MODEL.PRETRAINED}: {notice}")
+    trainer = Trainer(config, world, model, loaders, amp_dtype(config, world.device))
+    if found is not None:
+        path, checkpoint = found
+        resume.restore(trainer.state, checkpoint, path, tracker.log)
+        tracker.log(f"resumed from {path}; the next epoch is {trainer.state.epoch + 1}")
+    trainer.fit(tracker)
+    tracker.close()
+
+
+def run_evaluation(config: CfgNode, world: distributed.World) -> None:
+    """Evaluate the weights of --resume or --pretrained, and the averaged ones if the file has them."""
+    weights = config.MODEL.RESUME or config.MODEL.PRETRAINED
+    if not weights:
+        raise UserError("--eval needs weights to evaluate; name a checkpoint with --resume FILE")
+    tracker = Tracker(None, world)
+    loaders = build_loaders(config)
+    models = []
+    for averaged in (False, True):
+        model = build_model(config, loaders.num_classes)
+        loaded = resume.load_for_evaluation(model, Path(weights), ema=averaged)
+        models.append(model.to(world.device) if loaded else None)
+    evaluate_all(*models, loaders, world, amp_dtype(config, world.device), tracker.log)
+
+
+def run_throughput(config: CfgNode, world: distributed.World) -> None:
+    """Time the forward pass on one batch of the validation set."""
+    loaders = build_loaders(config)
+    model = build_model(config, loaders.num_classes).to(world.device)
+    batch = next(iter(loaders.val))
+    rate = throughput(model, batch, world, dtype=amp_dtype(config, world.device))
+    text = f"throughput: {rate:.1f} images/s with batch size {len(batch[0])} on {world.device}"
+    Tracker(None, world).log(text + (f", per process of {world.size}" if world.size > 1 else ""))
+
+
+if __name__ == "__main__":
+    main()
