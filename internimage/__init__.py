@@ -2,7 +2,16 @@
 
 from .backbone import InternImage
 from .errors import CheckpointError, UserError
+from .flash import FlashInternImage
 from .meta_former import InternImageMetaFormer
 from .variants import create_model, list_models
 
-__all__ = ["CheckpointError", "InternImage", "InternImageMetaFormer", "UserError", "create_model", "list_models"]
+__all__ = [
+    "CheckpointError",
+    "FlashInternImage",
+    "InternImage",
+    "InternImageMetaFormer",
+    "UserError",
+    "create_model",
+    "list_models",
+]

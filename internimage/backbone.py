@@ -51,6 +51,7 @@ class InternImage(nn.Module):
         center_feature_scale, remove_center: of the operator.
         features_only: no head; `forward` returns the feature maps of `out_indices`.
         out_indices: levels to return; giving them implies `features_only`. Default all four.
+        use_dcn_v4_op: accepted for the released config that has it; the kernels here serve both operators.
 
     Raises:
         ValueError: arguments that do not fit together.
@@ -84,12 +85,11 @@ class InternImage(nn.Module):
         remove_center: bool = False,
         features_only: bool = False,
         out_indices: Sequence[int] | None = None,
+        use_dcn_v4_op: bool = False,
     ) -> None:
         super().__init__()
         if len(depths) != len(groups):
             raise ValueError(f"depths and groups must have one entry per level; got {depths} and {groups}")
-        if core_op not in ("DCNv3", "DCNv3_pytorch"):
-            raise ValueError(f"core_op must be 'DCNv3' or 'DCNv3_pytorch'; got {core_op!r}")
         self.core_op = core_op
         self.depths = tuple(depths)
         self.num_levels = len(depths)
@@ -110,7 +110,7 @@ class InternImage(nn.Module):
         for i, width in enumerate(level_channels):
             blocks = [
                 Block(
-                    dcn=getattr(ops_dcnv3, core_op)(
+                    dcn=self._build_dcn(
                         channels=width,
                         dw_kernel_size=dw_kernel_size,
                         group=groups[i],
@@ -121,7 +121,7 @@ class InternImage(nn.Module):
                         remove_center=remove_center,
                     ),
                     channels=width,
-                    mlp=MLPLayer(width, int(width * mlp_ratio), act_layer, drop_rate),
+                    mlp=self._build_mlp(width, int(width * mlp_ratio), act_layer, drop_rate),
                     drop_path=drop_paths.pop(0),
                     post_norm=post_norm,
                     res_post_norm=res_post_norm,
@@ -144,6 +144,17 @@ class InternImage(nn.Module):
         self.apply(self._init_weights)
         install_layout_hook(self)
 
+    def _build_dcn(self, **kwargs) -> nn.Module:
+        """The core operator of one block."""
+        operators = {"DCNv3": ops_dcnv3.DCNv3, "DCNv3_pytorch": ops_dcnv3.DCNv3_pytorch}
+        if self.core_op not in operators:
+            raise ValueError(f"core_op must be one of {', '.join(operators)}; got {self.core_op!r}")
+        return operators[self.core_op](**kwargs)
+
+    def _build_mlp(self, *args) -> nn.Module:
+        """The MLP of one block."""
+        return MLPLayer(*args)
+
     def _build_head(self, level_channels: list[int], cls_scale: float, act_layer: str) -> None:
         width = level_channels[-1]
         self.num_features = width
@@ -162,12 +173,12 @@ class InternImage(nn.Module):
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
-        # Called from the leaves up: a DCNv3 layer resets its own projections after their general initialisation.
+        # Called from the leaves up: an operator layer resets its own projections after their general initialisation.
         if isinstance(module, nn.Linear):
             trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, ops_dcnv3.DCNv3):
+        elif isinstance(module, (ops_dcnv3.DCNv3, ops_dcnv3.DCNv4)):
             module.reset_parameters()
 
     def _level_features(self, x: Tensor, last: int | None = None) -> list[Tensor]:

@@ -48,11 +48,13 @@ class DownsampleLayer(nn.Module):
 class MLPLayer(nn.Module):
     """Linear, activation, linear on the channels of `(..., C)`."""
 
-    def __init__(self, channels: int, hidden_channels: int, act_layer: str = "GELU", drop: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, hidden_channels: int, act_layer: str = "GELU", drop: float = 0.0, fc2_bias: bool = True
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.act = build_act_layer(act_layer)
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.fc2 = nn.Linear(hidden_channels, channels, bias=fc2_bias)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The released models: their names and architectures, and `create_model`.
 
-Sizes T to G: InternImage (Wang et al., CVPR 2023, table 1 and appendix).
+Sizes T to G: InternImage (Wang et al., CVPR 2023, table 1 and appendix). FlashInternImage: Xiong et al., CVPR 2024.
 """
 
 import difflib
@@ -11,6 +11,7 @@ from torch import nn
 from .backbone import InternImage
 from .checkpoint import load_exact, load_pretrained, read_state_dict
 from .errors import UserError
+from .flash import FlashInternImage
 from .meta_former import InternImageMetaFormer
 
 __all__ = ["VARIANTS", "create_model", "list_models"]
@@ -65,13 +66,28 @@ VARIANTS: dict[str, dict] = {
     "internimage_h_jointto22k_384": {**_H, "num_classes": _IN22K},
     "internimage_g_pretrainto22k_384": {**_G, "num_classes": _IN22K},
     "internimage_h_22ktoinat18_384": {**_H, "num_classes": _INAT18},
+    "flash_intern_image_t_1k_224": {**_T, "num_classes": _IN1K},
+    "flash_intern_image_s_1k_224": {**_S, "dw_kernel_size": 3, "num_classes": _IN1K},
+    "flash_intern_image_b_1k_224": {**_B, "dw_kernel_size": 3, "offset_scale": 0.5, "num_classes": _IN1K},
+    "flash_intern_image_l_22kto1k_384": {
+        **_L,
+        "dw_kernel_size": 3,
+        "dcn_output_bias": True,
+        "mlp_fc2_bias": True,
+        "num_classes": _IN1K,
+    },
 }
-_META_FORMERS = {"internimage_h_22ktoinat18_384"}
 
 
 def list_models() -> list[str]:
     """Names that `create_model` takes."""
     return list(VARIANTS)
+
+
+def _model_class(name: str) -> type[InternImage]:
+    if name.startswith("flash"):
+        return FlashInternImage
+    return InternImageMetaFormer if "inat18" in name else InternImage
 
 
 def create_model(name: str, pretrained: bool | str | os.PathLike = False, **overrides) -> nn.Module:
@@ -96,8 +112,7 @@ def create_model(name: str, pretrained: bool | str | os.PathLike = False, **over
         raise UserError(
             f"unknown model {name!r}; " + (f"did you mean {', '.join(near)}?" if near else "see list_models()")
         )
-    build = InternImageMetaFormer if name in _META_FORMERS else InternImage
-    model = build(**{**VARIANTS[name], **overrides})
+    model = _model_class(name)(**{**VARIANTS[name], **overrides})
     if pretrained:
         if pretrained is True:
             from .zoo import checkpoint_path  # the zoo builds models itself

@@ -1,7 +1,7 @@
 """The DCNv3 operator: one public function over the operators `ops_dcnv3::forward` and `ops_dcnv3::backward`.
 
 The schemas, the shape rules, autograd and autocast are defined here, once; compiled libraries add kernels for their
-device. Operator: InternImage (Wang et al., CVPR 2023, section 3.1).
+device, and the `torch` backend does without these operators. InternImage (Wang et al., CVPR 2023, section 3.1).
 """
 
 import torch
@@ -134,18 +134,6 @@ def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(widest) for tensor in tensors)
 
 
-def _forward_fallback(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Tensor:
-    with torch.no_grad():
-        return grid_sample_core(input, offset, mask, Geometry(*geometry))
-
-
-def _backward_fallback(grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *geometry):
-    with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in (input, offset, mask)]
-        output = grid_sample_core(*leaves, Geometry(*geometry))
-        return torch.autograd.grad(output, leaves, grad_output)
-
-
 def _forward_fake(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Tensor:
     return input.new_empty(*offset.shape[:3], input.shape[3])
 
@@ -175,9 +163,6 @@ def _autocast(device_type: str):
     return forward
 
 
-# Device kernels replace these where a compiled library is loaded.
-_library.impl("forward", _forward_fallback, "CompositeExplicitAutograd")
-_library.impl("backward", _backward_fallback, "CompositeExplicitAutograd")
 torch.library.register_fake("ops_dcnv3::forward", _forward_fake, lib=_library)
 torch.library.register_fake("ops_dcnv3::backward", _backward_fake, lib=_library)
 torch.library.register_autograd("ops_dcnv3::forward", _autograd, setup_context=_setup_context, lib=_library)

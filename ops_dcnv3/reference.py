@@ -125,7 +125,12 @@ def gather_core(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry)
         for corner_x, weight_x in ((left, 1 - (x - left)), (left + 1, x - left)):
             inside = (corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width)
             row, col = corner_y.clamp(0, height - 1).long(), corner_x.clamp(0, width - 1).long()
-            index = (row * width + col).permute(0, 1, 2, 4, 3).reshape(batch, -1, groups, 1).expand(-1, -1, -1, depth)
+            index = (
+                (row * width + col)
+                .permute(0, 1, 2, 4, 3)
+                .reshape(batch, out_h * out_w * points, groups, 1)
+                .expand(-1, -1, -1, depth)
+            )
             value = pixels.gather(1, index).reshape(batch, out_h, out_w, points, groups, depth)
             weight = (weight_y * weight_x * inside * mask).transpose(-1, -2).unsqueeze(-1)
             output = output + (value * weight).sum(3)

@@ -1,0 +1,285 @@
+"""The operator's semantics, on every backend that this machine has."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ops_dcnv3
+from golden import image, operator_case, relative_error
+from ops_dcnv3 import backends, dcnv3
+from ops_dcnv3.functions import DCNv3Function, dcnv3_core_pytorch
+from ops_dcnv3.reference import Geometry, gather_core, grid_sample_core
+
+BACKENDS = [name for name in ("cpu", "torch") if backends.status()[name] is None]
+needs_kernels = pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled CPU kernels on this machine")
+# Measured: one rounding of the output, at most 2 ** -9 and 2 ** -12 of the largest value.
+HALF_TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+
+def run(case, backend, dtype=torch.float64, **overrides):
+    """Output and the three gradients of an operator case."""
+    g = case.geometry
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in case.inputs]
+    arguments = {
+        "kernel_size": (g.kernel_h, g.kernel_w),
+        "stride": (g.stride_h, g.stride_w),
+        "padding": (g.padding_h, g.padding_w),
+        "dilation": (g.dilation_h, g.dilation_w),
+        "groups": g.groups,
+        "offset_scale": g.offset_scale,
+        "remove_center": g.remove_center,
+        "backend": backend,
+        **overrides,
+    }
+    output = dcnv3(*inputs, **arguments)
+    return output, *torch.autograd.grad(output, inputs, case.grad_output.to(dtype))
+
+
+def small_inputs(dtype=torch.float64, seed=0, height=5, width=4, groups=2, depth=3, points=9):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    return [
+        draw(2, height, width, groups * depth).requires_grad_(),
+        draw(2, height, width, groups * points * 2).requires_grad_(),
+        draw(2, height, width, groups * points).requires_grad_(),
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("index", range(6))
+def test_float32_outputs_and_gradients_equal_the_original_project(index, backend):
+    case = operator_case(index)
+    for actual, expected in zip(run(case, backend, torch.float32), (case.output, *case.grads), strict=True):
+        assert relative_error(actual, expected) < 1e-5
+
+
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("index", range(6))
+def test_backends_and_cores_agree_in_float64(index, logits):
+    case = operator_case(index)
+    geometry = case.geometry._replace(mask_is_logits=logits)
+    leaves = [tensor.clone().requires_grad_() for tensor in case.inputs]
+    output = gather_core(*leaves, geometry)
+    expected = (output, *torch.autograd.grad(output, leaves, case.grad_output))
+    for backend in BACKENDS:
+        for actual, reference in zip(run(case, backend, mask_is_logits=logits), expected, strict=True):
+            assert relative_error(actual, reference) < 1e-10
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("logits", [False, True])
+def test_gradients_equal_finite_differences(backend, logits):
+    def operator(*tensors):
+        return dcnv3(*tensors, groups=2, offset_scale=1.3, backend=backend, mask_is_logits=logits)
+
+    assert torch.autograd.gradcheck(operator, small_inputs(height=4, width=3), atol=1e-6)
+
+
+@needs_kernels
+def test_the_registered_operators_pass_opcheck():
+    assert backends.select("cpu", torch.device("cpu")) == "cpu"
+    geometry = Geometry(3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False, True)
+    inputs = small_inputs(torch.float32)
+    torch.library.opcheck(torch.ops.ops_dcnv3.forward, (*inputs, *geometry))
+    grad_output = torch.ones(2, 5, 4, 6)
+    plain = [tensor.detach() for tensor in inputs]
+    torch.library.opcheck(torch.ops.ops_dcnv3.backward, (grad_output, *plain, *geometry))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", HALF_TOLERANCE)
+def test_half_types_sample_in_float32_on_planes_beyond_32767_pixels(dtype, backend):
+    # 190 x 190 pixels: half-precision grid_sample on CPU fails from 182 x 182 on.
+    case_inputs = image(1, 190, 190, 8, seed=1), 2 * image(1, 190, 190, 18, seed=2), image(1, 190, 190, 9, seed=3)
+    rounded = [tensor.to(dtype) for tensor in case_inputs]
+    expected = gather_core(*(t.double() for t in rounded), Geometry(3, 3, 1, 1, 1, 1, 1, 1, 1, 1.0, False, True))
+    leaves = [tensor.requires_grad_() for tensor in rounded]
+    output = dcnv3(*leaves, backend=backend, mask_is_logits=True)
+    assert output.dtype == dtype
+    assert relative_error(output, expected) < HALF_TOLERANCE[dtype]
+    output.float().square().mean().backward()
+    assert all(torch.isfinite(leaf.grad).all() and leaf.grad.dtype == dtype for leaf in leaves)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(1, 9)),
+    groups=st.integers(1, 3),
+    depth=st.integers(1, 9),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    scale=st.floats(0.25, 2.0),
+    logits=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_gives_the_gather_cores_result(
+    size, groups, depth, kernel, stride, padding, dilation, scale, logits, seed
+):
+    batch, height, width = size
+    remove_center = seed % 2 == 1 and kernel[0] % 2 == kernel[1] % 2 == 1 and kernel != (1, 1)
+    geometry = Geometry(*kernel, *stride, *padding, *dilation, groups, scale, remove_center, logits)
+    out = geometry.output_size(height, width)
+    if min(out) < 1:
+        out = (1, 1)
+    x = image(batch, height, width, groups * depth, seed=seed).double()
+    offset = 2 * image(batch, *out, groups * geometry.points * 2, seed=seed + 1).double()
+    mask = image(batch, *out, groups * geometry.points, seed=seed + 2).double()
+    arguments = (kernel, stride, padding, dilation, groups, scale, remove_center)
+    if min(geometry.output_size(height, width)) < 1:
+        with pytest.raises(ValueError, match="enlarge the input or the padding"):
+            dcnv3(x, offset, mask, *arguments)
+        return
+    expected = gather_core(x, offset, mask, geometry)
+    for backend in BACKENDS:
+        actual = dcnv3(x, offset, mask, *arguments, backend=backend, mask_is_logits=logits)
+        torch.testing.assert_close(actual, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_non_contiguous_inputs_give_the_same_result(backend):
+    contiguous = [tensor.detach() for tensor in small_inputs()]
+    strided = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in contiguous]
+    assert not strided[0].is_contiguous()
+    torch.testing.assert_close(
+        dcnv3(*strided, groups=2, backend=backend), dcnv3(*contiguous, groups=2, backend=backend), atol=0, rtol=0
+    )
+
+
+def test_zero_offsets_and_an_even_mask_average_the_neighbourhood():
+    x = image(1, 6, 7, 4, seed=0).double()
+    output = dcnv3(x, torch.zeros(1, 6, 7, 18).double(), torch.full((1, 6, 7, 9), 1 / 9).double())
+    expected = F.avg_pool2d(x.permute(0, 3, 1, 2), 3, stride=1, padding=1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(output, expected)
+
+
+def test_points_run_column_by_column_with_x_before_y():
+    x = torch.arange(25.0).reshape(1, 5, 5, 1)
+    mask = torch.zeros(1, 5, 5, 9)
+    mask[..., 1] = 1  # second point: first column, middle row
+    offset = torch.zeros(1, 5, 5, 18)
+    offset[..., 2] = 1  # x of the second point
+    assert dcnv3(x, offset, mask)[0, 2, 2, 0] == x[0, 2, 2, 0]
+    offset[..., 2:4] = torch.tensor([0.0, 1.0])
+    assert dcnv3(x, offset, mask)[0, 2, 2, 0] == x[0, 3, 1, 0]
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_promotes_and_samples_in_float32(dtype):
+    assert backends.select("cpu", torch.device("cpu")) == "cpu"
+    x, offset, mask = (tensor.detach() for tensor in small_inputs(torch.float32))
+    geometry = Geometry(3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False, False)
+    with torch.autocast("cpu", dtype=dtype):
+        mixed = torch.ops.ops_dcnv3.forward(x.to(dtype), offset, mask, *geometry)
+        half = torch.ops.ops_dcnv3.forward(x.to(dtype), offset.to(dtype), mask.to(dtype), *geometry)
+    assert mixed.dtype == torch.float32 and half.dtype == dtype
+    torch.testing.assert_close(mixed, grid_sample_core(x.to(dtype).float(), offset, mask, geometry))
+
+
+def test_compiled_code_has_no_graph_break_and_the_same_result():
+    def operator(*tensors):
+        return dcnv3(*tensors, groups=2).sin()
+
+    inputs = small_inputs(torch.float32)
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), operator(*inputs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exported_programs_compute_the_same(backend):
+    layer = ops_dcnv3.DCNv3(8, group=2, backend=backend).eval()
+    torch.nn.init.normal_(layer.offset.weight, std=0.5)
+    x = image(2, 6, 5, 8, seed=4)
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), layer(x))
+
+
+def test_the_layer_starts_as_an_undeformed_even_kernel():
+    layer = ops_dcnv3.DCNv3(8, group=2)
+    assert not layer.offset.weight.any() and not layer.mask.weight.any()
+    assert layer.input_proj.weight.std() > 0.1
+    x = image(1, 5, 5, 8, seed=5)
+    value = layer.input_proj(x).permute(0, 3, 1, 2)
+    expected = layer.output_proj(F.avg_pool2d(value, 3, stride=1, padding=1).permute(0, 2, 3, 1))
+    torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_center_feature_scale_blends_in_the_value_projection():
+    layer = ops_dcnv3.DCNv3(8, group=2, center_feature_scale=True)
+    layer.center_feature_scale_proj_bias.data.fill_(50.0)  # a gate of one passes the values alone
+    x = image(1, 5, 5, 8, seed=6)
+    torch.testing.assert_close(layer(x), layer.output_proj(layer.input_proj(x)))
+
+
+def test_a_strided_layer_halves_the_resolution():
+    assert ops_dcnv3.DCNv3(8, group=2, stride=2)(image(1, 7, 6, 8, seed=7)).shape == (1, 4, 3, 8)
+
+
+def test_the_layer_can_be_copied_and_scripts_of_the_original_import_it():
+    from ops_dcnv3.modules import DCNv3, DCNv3_pytorch
+
+    layer = DCNv3_pytorch(8, group=2)
+    assert isinstance(layer, DCNv3) and layer.backend == "torch"
+    x = image(1, 4, 4, 8, seed=8)
+    torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
+
+
+def test_the_originals_functions_take_their_own_argument_order():
+    x, offset, mask = (tensor.detach() for tensor in small_inputs(torch.float32))
+    expected = dcnv3(x, offset, mask, groups=2, offset_scale=1.5)
+    arguments = (3, 3, 1, 1, 1, 1, 1, 1, 2, 3, 1.5)
+    torch.testing.assert_close(DCNv3Function.apply(x, offset, mask, *arguments, 256, 0), expected)
+    torch.testing.assert_close(dcnv3_core_pytorch(x, offset, mask, *arguments, 0), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": 4}, "groups must divide the channels"),
+        ({"kernel_size": 5}, "offset must have shape"),
+        ({"kernel_size": 2, "remove_center": True}, "odd kernel sizes"),
+        ({"stride": 0}, "stride must be an int or a pair"),
+        ({"padding": (1, 2, 3)}, "padding must be an int or a pair"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        dcnv3(*small_inputs(), **{"groups": 2, **change})
+
+
+def test_integer_tensors_are_refused_by_name():
+    x, offset, mask = small_inputs()
+    with pytest.raises(TypeError, match="input must be float64"):
+        dcnv3(x.detach().long(), offset, mask, groups=2)
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises((ValueError, ops_dcnv3.BackendError), match="gpu"):
+        dcnv3(*small_inputs(), groups=2, backend="gpu")
+
+
+def test_dcnv4_is_dcnv3_with_offsets_and_weights_in_one_padded_row():
+    x, offset, mask = (tensor.detach() for tensor in small_inputs(torch.float32))
+    rows = torch.cat([offset.unflatten(3, (2, 18)), mask.unflatten(3, (2, 9))], dim=-1).flatten(3)
+    padded = F.pad(rows, (0, 2), value=float("nan"))  # 54 numbers, padded to 56, which are not read
+    torch.testing.assert_close(ops_dcnv3.dcnv4(x, padded, groups=2), dcnv3(x, offset, mask, groups=2))
+    with pytest.raises(ValueError, match=r"\(N, Ho, Wo, 56\)"):
+        ops_dcnv3.dcnv4(x, rows, groups=2)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"dw_kernel_size": 3}, {"without_pointwise": True}, {"remove_center": True}])
+def test_the_dcnv4_layer_takes_sequences_and_maps(kwargs):
+    layer = ops_dcnv3.DCNv4(16, group=2, **kwargs)
+    torch.nn.init.normal_(layer.offset_mask.weight)
+    x = image(2, 5, 4, 16, seed=9)
+    expected = layer(x)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(layer(x.flatten(1, 2), (5, 4)), expected.flatten(1, 2))
+    with pytest.raises(ValueError, match="pass its"):
+        layer(x.flatten(1, 2))
