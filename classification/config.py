@@ -10,7 +10,6 @@ run unchanged.
 import argparse
 import ast
 import difflib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -243,14 +242,12 @@ def get_config(args: argparse.Namespace) -> CfgNode:
     _merge_file(config, path)
     _merge_options(config, getattr(args, "opts", None) or [])
 
-    given = {key: getattr(args, option, None) for option, key in _OPTION_KEYS.items()}
-    for key, value in given.items():
+    for option, key in _OPTION_KEYS.items():
+        value = getattr(args, option, None)
         if value is not None and value is not False:
             _merge_options(config, [key, value])
     if getattr(args, "disable_amp", False) or getattr(args, "amp_opt_level", None) == "O0":
         config.AMP = "off"
-    if given["LOCAL_RANK"] is None and "LOCAL_RANK" in os.environ:
-        config.LOCAL_RANK = int(os.environ["LOCAL_RANK"])
 
     config.DATA.DATA_PATH = config.DATA.DATA_PATH or "data/imagenet"
     config.MODEL.NAME = path.stem

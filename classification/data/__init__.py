@@ -1,0 +1,140 @@
+"""Data of classification: `build_loaders(config)` gives everything that training and evaluation need.
+
+A batch is `(images (N, 3, H, W) float32, targets (N,) int64)`, for inat18 also `temporal (N, 4)` and `spatial (N, 3)`,
+float32.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from timm.data import Mixup
+from yacs.config import CfgNode
+
+from internimage.errors import UserError
+
+from .loader import ImageDataset, ImageLoader
+from .memory import hold_in_memory
+from .sampler import EvalSampler, TrainSampler
+from .seeding import isolated_randomness, sample_seed, seed_generators
+from .splits import open_splits
+from .transforms import build_transform
+
+__all__ = [
+    "Loaders",
+    "build_loaders",
+    "build_transform",
+    "isolated_randomness",
+    "sample_seed",
+    "seed_generators",
+]
+
+
+@dataclass
+class Loaders:
+    """What `build_loaders` returns.
+
+    Attributes:
+        train: batches of this process's share of an epoch; None when only evaluating.
+        val: batches of this process's share of the evaluation images, each image once over all processes.
+        mixup: timm's Mixup for training batches, or None.
+        num_classes: number of outputs that the model needs.
+        class_names: by label.
+        eval_columns: for 22K models evaluated on 1K: the columns of the logits to compare, `(1000,)` int64; else None.
+    """
+
+    train: ImageLoader | None
+    val: ImageLoader
+    mixup: Mixup | None
+    num_classes: int
+    class_names: list[str]
+    eval_columns: torch.Tensor | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, which decides order and augmentation, of the next iteration over `train`."""
+        if self.train is not None:
+            self.train.sampler.set_epoch(epoch)
+
+    @property
+    def bad_images(self) -> list[str]:
+        """One line for each different bad image that this process has skipped so far."""
+        return [line for loader in (self.train, self.val) if loader is not None for line in loader.bad_images]
+
+    @property
+    def skipped(self) -> int:
+        """Number of different bad images that this process has skipped so far, over all its workers."""
+        return len(self.bad_images)
+
+
+def build_loaders(config: CfgNode) -> Loaders:
+    """Read the data set of a configuration. Rank and world size are torch.distributed's, if that is initialised.
+
+    Raises:
+        UserError: if the data are missing or unusable; the message says what was expected.
+    """
+    running = dist.is_available() and dist.is_initialized()
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+
+    def report(line: str) -> None:
+        if rank == 0:
+            print(line, flush=True)
+
+    splits = open_splits(config, report)
+    place = {"rank": rank, "world_size": world_size}
+    settings = {
+        "batch_size": config.DATA.BATCH_SIZE,
+        "num_workers": _workers(config, world_size),
+        "pin_memory": config.DATA.PIN_MEMORY and torch.cuda.is_available(),
+        "skip_bad_images": config.DATA.SKIP_BAD_IMAGES,
+    }
+    train = mixup = None
+    if splits.train is not None:
+        _check_size(config, len(splits.train), world_size)
+        mixup = _mixup(config, splits.num_classes)
+        if config.DATA.IMG_ON_MEMORY or (config.DATA.ZIP_MODE and config.DATA.CACHE_MODE != "no"):
+            splits.train = hold_in_memory(splits.train, report)
+        dataset = ImageDataset(splits.train, build_transform(config, train=True), seed=config.SEED, substitute=True)
+        sampler = TrainSampler(len(dataset), config.DATA.BATCH_SIZE, seed=config.SEED, **place)
+        train = ImageLoader(dataset, sampler, **settings)
+    dataset = ImageDataset(splits.val, build_transform(config, train=False), seed=config.SEED, substitute=False)
+    sampler = EvalSampler(len(dataset), sequential=config.TEST.SEQUENTIAL, **place)
+    val = ImageLoader(dataset, sampler, **settings)
+    return Loaders(train, val, mixup, splits.num_classes, splits.class_names, splits.eval_columns)
+
+
+def _workers(config: CfgNode, world_size: int) -> int:
+    """`NUM_WORKERS`, but no more than this process's share of the CPUs. The batches do not depend on it."""
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(config.DATA.NUM_WORKERS, max(1, cpus // processes_here))
+
+
+def _check_size(config: CfgNode, images: int, world_size: int) -> None:
+    batch = config.DATA.BATCH_SIZE * world_size
+    if images < batch:
+        raise UserError(
+            f"the training set has {images} images, fewer than one batch of {batch} "
+            f"({config.DATA.BATCH_SIZE} x {world_size} processes); lower --batch-size"
+        )
+
+
+def _mixup(config: CfgNode, num_classes: int) -> Mixup | None:
+    aug = config.AUG
+    if not (aug.MIXUP > 0 or aug.CUTMIX > 0 or aug.CUTMIX_MINMAX is not None):
+        return None
+    if config.DATA.BATCH_SIZE % 2:
+        raise UserError(
+            f"DATA.BATCH_SIZE is {config.DATA.BATCH_SIZE}, but mixup and cutmix pair the images of a batch; "
+            "choose an even number, or --opts AUG.MIXUP 0 AUG.CUTMIX 0"
+        )
+    return Mixup(
+        mixup_alpha=aug.MIXUP,
+        cutmix_alpha=aug.CUTMIX,
+        cutmix_minmax=aug.CUTMIX_MINMAX,
+        prob=aug.MIXUP_PROB,
+        switch_prob=aug.MIXUP_SWITCH_PROB,
+        mode=aug.MIXUP_MODE,
+        label_smoothing=config.MODEL.LABEL_SMOOTHING,
+        num_classes=num_classes,
+    )

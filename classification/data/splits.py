@@ -1,0 +1,155 @@
+"""From a data set's name and folder to training and evaluation images (layouts: docs/classification_data.md)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.data import ImageNetInfo
+from yacs.config import CfgNode
+
+from internimage.errors import UserError
+from internimage.imagenet import in22k_to_1k
+
+from .inaturalist import read_inat18
+from .samples import Samples, class_folders, read_folder, read_list, read_zip
+
+__all__ = ["Splits", "open_splits"]
+
+# Published class counts: what a list of labels stands for, and what a folder is compared with.
+_CLASSES = {"imagenet": 1000, "imagenet22K": 21841}
+_FOLDERS = {"train": ("train", "fall11_whole"), "val": ("val", "test")}
+_LISTS = {
+    "train": ("meta_data/train.txt", "meta/train.txt", "ILSVRC2011fall_whole_map_train.txt"),
+    "val": ("meta_data/val.txt", "meta/val.txt", "ILSVRC2011fall_whole_map_val.txt"),
+}
+
+
+@dataclass
+class Splits:
+    """Training images (None when only evaluating), evaluation images, and what the labels mean."""
+
+    train: Samples | None
+    val: Samples
+    num_classes: int
+    class_names: list[str]
+    eval_columns: torch.Tensor | None = None
+
+
+def open_splits(config: CfgNode, report: Callable[[str], None]) -> Splits:
+    """Find and read the two splits of `DATA.DATASET` in `DATA.DATA_PATH`.
+
+    Args:
+        config: the configuration.
+        report: called with one line of text if the data are not what the data set's name promises.
+
+    Raises:
+        UserError: for a missing folder or file, an empty class folder, a bad annotation.
+    """
+    root, train = Path(config.DATA.DATA_PATH), not config.EVAL_MODE
+    if not root.is_dir():
+        raise UserError(f"no data folder {root}; pass --data-path DIR, a folder with train/ and val/")
+    if config.EVAL_22K_TO_1K:
+        return _evaluate_22k_on_1k(config, root, train)
+    if config.DATA.DATASET == "inat18":
+        val, class_index, names = read_inat18(root, "val", None)
+        return Splits(read_inat18(root, "train", class_index)[0] if train else None, val, len(class_index), names)
+    splits = _open_both(config, root, train)
+    expected = _CLASSES.get(config.DATA.DATASET, splits.num_classes)
+    if splits.num_classes != expected:
+        report(f"{root} has {splits.num_classes} classes instead of {expected}: the model gets as many outputs")
+    return splits
+
+
+def _open_both(config: CfgNode, root: Path, train: bool) -> Splits:
+    """Both splits of a data set with one label space."""
+    class_names = _class_names(config, root)
+    train_samples = _open_split(config, root, "train", class_names) if train else None
+    val_samples = _open_split(config, root, "val", class_names)
+    if class_names is None:  # only lists, which number the classes
+        both = [samples for samples in (train_samples, val_samples) if samples]
+        highest = max(int(samples.labels.max()) for samples in both)
+        count = _CLASSES.get(config.DATA.DATASET, highest + 1)
+        if highest >= count:
+            raise UserError(f"a list in {root} has the label {highest}, {config.DATA.DATASET} has {count} classes")
+        class_names = _names_from_paths(both[0], count)
+    return Splits(train_samples, val_samples, len(class_names), class_names)
+
+
+def _first(root: Path, candidates: tuple[str, ...], exists: Callable[[Path], bool]) -> Path | None:
+    return next((root / name for name in candidates if exists(root / name)), None)
+
+
+def _list_file(config: CfgNode, root: Path, split: str) -> Path | None:
+    return _first(root, _LISTS[split], Path.is_file)
+
+
+def _class_names(config: CfgNode, root: Path) -> list[str] | None:
+    """Names of the class folders of the training set, else of the evaluation set; None if lists number the classes."""
+    if config.DATA.ZIP_MODE:
+        return None
+    for split in ("train", "val"):
+        folder = _first(root, _FOLDERS[split], Path.is_dir)
+        names = class_folders(folder) if folder and not _list_file(config, root, split) else None
+        if names:
+            return names
+    return None
+
+
+def _open_split(config: CfgNode, root: Path, split: str, class_names: list[str] | None) -> Samples:
+    if config.DATA.ZIP_MODE:
+        return read_zip(root / f"{split}.zip", root / f"{split}_map.txt")
+    folder = _first(root, _FOLDERS[split], Path.is_dir)
+    list_file = _list_file(config, root, split)
+    if list_file:
+        return read_list(list_file, [path for path in (folder, root, root / "fall11_whole") if path])
+    if folder is None:
+        names = " or ".join(f"{name}/" for name in _FOLDERS[split])
+        raise UserError(
+            f"{root} has no {names} folder; expected {root}/{split}/<class>/<image>.jpg, or check --data-path"
+        )
+    return read_folder(folder, {name: i for i, name in enumerate(class_names or class_folders(folder))})
+
+
+def _names_from_paths(samples: Samples, count: int) -> list[str]:
+    """Class names for numbered classes: the image's folder where that is telling, else the number."""
+    names = [str(i) for i in range(count)]
+    labels, firsts = np.unique(samples.labels, return_index=True)
+    parents = [Path(samples.names[i].decode(errors="replace")).parent.name for i in firsts]
+    if all(parents) and len(set(parents)) == len(parents):
+        for label, parent in zip(labels, parents):
+            names[label] = parent
+    return names
+
+
+def _evaluate_22k_on_1k(config: CfgNode, root: Path, train: bool) -> Splits:
+    """A model with ImageNet-22K outputs, evaluated on ImageNet-1K through the columns of its classes."""
+    columns, outputs = in22k_to_1k(), _CLASSES["imagenet22K"]
+    train_samples = None
+    if train:
+        if config.DATA.DATASET != "imagenet22K":
+            raise UserError(
+                f"EVAL_22K_TO_1K evaluates models of 22K classes, but DATA.DATASET is {config.DATA.DATASET}; "
+                "add --eval, or train with --dataset imagenet22K"
+            )
+        names = _class_names(config, root)
+        train_samples = _open_split(config, root, "train", names)
+        found = len(class_folders(train_samples.root)) if names else int(train_samples.labels.max()) + 1
+        if found > outputs or (names and found != outputs):
+            raise UserError(f"{root} has {found} training classes, EVAL_22K_TO_1K needs ImageNet-22K's {outputs}")
+    synsets = ImageNetInfo("imagenet1k").label_names()
+    if config.DATA.ZIP_MODE or _list_file(config, root, "val"):
+        val = _open_split(config, root, "val", None)
+        if int(val.labels.max()) >= len(synsets):
+            raise UserError(f"{root} has the evaluation label {int(val.labels.max())}, ImageNet-1K ends at 999")
+    else:
+        folder = _first(root, _FOLDERS["val"], Path.is_dir)
+        names = class_folders(folder) if folder else []
+        if not set(names) <= set(synsets) and len(names) != len(synsets):
+            raise UserError(
+                f"{folder} has {len(names)} class folders that are not named as ImageNet-1K's (n01440764 ...); "
+                "EVAL_22K_TO_1K needs the synset names, or all 1000 classes in their order"
+            )
+        val = _open_split(config, root, "val", synsets if set(names) <= set(synsets) else names)
+    return Splits(train_samples, val, outputs, synsets, columns)
