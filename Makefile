@@ -1,0 +1,32 @@
+# `make demo` and `make test` set up everything they need. Override the interpreter with `make PYTHON=python3.12 ...`.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py
+
+.PHONY: setup demo test lint clean
+
+setup: $(STAMP)
+
+# The package is installed in place and without build isolation: its kernels are compiled against this very torch.
+$(STAMP): requirements.txt pyproject.toml $(SOURCES)
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements.txt
+	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(RUN) -m ops_dcnv3
+	touch $@
+
+demo: setup
+	$(RUN) -m classification.demo
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf build dist *.egg-info output data/fashion_mnist .pytest_cache .ruff_cache
+	find ops_dcnv3 -name '*.so' -delete
