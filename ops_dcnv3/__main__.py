@@ -1,0 +1,29 @@
+"""`python -m ops_dcnv3`: which backends this machine has, and why the others are missing."""
+
+import platform
+
+import torch
+
+from . import backends
+
+__all__ = ["report"]
+
+
+def report() -> str:
+    """Return the table of backends."""
+    lines = [f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}", ""]
+    for name, reason in backends.status().items():
+        if reason is None and name == "cpu":
+            reason = f"yes, {backends.cpu_capability()}"
+        elif reason is None:
+            reason = "yes"
+        else:
+            reason = f"no: {reason}"
+        lines.append(f"  {name:<8}{reason}")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    chosen = ", ".join(f"{backends.select('auto', torch.device(device))} for {device} tensors" for device in devices)
+    return "\n".join([*lines, "", f"auto uses {chosen}"])
+
+
+if __name__ == "__main__":
+    print(report())

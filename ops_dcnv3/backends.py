@@ -1,0 +1,145 @@
+"""Which implementations of the operator this machine has, and why the others are missing.
+
+`cuda` and `cpu` are compiled libraries that add kernels to the operators of functional.py; `triton` serves GPUs without a
+compiler; `torch` is plain PyTorch and always there.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+from . import build
+
+__all__ = ["BackendError", "cpu_capability", "load", "select", "set_cpu_capability", "status"]
+
+NAMES = ("cuda", "triton", "cpu", "torch")
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name that cannot run here. The message says why and what to do."""
+
+
+def status() -> dict[str, str | None]:
+    """Return for each backend None if it can run, else the reason and the fix in words."""
+    return {name: load(name) for name in NAMES}
+
+
+# The answer cannot change within a process, so a compiled graph may hold it as a constant.
+@torch.compiler.assume_constant_result
+def select(name: str, device: torch.device) -> str:
+    """Return the backend to use for tensors on `device`: the one named, or for `auto` the best that can run.
+
+    Raises:
+        BackendError: the named backend is unknown, cannot run here or does not serve `device`.
+    """
+    return _select(name, torch.device(device).type)
+
+
+@functools.cache
+def _select(name: str, device_type: str) -> str:
+    choices = [backend for backend in NAMES if _serves(backend, device_type)]
+    if name == "auto":
+        reasons = []
+        for backend in choices:
+            reason = load(backend)
+            if reason is None:
+                if reasons:
+                    _explain(backend, reasons)
+                return backend
+            reasons.append(f"{backend}: {reason}")
+    if name not in NAMES:
+        raise BackendError(f"unknown backend {name!r}; choose auto, {', '.join(NAMES)}")
+    if name not in choices:
+        raise BackendError(
+            f"backend {name!r} does not serve {device_type} tensors; choose auto or {', '.join(choices)}"
+        )
+    if reason := load(name):
+        raise BackendError(f"backend {name!r} cannot run here: {reason}")
+    return name
+
+
+def _serves(backend: str, device_type: str) -> bool:
+    return backend == "torch" or device_type == ("cpu" if backend == "cpu" else "cuda")
+
+
+def _explain(chosen: str, reasons: list[str]) -> None:
+    slow = "the slower " if chosen == "torch" else ""
+    print(f"ops_dcnv3: using {slow}backend {chosen!r} ({'; '.join(reasons)})", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def load(name: str) -> str | None:
+    """Make a backend ready, once per process. Return None, or the reason why it cannot run and the fix in words."""
+    if name == "cpu":
+        return _load_cpu()
+    if name == "cuda":
+        return _load_cuda()
+    if name == "triton":
+        return _load_triton()
+    return None
+
+
+def _built_library(name: str) -> Path | None:
+    """Return the library that setup.py put beside this file, if any."""
+    found = [file for file in Path(__file__).parent.glob(f"{name}.*") if file.suffix in (".so", ".pyd", ".dylib")]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def _load_cpu() -> str | None:
+    try:
+        library = _built_library("_cpu") or build.cached_library()
+        torch.ops.load_library(str(library))
+    except build.BuildError as error:
+        return str(error)
+    except OSError as error:
+        return f"the library could not be loaded ({error}); rebuild it (pip install .)"
+    _cpu_library.append(ctypes.CDLL(str(library)))
+    return None
+
+
+def _load_cuda() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    library = _built_library("_cuda")
+    if library is None:
+        return "its library was not built; install a CUDA toolkit and run pip install . again"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"the library could not be loaded ({error}); rebuild it (pip install .)"
+    return None
+
+
+def _load_triton() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; run pip install triton"
+    if importlib.util.find_spec("ops_dcnv3.triton_kernel") is None:
+        return "this version has no Triton kernel"
+    importlib.import_module("ops_dcnv3.triton_kernel")
+    return None
+
+
+_cpu_library: list[ctypes.CDLL] = []
+
+
+def cpu_capability() -> str | None:
+    """Return the instruction set of the CPU kernels: `avx512`, `avx2` or `portable`; None if they cannot run.
+
+    The best that the machine has, unless the environment variable OPS_DCNV3_CPU_CAPABILITY names another.
+    """
+    if load("cpu") is not None:
+        return None
+    function = _cpu_library[0].ops_dcnv3_cpu_capability
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def set_cpu_capability(name: str) -> bool:
+    """Change the instruction set of the CPU kernels; return whether this machine has it."""
+    return load("cpu") is None and bool(_cpu_library[0].ops_dcnv3_set_cpu_capability(name.encode()))

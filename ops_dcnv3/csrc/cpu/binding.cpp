@@ -1,0 +1,166 @@
+// The CPU kernels as torch operators, through the stable ABI: one binary serves every torch from 2.10 on.
+// The schemas are defined in ops_dcnv3/functional.py; arguments arrive checked.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "../cpu_types.h"
+#include "capability.h"
+
+using ops_dcnv3::DType;
+using ops_dcnv3::Kernels;
+using ops_dcnv3::Problem;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: STD_TORCH_CHECK(false, "ops_dcnv3: expected float32, float64, bfloat16 or float16");
+  }
+  return DType::f32;
+}
+
+// A tensor (N, H, W, C) whose pixels follow each other at one stride, copied only if it is not one already. Parts of a
+// wider tensor, such as the two halves of a merged projection, pass without a copy.
+struct Pixels {
+  Tensor tensor;
+  int64_t stride;
+
+  explicit Pixels(const Tensor& t) : tensor(t), stride(t.stride(2)) {
+    const bool regular = (t.size(3) == 1 || t.stride(3) == 1) && (t.size(2) == 1 || stride >= t.size(3)) &&
+                         (t.size(1) == 1 || t.stride(1) == t.size(2) * stride) &&
+                         (t.size(0) == 1 || t.stride(0) == t.size(1) * t.size(2) * stride);
+    // The stride of a dimension of size one says nothing.
+    if (!regular || t.size(2) == 1 || t.size(1) == 1 || t.size(0) == 0) {
+      tensor = torch::stable::contiguous(t);
+      stride = t.size(3);
+    }
+  }
+  const void* data() const { return tensor.const_data_ptr(); }
+};
+
+struct Call {
+  Problem problem;
+  std::vector<int32_t> tap_x, tap_y;
+  std::vector<double> fraction_x, fraction_y;
+
+  // Where the taps of one axis sit: centre - centre * scale + index * dilation * scale.
+  static void add_tap(int64_t index, int64_t kernel, int64_t dilation, double scale, std::vector<int32_t>& whole,
+                      std::vector<double>& fraction) {
+    const double centre = double(dilation * (kernel - 1) / 2);
+    const double position = centre - centre * scale + double(index * dilation) * scale;
+    const double floor = std::floor(position);
+    whole.push_back(int32_t(floor));
+    fraction.push_back(position - floor);
+  }
+
+  Call(const Pixels& input, const Pixels& offset, const Pixels& mask, int64_t kernel_h, int64_t kernel_w,
+       int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
+       int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits) {
+    for (int64_t i = 0; i < kernel_w; ++i) {
+      for (int64_t j = 0; j < kernel_h; ++j) {
+        if (remove_center && i == kernel_w / 2 && j == kernel_h / 2) continue;
+        add_tap(i, kernel_w, dilation_w, offset_scale, tap_x, fraction_x);
+        add_tap(j, kernel_h, dilation_h, offset_scale, tap_y, fraction_y);
+      }
+    }
+    const Tensor& t = input.tensor;
+    problem = {t.size(0), t.size(1), t.size(2), groups, t.size(3) / groups,
+               mask.tensor.size(1), mask.tensor.size(2), int64_t(tap_x.size()),
+               stride_h, stride_w, padding_h, padding_w,
+               input.stride, offset.stride, mask.stride, offset_scale, mask_is_logits,
+               tap_x.data(), tap_y.data(), fraction_x.data(), fraction_y.data()};
+    constexpr int64_t limit = int64_t(1) << 30;
+    STD_TORCH_CHECK(problem.height * problem.width <= limit && problem.out_height * stride_h + padding_h <= limit &&
+                        problem.out_width * stride_w + padding_w <= limit,
+                    "ops_dcnv3: an image of more than 2^30 pixels; split it into parts");
+  }
+};
+
+// Memory for the tables of one thread, on a cache line.
+class ScratchMemory {
+ public:
+  explicit ScratchMemory(int64_t bytes) : memory_(new char[size_t(bytes) + 64]) {}
+  void* get() const {
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    return memory_.get() + (64 - address % 64) % 64;
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+};
+
+int64_t at_least_one(int64_t value) { return value > 1 ? value : 1; }
+
+// A thread is worth waking for about a thousand units (one pixel of one group).
+constexpr int64_t kUnitsPerThread = 1024;
+
+Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t kernel_h, int64_t kernel_w,
+               int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+               int64_t dilation_w, int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits) {
+  const Pixels x(input), o(offset), m(mask);
+  Tensor output = torch::stable::new_empty(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
+  if (output.numel() == 0) return output;
+  const Call call(x, o, m, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups,
+                  offset_scale, remove_center, mask_is_logits);
+  const Problem& p = call.problem;
+  const DType dtype = dtype_of(input);
+  const Kernels& kernels = ops_dcnv3::chosen_kernels();
+  const ops_dcnv3::ForwardTensors tensors = {x.data(), o.data(), m.data(), output.mutable_data_ptr()};
+  const int64_t bytes = kernels.scratch_bytes(dtype, p, false);
+  torch::stable::parallel_for(0, p.batch * p.out_height * p.out_width, at_least_one(kUnitsPerThread / p.groups),
+                              [&](int64_t begin, int64_t end) {
+                                const ScratchMemory scratch(bytes);
+                                kernels.forward(dtype, p, tensors, begin, end, scratch.get());
+                              });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input, const Tensor& offset,
+                                            const Tensor& mask, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                                            int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+                                            int64_t dilation_w, int64_t groups, double offset_scale, bool remove_center,
+                                            bool mask_is_logits) {
+  const Pixels x(input), o(offset), m(mask);
+  const Tensor grad = torch::stable::contiguous(grad_output);
+  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
+  Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());
+  Tensor grad_mask = torch::stable::new_empty(mask, mask.sizes());
+  if (grad.numel() == 0) {
+    torch::stable::zero_(grad_input), torch::stable::zero_(grad_offset), torch::stable::zero_(grad_mask);
+    return {grad_input, grad_offset, grad_mask};
+  }
+  const Call call(x, o, m, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups,
+                  offset_scale, remove_center, mask_is_logits);
+  const Problem& p = call.problem;
+  const DType dtype = dtype_of(input);
+  const Kernels& kernels = ops_dcnv3::chosen_kernels();
+  const ops_dcnv3::BackwardTensors tensors = {x.data(), o.data(), m.data(), grad.const_data_ptr(),
+                                              grad_input.mutable_data_ptr(), grad_offset.mutable_data_ptr(),
+                                              grad_mask.mutable_data_ptr()};
+  const int64_t bytes = kernels.scratch_bytes(dtype, p, true);
+  torch::stable::parallel_for(0, p.batch * p.groups, at_least_one(kUnitsPerThread / (p.out_height * p.out_width)),
+                              [&](int64_t begin, int64_t end) {
+                                const ScratchMemory scratch(bytes);
+                                kernels.backward(dtype, p, tensors, begin, end, scratch.get());
+                              });
+  return {grad_input, grad_offset, grad_mask};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, m) {
+  m.impl("forward", TORCH_BOX(&forward));
+  m.impl("backward", TORCH_BOX(&backward));
+}
