@@ -4,8 +4,10 @@ A run has one process, or several that torchrun (`dist_train.sh`) or Slurm's sru
 Each process uses one GPU (NCCL) if CUDA is there, else the CPU (gloo).
 """
 
+import inspect
 import os
 import subprocess
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,10 +15,12 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from internimage.errors import UserError
 
-__all__ = ["World", "start", "close", "run_on_main", "sum_over_processes"]
+__all__ = ["World", "start", "close", "run_on_main", "sum_over_processes", "wrap_model"]
 
 T = TypeVar("T")
 
@@ -116,6 +120,20 @@ def sum_over_processes(world: World, values: torch.Tensor) -> torch.Tensor:
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def wrap_model(world: World, model: nn.Module) -> DistributedDataParallel:
+    """DistributedDataParallel around `model`, whose buffers (running statistics) each process keeps to itself.
+
+    The engine averages them at the end of an epoch, over all the images seen; copying those of rank 0 before every
+    step, as is the default, would lose the other processes' share.
+    """
+    # torch 2.14 renamed the argument.
+    known = inspect.signature(DistributedDataParallel).parameters
+    keep = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    # Said of 1 x 1 and depthwise kernels in channels-last layout; the gradients are copied, and right.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None, **keep)
 
 
 def _device(local_rank: int) -> torch.device:

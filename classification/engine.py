@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from internimage.errors import UserError
 
-from .distributed import World
+from .data import Loaders
+from .distributed import World, wrap_model
 from .evaluation import evaluate_all, forward_precision, to_device
 from .optimizer import build_optimizer, build_scheduler, scaled_learning_rates
 from .resume import RunState, save
@@ -49,12 +49,9 @@ class Trainer:
         dtype: of autocast; None for fp32.
     """
 
-    def __init__(self, config: CfgNode, world: World, model: nn.Module, loaders, dtype: torch.dtype | None) -> None:
-        if not len(loaders.train):
-            raise UserError(
-                f"the training set has fewer images than one step takes ({config.DATA.BATCH_SIZE} on each of "
-                f"{world.size} processes); choose a smaller --batch-size"
-            )
+    def __init__(
+        self, config: CfgNode, world: World, model: nn.Module, loaders: Loaders, dtype: torch.dtype | None
+    ) -> None:
         self.config, self.world, self.loaders, self.dtype = config, world, loaders, dtype
         self.folder = Path(config.OUTPUT)
         self.steps = len(loaders.train)
@@ -67,15 +64,14 @@ class Trainer:
         self.state = RunState(
             model=model,
             optimizer=optimizer,
+            epoch=config.TRAIN.START_EPOCH - 1,
             scheduler=build_scheduler(config, optimizer, rates, self.updates),
             scaler=torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16),
             ema=ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY) if config.TRAIN.EMA.ENABLE else None,
         )
         self.parallel = model
         if world.size > 1:
-            # Running statistics differ between processes during an epoch and are averaged at its end.
-            devices = [world.device] if world.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+            self.parallel = wrap_model(world, model)
         # Mixup makes the targets soft, with the smoothing in them.
         smoothing = 0.0 if loaders.mixup is not None else config.MODEL.LABEL_SMOOTHING
         self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
@@ -89,11 +85,15 @@ class Trainer:
             seed_everything(config.SEED, epoch, self.world.rank)
             self.loaders.set_epoch(epoch)
             record = {"epoch": epoch} | self.train_one_epoch(epoch, tracker)
+            if skipped := self.loaders.bad_images:
+                tracker.log(f"this process has skipped {len(skipped)} bad images so far; the first: {skipped[0]}")
             state.epoch = epoch
             best = best_ema = False
             if (epoch + 1) % config.EVAL_FREQ == 0 or epoch == last:
                 figures, best, best_ema = self._evaluate(tracker)
                 record |= figures
+            # Before the checkpoint: a run killed in between repeats the epoch and replaces its record.
+            tracker.epoch(record)
             save(
                 self.world,
                 self.folder,
@@ -104,7 +104,6 @@ class Trainer:
                 best_ema=best_ema,
                 keep=max(2, config.SAVE_CKPT_NUM),  # with one alone, a damaged file would cost the whole run
             )
-            tracker.epoch(record)
             tracker.scalars((epoch + 1) * self.updates, {f"epoch/{k}": v for k, v in record.items() if k != "epoch"})
         trained = f"epochs {first} to {last}" if first <= last else "nothing left to do"
         tracker.log(f"finished ({trained}) in {duration(time.perf_counter() - started)}")

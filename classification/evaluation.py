@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from internimage.errors import UserError
 
+from .data import Loaders
 from .distributed import World, sum_over_processes
 
 __all__ = ["evaluate", "evaluate_all", "forward_precision", "throughput", "to_device"]
@@ -20,9 +21,9 @@ def forward_precision(device: torch.device, dtype: torch.dtype | None) -> Abstra
 
 
 def to_device(batch: tuple, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Split a batch of the loaders into the model's inputs (images, perhaps metadata) and the target, on `device`."""
-    *inputs, target = (part.to(device, non_blocking=True) for part in batch)
-    return tuple(inputs), target
+    """Split a batch of the loaders, (images, target, metadata ...), into the model's inputs and the target."""
+    images, target, *metadata = (part.to(device, non_blocking=True) for part in batch)
+    return (images, *metadata), target
 
 
 @torch.inference_mode()
@@ -38,7 +39,7 @@ def evaluate(
 
     Args:
         model: a classifier.
-        batches: as `Loaders.val` yields them: images `(N, 3, H, W)` (and metadata), targets `(N,)`.
+        batches: as `Loaders.val` yields them: images `(N, 3, H, W)`, targets `(N,)`, perhaps metadata.
         world: this process among the others; each evaluates its share.
         dtype: of autocast; None for fp32.
         columns: `(classes,)` int64, the logits to keep: evaluates a 22K model on 1K classes.
@@ -64,7 +65,7 @@ def evaluate(
 def evaluate_all(
     model: nn.Module,
     averaged: nn.Module | None,
-    loaders,
+    loaders: Loaders,
     world: World,
     dtype: torch.dtype | None,
     log: Callable[[str], None],
