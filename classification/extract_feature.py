@@ -1,0 +1,148 @@
+"""Write what named layers of a model give for some images to one file.
+
+    python classification/extract_feature.py --model internimage_t_1k_224 --list-layers
+    python classification/extract_feature.py --cfg F.yaml --checkpoint C.pth --folder images \
+        --layers patch_embed levels.3 conv_head --output features.npz
+
+The file (.npz, .pt or .safetensors) maps each layer's name to one array, the images in its first dimension. A layer
+with several outputs, such as `levels.0` (its feature map, then the downsampled one), gives `levels.0[0]` and so on.
+The paths of the images are in `image_names` (in .safetensors: in the metadata, as JSON).
+"""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
+from internimage.checkpoint import save_atomic
+from internimage.errors import UserError, exit_on_user_error
+
+__all__ = ["extract_features", "find_layers", "write_features"]
+
+SUFFIXES = (".npz", ".pt", ".safetensors")
+
+
+def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules of those names. Raises `UserError` naming the nearest ones for a name that does not exist."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    for name in names:
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else "--list-layers prints all names"
+            raise UserError(f"the model has no layer {name!r}; {hint}")
+    return {name: modules[name] for name in names}
+
+
+def extract_features(
+    classifier: Classifier, paths: Sequence[Path], layers: Sequence[str], batch_size: int = 8
+) -> dict[str, Tensor]:
+    """Outputs of the layers for the images, in the layers' own layout (blocks: `(N, H, W, C)`), on the CPU.
+
+    Raises:
+        UserError: an image that cannot be read, a layer that does not exist or that the model does not run.
+    """
+    parts: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, output: object) -> None:
+        if isinstance(output, Tensor):
+            parts.setdefault(name, []).append(output.detach().cpu())
+        elif isinstance(output, (tuple, list)):
+            for index, item in enumerate(output):
+                keep(f"{name}[{index}]", item)
+
+    hooks = [
+        module.register_forward_hook(lambda _, args, output, name=name: keep(name, output))
+        for name, module in find_layers(classifier.model, layers).items()
+    ]
+    try:
+        for batch in _batches(tqdm(paths, unit="image", disable=None), batch_size):
+            classifier.logits(torch.stack([classifier.transform(read_image(path)) for path in batch]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = {name.partition("[")[0] for name in parts}
+    if unused := [name for name in layers if name not in found]:
+        raise UserError(
+            f"layer {unused[0]!r} gave no tensor: the model does not call it; choose one inside or around it"
+        )
+    return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def _batches(paths: Iterable[Path], size: int) -> Iterable[list[Path]]:
+    batch: list[Path] = []
+    for path in paths:
+        batch.append(path)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def write_features(path: Path, features: dict[str, Tensor], image_names: Sequence[str]) -> None:
+    """Write the features and the names of their images, in the format that the suffix of `path` names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".pt":
+        save_atomic({**features, "image_names": list(image_names)}, path)
+        return
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        if path.suffix == ".npz":
+            np.savez(
+                partial, **{name: value.numpy() for name, value in features.items()}, image_names=list(image_names)
+            )
+        else:
+            contiguous = {name: value.contiguous() for name, value in features.items()}
+            save_file(contiguous, partial, metadata={"image_names": json.dumps(list(image_names))})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--image", metavar="FILE", type=Path, nargs="+")
+    source.add_argument("--folder", metavar="DIR", type=Path, help="all images below this folder")
+    parser.add_argument("--layers", metavar="NAME", nargs="+", help="names as --list-layers prints them")
+    parser.add_argument("--list-layers", action="store_true", help="print the names of all layers and stop")
+    parser.add_argument("--output", metavar="FILE", type=Path, help=f"one of {', '.join('*' + s for s in SUFFIXES)}")
+    parser.add_argument("--batch-size", type=int, default=8)
+    args = parser.parse_args(argv)
+
+    if not args.list_layers:
+        if not (args.layers and args.output and (args.image or args.folder)):
+            raise UserError("give --layers, --output, and --image or --folder; or --list-layers")
+        if args.output.suffix not in SUFFIXES:
+            raise UserError(f"--output {args.output} must end in {', '.join(SUFFIXES)}")
+    if args.list_layers:
+        for name, module in load_classifier(args, weights=False).model.named_modules():
+            if name:
+                print(f"{name}  {type(module).__name__}")
+        return
+    paths = args.image or list_images(args.folder)
+    classifier = load_classifier(args)
+    features = extract_features(classifier, paths, args.layers, args.batch_size)
+    write_features(args.output, features, [str(path) for path in paths])
+    for name, value in features.items():
+        print(f"{name}: {tuple(value.shape)}")
+    print(f"wrote {args.output}: {len(paths)} images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""A trained classifier and its images, for the scripts that look at a model: predict, extract_feature, pictures."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from internimage import InternImageMetaFormer, create_model
+from internimage.checkpoint import load_exact, read_state_dict
+from internimage.errors import CheckpointError, UserError
+
+from .config import get_config, parse_args
+from .data.samples import EXTENSIONS, class_folders
+from .data.transforms import build_transform
+from .defaults import DEFAULTS
+from .distributed import start
+from .models import build_model
+
+__all__ = ["Classifier", "add_model_arguments", "load_classifier", "read_image", "list_images"]
+
+
+class Classifier(NamedTuple):
+    """A model in evaluation mode with what it needs to read an image and to name its classes."""
+
+    model: nn.Module
+    transform: Callable[[Image.Image], Tensor]  # RGB image to a normalised (3, H, W)
+    class_names: list[str]
+    config: CfgNode
+    device: torch.device
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits `(N, classes)` of normalised images `(N, 3, H, W)`, on the CPU; unknown metadata counts as zeros."""
+        images = images.to(self.device)
+        if isinstance(self.model, InternImageMetaFormer):
+            return self.model(images, images.new_zeros(len(images), 4), images.new_zeros(len(images), 3)).float().cpu()
+        return self.model(images).float().cpu()
+
+    def to_rgb(self, image: Tensor) -> Tensor:
+        """The image that the model sees, normalised `(3, H, W)`, as `(H, W, 3)` with values 0 to 1."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.AUG.MEAN, self.config.AUG.STD))
+        return (image * std + mean).clamp(0, 1).permute(1, 2, 0)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model: --cfg and --checkpoint, or --model."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--cfg", metavar="FILE", help="YAML file of the model; needs --checkpoint")
+    which.add_argument("--model", metavar="NAME", help="released model, such as internimage_t_1k_224")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights (default with --model: the released ones)")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights of the checkpoint")
+    parser.add_argument("--opts", nargs="+", metavar="KEY VALUE", help="change configuration keys of --cfg")
+    parser.add_argument("--class-names", metavar="FILE", help="text file with one class name per line")
+
+
+def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classifier:
+    """Build the model that the options of `add_model_arguments` ask for and load its weights, strictly.
+
+    Args:
+        args: with `cfg` or `model`, and `checkpoint`, `ema`, `opts`, `class_names`.
+        weights: False to leave the model newly initialised.
+
+    Raises:
+        UserError: options, names or files that do not exist.
+        CheckpointError: weights that cannot be read or do not fit.
+    """
+    state = read_state_dict(args.checkpoint, ema=args.ema) if weights and args.checkpoint else None
+    if args.model:
+        config = CfgNode(DEFAULTS)
+        config.DATA.IMG_SIZE = int(re.search(r"\d*$", args.model)[0] or 224)  # released names end with it
+        model = create_model(args.model, pretrained=weights and state is None)
+    else:
+        if weights and state is None:
+            raise UserError("--cfg needs --checkpoint, the file of the trained weights")
+        config = get_config(parse_args(["--cfg", args.cfg, *(["--opts", *args.opts] if args.opts else [])]))
+        # The classes of a folder data set are counted when it is read; here the checkpoint knows.
+        head = None if state is None else state.get("head.weight")
+        model = build_model(config, None if head is None else len(head))
+    if state is not None:
+        _load(model, state, args.checkpoint)
+    device = start("none").device
+    names = _class_names(config, model.num_classes, args.class_names)
+    return Classifier(model.eval().to(device), build_transform(config, train=False), names, config, device)
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
+    try:
+        load_exact(model, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _class_names(config: CfgNode, count: int, file: str | None) -> list[str]:
+    """Names of `count` classes: from `file`, from the folders of the data set, or ImageNet's."""
+    if file:
+        try:
+            names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {file}: {error}; --class-names expects one name per line") from None
+        if len(names) != count:
+            raise UserError(f"{file} has {len(names)} class names, but the model has {count} classes")
+        return names
+    train = Path(config.DATA.DATA_PATH) / "train"
+    if config.DATA.DATASET == "folder" and train.is_dir() and len(names := class_folders(train)) == count:
+        return names
+    imagenet = {1000: "imagenet1k", 21841: "imagenet22k"}.get(count)
+    if config.DATA.DATASET != "folder" and imagenet:
+        info = ImageNetInfo(imagenet)
+        return [info.index_to_description(index) for index in range(count)]
+    return [f"class {index}" for index in range(count)]
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The image in `path` as RGB. Raises `UserError` if it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"no image at {path}; check the path") from None
+    except Exception as error:  # Pillow raises many kinds for damaged files, SyntaxError and struct.error among them
+        raise UserError(f"{path} cannot be read as an image ({error}); it may be damaged or of another type") from None
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All image files below `folder`, sorted by path. Raises `UserError` if there are none."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not paths:
+        raise UserError(f"{folder} has no images ({', '.join(EXTENSIONS)}); check the path")
+    return paths
