@@ -89,7 +89,7 @@ def evaluate_all(
 
 @torch.inference_mode()
 def throughput(
-    model: nn.Module, batch: tuple, world: World, *, dtype: torch.dtype | None = None, seconds: float = 10.0
+    model: nn.Module, batch: tuple, world: World, *, dtype: torch.dtype | None = None, seconds: float = 5.0
 ) -> float:
     """Images per second of the forward pass alone on one batch of this process, after warm-up.
 

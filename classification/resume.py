@@ -6,7 +6,8 @@ last finished epoch.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from internimage.checkpoint import extract_state_dict, load_exact, load_file, save_atomic
+from internimage.checkpoint import extract_state_dict, load_exact, load_file, load_pretrained, save_atomic
 from internimage.errors import CheckpointError
 
 from .distributed import World, run_on_main
 
-__all__ = ["RunState", "list_checkpoints", "load_for_evaluation", "load_latest", "restore", "save"]
+__all__ = ["RunState", "initialise", "list_checkpoints", "load_for_evaluation", "load_latest", "restore", "save"]
 
 BEST, BEST_EMA = "ckpt_epoch_best.pth", "ckpt_epoch_ema_best.pth"
 
@@ -170,8 +171,26 @@ def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> b
     return True
 
 
+def initialise(model: nn.Module, path: Path, log: Callable[[str], None], *, rand_init_head: bool = False) -> None:
+    """Start from the weights of a pretrained file (`internimage.checkpoint.load_pretrained`); log what was not taken.
+
+    Raises:
+        CheckpointError: if the file does not hold this model's backbone.
+    """
+    with _naming(path):
+        for notice in load_pretrained(model, extract_state_dict(load_file(path)), rand_init_head=rand_init_head):
+            log(f"{path}: {notice}")
+
+
 def _load_weights(model: nn.Module, checkpoint: Any, path: Path, *, ema: bool = False) -> None:
-    try:
+    with _naming(path):
         load_exact(model, extract_state_dict(checkpoint, ema=ema))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name into the errors of functions that see only its contents."""
+    try:
+        yield
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None

@@ -23,7 +23,7 @@ from classification.engine import Trainer, seed_everything
 from classification.evaluation import evaluate_all, throughput
 from classification.models import build_model
 from classification.tracking import Tracker, prepare_folder
-from internimage.checkpoint import load_file, load_pretrained, read_state_dict
+from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
 
 
@@ -56,9 +56,8 @@ def run_training(config: CfgNode, world: distributed.World) -> None:
     if found is None and config.MODEL.RESUME:
         found = Path(config.MODEL.RESUME), load_file(config.MODEL.RESUME)
     if found is None and config.MODEL.PRETRAINED:
-        state_dict = read_state_dict(config.MODEL.PRETRAINED)
-        for notice in load_pretrained(model, state_dict, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD):
-            tracker.log(f"{config.MODEL.PRETRAINED}: {notice}")
+        weights, rand_init = Path(config.MODEL.PRETRAINED), config.TRAIN.RAND_INIT_FT_HEAD
+        resume.initialise(model, weights, tracker.log, rand_init_head=rand_init)
     trainer = Trainer(config, world, model, loaders, amp_dtype(config, world.device))
     if found is not None:
         path, checkpoint = found

@@ -1,0 +1,108 @@
+"""A tiny data set, a tiny model and ways to run train.py on them, shared by the tests of training."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from classification import train
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = (sys.executable, str(ROOT / "classification" / "train.py"))
+CLASSES, TRAIN_IMAGES, VAL_IMAGES = 4, 16, 6  # images per class
+
+MODEL = {
+    "TYPE": "intern_image",
+    "DROP_PATH_RATE": 0.1,
+    "INTERN_IMAGE": {"CHANNELS": 16, "DEPTHS": [1, 1, 1, 1], "GROUPS": [1, 2, 4, 8]},
+}
+
+
+def make_images(folder: Path, classes: int = CLASSES) -> Path:
+    """An ImageFolder of noise with one bright quadrant per class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES)):
+        for label in range(classes):
+            (folder / split / f"class{label}").mkdir(parents=True)
+            for i in range(count):
+                image = rng.normal(100, 20, (32, 32, 3))
+                row, column = divmod(label, 2)
+                image[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 90
+                Image.fromarray(image.clip(0, 255).astype("uint8")).save(folder / split / f"class{label}/{i}.png")
+    return folder
+
+
+def write_config(path: Path, data: Path, changes: dict | None = None) -> Path:
+    """A YAML file for the tiny model: 2 epochs of 8 steps of 8 images, with mixup, EMA and warm-up."""
+    config = {
+        "DATA": {"DATASET": "folder", "DATA_PATH": str(data), "IMG_SIZE": 32, "BATCH_SIZE": 8, "NUM_WORKERS": 0},
+        "MODEL": MODEL,
+        "TRAIN": {
+            "EPOCHS": 2,
+            "WARMUP_EPOCHS": 1,
+            "BASE_LR": 2e-2,
+            "EMA": {"ENABLE": True, "DECAY": 0.9},
+        },
+        "PRINT_FREQ": 4,
+    }
+    for section, values in (changes or {}).items():
+        config[section] = config.get(section, {}) | values if isinstance(values, dict) else values
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def run_here(config: Path, output: Path, *arguments: str) -> None:
+    """train.py in this process; a user error becomes SystemExit(2)."""
+    train.main(["--cfg", str(config), "--output", str(output), *arguments])
+
+
+def start(*command: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen:
+    """A subprocess with one thread, its stdout readable line by line."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable} | environment
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*processes: subprocess.Popen) -> list[str]:
+    """Wait for processes that must succeed; return what they printed."""
+    outputs = [process.communicate(timeout=240) for process in processes]
+    for process, (_, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors
+    return [printed for printed, _ in outputs]
+
+
+def two_processes(*command: str) -> list[subprocess.Popen]:
+    """The same command twice, as torchrun would start it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
+    return [start(*command, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
+
+
+def history(folder: Path) -> list[dict]:
+    """The figures of each epoch, without those that depend on the clock."""
+    records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in records]
+
+
+@contextmanager
+def user_error(capsys: pytest.CaptureFixture, *words: str) -> Iterator[None]:
+    """Expect exit code 2 and one line on stderr that holds `words`."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        yield
+    assert exit_info.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0], lines[0]
