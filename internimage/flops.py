@@ -1,0 +1,51 @@
+"""Size of a model: parameters, and FLOPs by the convention of the published tables.
+
+That convention counts multiply-adds of convolutions and linear layers once, five operations per sampled point and
+channel for the deformable operator, and nothing else. On the meta device neither memory nor arithmetic is needed.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ops_dcnv3 import DCNv3, DCNv4
+
+__all__ = ["count_flops", "count_parameters"]
+
+_COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameter elements; buffers do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def count_flops(model: nn.Module, *inputs: object) -> int:
+    """FLOPs of `model(*inputs)` by the published convention; the model may be on the meta device.
+
+    The model is run once, in evaluation mode.
+    """
+    operator = 0
+
+    def count_operator(layer: DCNv3 | DCNv4, _: tuple, output: torch.Tensor) -> None:
+        nonlocal operator
+        points = layer.kernel_size**2 - int(layer.remove_center)
+        operator += 5 * math.prod(output.shape) * points
+
+    hooks = [
+        layer.register_forward_hook(count_operator) for layer in model.modules() if isinstance(layer, DCNv3 | DCNv4)
+    ]
+    training = model.training
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    counts = counter.get_flop_counts()["Global"]
+    return operator + sum(counts.get(op, 0) for op in _COUNTED) // 2  # torch counts multiply and add apart
