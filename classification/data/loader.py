@@ -54,7 +54,7 @@ class ImageDataset(Dataset):
             return self._draw(*_epoch_and_index(key))
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> tuple[list[Row], list[str]]:
-        """The good rows of a batch, and a message for each bad image met on the way."""
+        """The good rows of a batch (none if substitutes ran out), and a message for each bad image met on the way."""
         rows, bad = [], []
         # Once per batch: to save and restore the three generators takes longer than to seed them.
         with isolated_randomness():
@@ -62,6 +62,8 @@ class ImageDataset(Dataset):
                 row = self._draw_or_substitute(*_epoch_and_index(key), bad)
                 if row is not None:
                     rows.append(row)
+                elif self.substitute:
+                    return [], bad
         return rows, bad
 
     def _draw_or_substitute(self, epoch: int, index: int, bad: list[str]) -> Row | None:
@@ -134,11 +136,17 @@ class ImageLoader(DataLoader):
         self.bad_images: dict[str, None] = {}  # messages, in the order of discovery
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        for batch, bad in super().__iter__():
-            if bad and not self.skip_bad_images:
-                raise UserError(bad[0])
-            self.bad_images.update(dict.fromkeys(bad))
-            if batch is not None:
-                yield batch
-            elif self.dataset.substitute:
-                raise UserError(f"{len(bad)} images in a row cannot be read, the first: {bad[0]}")
+        try:
+            for batch, bad in super().__iter__():
+                if bad and not self.skip_bad_images:
+                    raise UserError(bad[0])
+                self.bad_images.update(dict.fromkeys(bad))
+                if batch is not None:
+                    yield batch
+                elif self.dataset.substitute:
+                    raise UserError(f"too many images in a row cannot be read; the last: {bad[-1]}")
+        except UserError:
+            # Ends the workers now. Left to the garbage collector, which closes their queues first, each would be
+            # waited for in vain for five seconds.
+            self._iterator = None
+            raise
