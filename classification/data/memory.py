@@ -39,14 +39,18 @@ class MemorySamples(Samples):
     def name(self, index: int) -> str:
         return self._name(index)
 
-    def size(self, index: int) -> int:
-        return len(self.read(index))
-
-    def read(self, index: int) -> bytes:
+    def _place(self, index: int) -> tuple[mmap.mmap, slice]:
         item, part = divmod(index, len(self.parts))
         ends = self.ends[part]
-        start = int(ends[item - 1]) if item else 0
-        data = self.parts[part][start : int(ends[item])]
+        return self.parts[part], slice(int(ends[item - 1]) if item else 0, int(ends[item]))
+
+    def size(self, index: int) -> int:
+        _, place = self._place(index)
+        return place.stop - place.start
+
+    def read(self, index: int) -> bytes:
+        part, place = self._place(index)
+        data = part[place]
         if not data:
             raise OSError("the file was empty or missing when the images were loaded into memory")
         return data
