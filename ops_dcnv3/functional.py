@@ -84,6 +84,8 @@ def dcnv3(
         # Compilers fuse the gathers; exporters know grid_sample.
         fuse = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         return (gather_core if fuse else grid_sample_core)(input, offset, mask, geometry)
+    if chosen == "triton":
+        return torch.ops.ops_dcnv3.triton_forward(input, offset, mask, *geometry)
     return torch.ops.ops_dcnv3.forward(input, offset, mask, *geometry)
 
 
