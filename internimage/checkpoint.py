@@ -22,6 +22,7 @@ from .imagenet import in22k_to_1k
 
 __all__ = [
     "extract_state_dict",
+    "fit_pretrained",
     "install_layout_hook",
     "load_exact",
     "load_file",
@@ -41,16 +42,18 @@ _HEAD_PREFIXES = ("head.", "conv_head.", "dcnv3_head_x3.", "dcnv3_head_x4.", "cl
 # Files
 
 
-def _safe_globals() -> list:
-    """Names beyond tensors and plain containers that released training checkpoints hold."""
-    scalar = np.float64(0).__reduce__()[0]  # best accuracies are sometimes numpy scalars
-    return [
+_scalar = np.float64(0).__reduce__()[0]
+# Names beyond tensors and plain containers that the released training checkpoints hold. They are allowed for the whole
+# process, so that other loaders (timm's, mmengine's) read these files too.
+torch.serialization.add_safe_globals(
+    [
         (OrderedDict, "yacs.config.CfgNode"),  # read as a plain mapping, so that yacs code never runs
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
+        (_scalar, "numpy.core.multiarray.scalar"),  # best accuracies are sometimes numpy scalars
+        (_scalar, "numpy._core.multiarray.scalar"),
         np.dtype,
         *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
     ]
+)
 
 
 def load_file(path: str | Path) -> object:
@@ -67,9 +70,8 @@ def load_file(path: str | Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
-        with torch.serialization.safe_globals(_safe_globals()):
-            # Memory mapping halves the memory that the 12 GB of InternImage-G need.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # Memory mapping halves the memory that the 12 GB of InternImage-G need.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch, pickle, zipfile and safetensors each have errors of their own
         reason = f"{type(error).__name__}: {error}"
         if unsafe := re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]*\w)", reason):
@@ -276,6 +278,25 @@ def load_exact(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     _load_strictly(model, _fit(state_dict, model))
 
 
+def fit_pretrained(
+    model: nn.Module, state_dict: Mapping[str, Tensor], *, rand_init_head: bool = False
+) -> tuple[StateDict, list[str]]:
+    """Apply the rules of `load_pretrained` without loading: return what to load strictly, and the notices."""
+    own = model.state_dict()
+    state = _fit(state_dict, model)
+    notices = []
+    if "head.weight" not in own:
+        for key in [key for key in state if key.startswith(_HEAD_PREFIXES) and key not in own]:
+            del state[key]
+    elif "head.weight" in state:
+        notices += _fit_head(state, own, rand_init_head)
+    for what, pattern in (("layer scales", r"levels\.\d+\..*\.gamma[12]$"), ("metadata encoders", r"meta")):
+        if absent := [key for key in own if key not in state and re.match(pattern, key)]:
+            state.update({key: own[key] for key in absent})
+            notices.append(f"{what} are not in the file and keep their initial values ({len(absent)} entries)")
+    return state, notices
+
+
 def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor], *, rand_init_head: bool = False) -> list[str]:
     """Initialise from a pretrained file; return one-line notices about what was not taken from it.
 
@@ -290,19 +311,7 @@ def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor], *, rand_
         CheckpointError: anything else that does not fit.
     """
     model = _bare(model)
-    own = model.state_dict()
-    state = _fit(state_dict, model)
-    notices = []
-
-    if "head.weight" not in own:
-        for key in [key for key in state if key.startswith(_HEAD_PREFIXES) and key not in own]:
-            del state[key]
-    elif "head.weight" in state:
-        notices += _fit_head(state, own, rand_init_head)
-    for what, pattern in (("layer scales", r"levels\.\d+\..*\.gamma[12]$"), ("metadata encoders", r"meta")):
-        if absent := [key for key in own if key not in state and re.match(pattern, key)]:
-            state.update({key: own[key] for key in absent})
-            notices.append(f"{what} are not in the file and keep their initial values ({len(absent)} entries)")
+    state, notices = fit_pretrained(model, state_dict, rand_init_head=rand_init_head)
     _load_strictly(model, state)
     return notices
 

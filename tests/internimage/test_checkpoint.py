@@ -83,8 +83,8 @@ def test_every_layout_gives_the_same_weights(layout, tmp_path):
 
 
 @pytest.mark.parametrize("name", key_lists())
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_released_key_lists_survive_every_layout_on_the_meta_device(name, layout):
+@pytest.mark.parametrize("layout", ["hugging face, data parallel", "mm with averaging"])
+def test_the_released_key_lists_survive_conversion_on_the_meta_device(name, layout):
     state = {key: torch.empty(shape, device="meta") for key, shape in key_lists()[name].items()}
     current = extract_state_dict(LAYOUTS[layout](state))
     assert {key: list(value.shape) for key, value in current.items()} == key_lists()[name]

@@ -1,0 +1,1 @@
+"""InternImage inside other libraries: timm."""

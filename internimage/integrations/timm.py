@@ -1,0 +1,101 @@
+"""timm: every released name works with `timm.create_model` once `internimage` is imported.
+
+    timm.create_model("internimage_t_1k_224", pretrained=True, num_classes=10)
+    timm.create_model("internimage_b_1k_224", features_only=True, out_indices=(1, 2, 3))
+
+Weights go through `internimage.checkpoint`, downloads through `internimage.zoo`; sources that timm itself knows
+(`hf-hub:`, `local-dir:`, another `url`) through timm.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, load_pretrained, register_model
+from torch import Tensor, nn
+
+from ..backbone import InternImage
+from ..checkpoint import extract_state_dict, fit_pretrained, read_state_dict
+from ..variants import VARIANTS, _model_class
+from ..zoo_data import releases
+
+__all__: list[str] = []  # `register_model` adds the names
+
+_logger = logging.getLogger(__name__)
+
+
+def _default_cfg(name: str) -> dict:
+    """What timm wants to know about a model: its weights, its input, and the layers that fine-tuning replaces."""
+    size = int(name.rsplit("_", 1)[1].split("to")[-1])
+    url = next((release.url(release.checkpoint) for release in releases() if release.name == name), None)
+    flash = name.startswith("flash")
+    return {
+        "url": url,
+        "num_classes": VARIANTS[name]["num_classes"],
+        "input_size": (3, size, size),
+        "pool_size": (size // 32, size // 32),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.conv1",
+        "classifier": ("head", "meta_head") if "inat18" in name else "head",
+        "license": "mit",
+        "origin_url": f"https://github.com/OpenGVLab/{'DCNv4' if flash else 'InternImage'}",
+        "paper_ids": "arXiv:2401.06197" if flash else "arXiv:2211.05778",
+    }
+
+
+default_cfgs = generate_default_cfgs({name: _default_cfg(name) for name in VARIANTS})
+
+
+def _checkpoint_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Any layout to the model's keys, so that timm's strict loading applies."""
+    state, notices = fit_pretrained(model, extract_state_dict(state_dict))
+    for notice in notices:
+        _logger.info(notice)
+    return state
+
+
+def _load(name: str, model: nn.Module, cache_dir: str | None) -> None:
+    from ..zoo import checkpoint_path  # here, so that `python -m internimage.zoo` is not imported before it runs
+
+    cfg = dict(model.pretrained_cfg)
+    if cfg.get("source") not in ("hf-hub", "local-dir") and not cfg.get("state_dict") and not cfg.get("hf_hub_id"):
+        if cfg.get("file"):
+            cfg["state_dict"] = read_state_dict(cfg["file"])
+        elif cfg.get("url") == default_cfgs[name].default.url:
+            cfg["state_dict"] = read_state_dict(checkpoint_path(name))
+    in_chans = model.patch_embed.conv1.in_channels
+    # The filter has fitted the head to the model already, so timm must not take the class count for different.
+    load_pretrained(
+        model, cfg, num_classes=cfg["num_classes"], in_chans=in_chans, filter_fn=_checkpoint_filter, cache_dir=cache_dir
+    )
+
+
+def _entrypoint(name: str) -> Callable[..., nn.Module]:
+    def build(pretrained: bool = False, **kwargs) -> nn.Module:
+        features_only = kwargs.get("features_only", False)
+        model_class = _model_class(name)
+        if features_only:
+            # Without head, and without the metadata that only heads read.
+            image_class = model_class if name.startswith("flash") else InternImage
+            model_class = lambda **options: image_class(features_only=True, **options)  # noqa: E731
+        architecture = {key: value for key, value in VARIANTS[name].items() if key != "num_classes"}
+        model = build_model_with_cfg(
+            model_class,
+            name,
+            False,
+            feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3)},
+            **{**architecture, **kwargs},
+        )
+        if pretrained:
+            _load(name, model.model if features_only else model, kwargs.get("cache_dir"))
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"InternImage as timm builds models; released as `{name}`."
+    return build
+
+
+for _name in VARIANTS:
+    register_model(_entrypoint(_name))
