@@ -1,13 +1,16 @@
 """Which implementations of the operator this machine has, and why the others are missing.
 
-`cuda` and `cpu` are compiled libraries that add kernels to the operators of functional.py; `triton` serves GPUs without a
-compiler; `torch` is plain PyTorch and always there.
+`cuda` and `cpu` are compiled libraries that add kernels to the operators of functional.py; `triton` serves GPUs
+without a CUDA toolkit; `torch` is plain PyTorch and always there.
 """
 
 import ctypes
 import functools
-import importlib.util
+import importlib
+import os
+import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -117,11 +120,16 @@ def _load_cuda() -> str | None:
 def _load_triton() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; run pip install triton"
-    if importlib.util.find_spec("ops_dcnv3.triton_kernel") is None:
-        return "this version has no Triton kernel"
-    importlib.import_module("ops_dcnv3.triton_kernel")
+    # Triton compiles its own launcher once, in C against Python's headers (on Windows it brings a compiler along).
+    if sys.platform != "win32":
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            return "triton needs a C compiler and found none; install gcc or clang"
+        if not Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h").exists():
+            return "triton needs Python's headers; install them (Debian, Ubuntu: apt install python3-dev)"
+    try:
+        importlib.import_module("ops_dcnv3.triton_kernel")
+    except ImportError as error:
+        return f"triton cannot be imported ({error}); run pip install triton"
     return None
 
 
