@@ -1,0 +1,1 @@
+"""The demo: a small InternImage learns the embedded Fashion-MNIST subset (`python -m classification.demo`)."""
