@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -242,9 +242,9 @@ def _bare(model: nn.Module) -> nn.Module:
     return _bare(model._orig_mod) if hasattr(model, "_orig_mod") else model
 
 
-def _shorten(items: object, limit: int = 3) -> str:
+def _shorten(items: Iterable[str], limit: int = 3) -> str:
     items = list(items)
-    return ", ".join(items[:limit]) + (f", ... ({len(items)} in all)" if len(items) > limit else "")
+    return ", ".join(items[:limit]) + (", ..." if len(items) > limit else "")
 
 
 def _load_strictly(model: nn.Module, state: StateDict) -> None:

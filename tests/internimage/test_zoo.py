@@ -95,6 +95,14 @@ def test_a_file_that_arrives_damaged_is_refused_and_not_kept(host, tmp_path):
     assert "\n" not in str(error.value) and files(tmp_path) == []
 
 
+def test_a_mirror_without_checksums_is_checked_by_size_alone(host, tmp_path):
+    host.checksum, host.cut_at = "", 1000
+    with pytest.raises(UserError, match="ended after 1000 of"):
+        zoo.checkpoint_path(NAME)
+    host.cut_at = None
+    assert zoo.checkpoint_path(NAME).read_bytes() == CONTENT
+
+
 def test_a_dropped_connection_is_an_error_and_the_next_call_continues(host, tmp_path):
     host.cut_at = 3_000_000
     with pytest.raises(
