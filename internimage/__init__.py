@@ -3,6 +3,7 @@
 from .backbone import InternImage
 from .errors import CheckpointError, UserError
 from .flash import FlashInternImage
+from .integrations import timm as _timm  # noqa: F401 - registers the names with timm
 from .meta_former import InternImageMetaFormer
 from .variants import create_model, list_models
 
