@@ -77,8 +77,10 @@ def start(launcher: str = "auto", local_rank: int = 0) -> World:
 
     device = _device(local_rank)
     if size > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
+        gpu = device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT, device_id=device if gpu else None
+        )
     return World(rank, size, device)
 
 
@@ -147,6 +149,7 @@ def _device(local_rank: int) -> torch.device:
         else:
             raise UserError(f"process {local_rank} of this node has no GPU: {count} visible; start at most {count}")
     torch.cuda.set_device(local_rank)
+    torch.backends.cudnn.benchmark = True  # one image size throughout a run
     return torch.device("cuda", local_rank)
 
 

@@ -166,9 +166,10 @@ class Trainer:
         remaining = (self.config.TRAIN.EPOCHS - epoch) * self.steps - (step + 1)
         left = duration(elapsed / (step + 1) * remaining)
         short = f"loss {window['loss']:.4f}, lr {window['lr']:.2e}, run ends in {left}"
+        norm = f" grad norm {window['grad_norm']:.3f}" if "grad_norm" in window else ""  # none while accumulating
         tracker.note(
-            f"{label} step {step + 1}/{self.steps} loss {window['loss']:.6f} lr {window['lr']:.3e} grad norm "
-            f"{window.get('grad_norm', float('nan')):.3f} {window['images_per_second']:.1f} images/s, {left} left",
+            f"{label} step {step + 1}/{self.steps} loss {window['loss']:.6f} lr {window['lr']:.3e}{norm} "
+            f"{window['images_per_second']:.1f} images/s, {left} left",
             short,
         )
         tracker.scalars(

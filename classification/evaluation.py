@@ -55,7 +55,7 @@ def evaluate(
             logits = logits[:, columns.to(logits.device)]
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
         loss = nn.functional.cross_entropy(logits, target, reduction="sum")
-        sums += torch.stack([loss, best[:, 0].sum(), best.sum(), torch.tensor(len(target))]).to(sums)
+        sums += torch.stack([loss, best[:, 0].sum(), best.sum(), loss.new_tensor(len(target))]).to(sums)
     loss, top1, top5, images = sum_over_processes(world, sums).tolist()
     if not images:
         raise UserError("the validation set is empty; check DATA.DATA_PATH and its val folder")

@@ -89,5 +89,7 @@ def build_scheduler(
         )
     if name == "step":
         every = max(1, int(train.LR_SCHEDULER.DECAY_EPOCHS * updates_per_epoch))
+        # Steps count from the start of the run, as in the timm release that the recipes were made with.
+        common["warmup_prefix"] = False
         return StepLRScheduler(optimizer, decay_t=every, decay_rate=train.LR_SCHEDULER.DECAY_RATE, **common)
     raise UserError(f"TRAIN.LR_SCHEDULER.NAME is {train.LR_SCHEDULER.NAME!r}; it must be cosine, linear or step")

@@ -53,9 +53,12 @@ def run_training(config: CfgNode, world: distributed.World) -> None:
         f"{loaders.num_classes} classes, {world.size} x {world.device.type}, output {folder}"
     )
     found = resume.load_latest(world, folder, tracker.log) if config.TRAIN.AUTO_RESUME else None
-    if found is None and config.MODEL.RESUME:
-        found = Path(config.MODEL.RESUME), load_file(config.MODEL.RESUME)
-    if found is None and config.MODEL.PRETRAINED:
+    if config.MODEL.RESUME:
+        if found is None:
+            found = Path(config.MODEL.RESUME), load_file(config.MODEL.RESUME)
+        else:
+            tracker.log(f"not resuming from {config.MODEL.RESUME}: this run has gone on and has checkpoints of its own")
+    elif found is None and config.MODEL.PRETRAINED:
         weights, rand_init = Path(config.MODEL.PRETRAINED), config.TRAIN.RAND_INIT_FT_HEAD
         resume.initialise(model, weights, tracker.log, rand_init_head=rand_init)
     trainer = Trainer(config, world, model, loaders, amp_dtype(config, world.device))

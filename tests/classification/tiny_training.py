@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -61,8 +62,13 @@ def write_config(path: Path, data: Path, changes: dict | None = None) -> Path:
 
 
 def run_here(config: Path, output: Path, *arguments: str) -> None:
-    """train.py in this process; a user error becomes SystemExit(2)."""
-    train.main(["--cfg", str(config), "--output", str(output), *arguments])
+    """train.py in this process, with one thread as in `start`; a user error becomes SystemExit(2)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train.main(["--cfg", str(config), "--output", str(output), *arguments])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def start(*command: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen:

@@ -1,0 +1,167 @@
+"""Checkpoints: written whole, rotated, found again; and a run that was killed ends like one that was not."""
+
+import signal
+
+import pytest
+import torch
+from tiny_training import TRAIN, finish, history, make_images, run_here, start, write_config
+from torch import nn
+
+from classification.distributed import World
+from classification.resume import RunState, list_checkpoints, load_latest, restore, save
+from internimage.errors import CheckpointError
+
+
+def make_state(**options):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    return RunState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False), **options)
+
+
+def save_epoch(folder, state, epoch, **flags):
+    state.epoch = epoch
+    save(World(), folder, state, "", **{"numbered": True, "best": False, "best_ema": False, "keep": 2} | flags)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_only_the_newest_checkpoints_are_kept_beside_the_best(tmp_path):
+    state = make_state()
+    for epoch in range(12):
+        save_epoch(tmp_path, state, epoch, best=epoch == 3)
+    assert names(tmp_path) == ["ckpt_epoch_10.pth", "ckpt_epoch_11.pth", "ckpt_epoch_best.pth"]
+    assert list_checkpoints(tmp_path)[0].name == "ckpt_epoch_11.pth"
+    assert torch.load(tmp_path / "ckpt_epoch_best.pth", weights_only=True)["epoch"] == 3
+
+
+def test_a_truncated_latest_checkpoint_falls_back_to_the_one_before_with_a_notice(tmp_path):
+    state = make_state()
+    save_epoch(tmp_path, state, 0)
+    save_epoch(tmp_path, state, 1)
+    cut(tmp_path / "ckpt_epoch_1.pth")
+    notices = []
+    path, checkpoint = load_latest(World(), tmp_path, notices.append)
+    assert path.name == "ckpt_epoch_0.pth"
+    assert checkpoint["epoch"] == 0
+    assert len(notices) == 1
+    assert "ckpt_epoch_1.pth" in notices[0]
+
+
+def test_if_no_checkpoint_can_be_read_the_run_does_not_start_anew(tmp_path):
+    save_epoch(tmp_path, make_state(), 0)
+    cut(tmp_path / "ckpt_epoch_0.pth")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        load_latest(World(), tmp_path, lambda _: None)
+
+
+def test_an_empty_folder_has_no_latest_checkpoint(tmp_path):
+    assert load_latest(World(), tmp_path, print) is None
+
+
+def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monkeypatch):
+    state = make_state()
+    save_epoch(tmp_path, state, 0)
+    before = (tmp_path / "ckpt_epoch_0.pth").read_bytes()
+
+    def full_disk(obj, file):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError):
+        save_epoch(tmp_path, state, 0)
+    assert names(tmp_path) == ["ckpt_epoch_0.pth"]
+    assert (tmp_path / "ckpt_epoch_0.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["model", "optimizer", "lr_scheduler", "scaler", "epoch", "max_accuracy"])
+def test_resuming_needs_every_part(key, tmp_path):
+    checkpoint = make_state().state_dict("")
+    del checkpoint[key]
+    with pytest.raises(CheckpointError, match=f"lacks {key}"):
+        restore(make_state(), checkpoint, tmp_path / "x.pth", print)
+
+
+def test_resuming_refuses_the_state_of_another_optimizer(tmp_path):
+    checkpoint = make_state().state_dict("")
+    other = make_state()
+    other.optimizer = torch.optim.AdamW([{"params": [p]} for p in other.model.parameters()], lr=0.1)
+    with pytest.raises(CheckpointError, match="optimizer state"):
+        restore(other, checkpoint, tmp_path / "x.pth", print)
+
+
+def test_resuming_after_the_schedule_changed_says_so(tmp_path):
+    state, notices = make_state(), []
+    checkpoint = state.state_dict("")
+    state.scheduler.step_size = 5
+    restore(state, checkpoint, tmp_path / "x.pth", notices.append)
+    assert len(notices) == 1
+    assert "schedule differs" in notices[0]
+
+
+def assert_same_files(left, right, name="ckpt_epoch_2.pth"):
+    """All tensors of two checkpoints are equal bit by bit, optimizer and averages included."""
+    a, b = (torch.load(folder / name, weights_only=True) for folder in (left, right))
+    a.pop("config"), b.pop("config")  # names the output folder
+    flat_a, flat_b = (torch.utils._pytree.tree_flatten(x) for x in (a, b))
+    assert flat_a[1] == flat_b[1]
+    for x, y in zip(flat_a[0], flat_b[0]):
+        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run of 3 epochs with every source of randomness: drop path, mixup, augmentation, and accumulation."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    changes = {"TRAIN": {"EPOCHS": 3, "ACCUMULATION_STEPS": 3}, "PRINT_FREQ": 1}
+    config = write_config(folder / "tiny.yaml", make_images(folder / "data"), changes)
+    run_here(config, folder)
+    return config, folder / "tiny"
+
+
+def test_a_run_killed_in_mid_epoch_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
+    config, expected = undisturbed
+    command = (*TRAIN, "--cfg", str(config), "--output", str(tmp_path), "--opts", "DATA.NUM_WORKERS", "1")
+    victim = start(*command)
+    for line in victim.stdout:
+        if line.startswith("epoch 1/3 step 2/8"):
+            victim.send_signal(signal.SIGKILL)
+            break
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
+    folder = tmp_path / "tiny"
+    assert [path.name for path in list_checkpoints(folder)] == ["ckpt_epoch_0.pth"]
+
+    (printed,) = finish(start(*command))
+    assert "the next epoch is 1" in printed
+    assert_same_files(folder, expected)
+    assert_same_files(folder, expected, "ckpt_epoch_best.pth")
+    assert history(folder) == history(expected)
+
+
+def test_a_run_whose_latest_checkpoint_was_cut_ends_the_same(undisturbed, tmp_path, capsys):
+    config, expected = undisturbed
+    run_here(config, tmp_path, "--opts", "TRAIN.EPOCHS", "3", "SAVE_CKPT_NUM", "3")
+    folder = tmp_path / "tiny"
+    for name in ("ckpt_epoch_2.pth", "ckpt_epoch_1.pth"):
+        cut(folder / name)
+    capsys.readouterr()
+    run_here(config, tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.count("passing over an unreadable checkpoint") == 2
+    assert_same_files(folder, expected)
+    assert history(folder) == history(expected)
+
+
+def test_an_explicit_checkpoint_is_resumed(undisturbed, tmp_path, capsys):
+    config, expected = undisturbed
+    run_here(config, tmp_path, "--resume", str(expected / "ckpt_epoch_1.pth"))
+    assert "the next epoch is 2" in capsys.readouterr().out
+    assert_same_files(tmp_path / "tiny", expected)
