@@ -48,6 +48,15 @@ def test_evaluation_reads_no_training_images(folder):
     assert sum(len(targets) for _, targets in loaders.val) == 9
 
 
+def test_evaluation_needs_no_training_folder(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    (tmp_path / "val" / "dog").rename(tmp_path / "val" / "dog;brown")
+    loaders = build_loaders(configure(tmp_path, flags=["--eval"]))
+    assert loaders.class_names == ["cat", "dog;brown", "eel"]
+    assert [len(targets) for _, targets in loaders.val] == [4, 4, 1]
+
+
 def test_evaluation_of_a_subset_keeps_the_labels_of_the_training_classes(tmp_path):
     make_folder(tmp_path)
     for name in ("cat", "dog"):

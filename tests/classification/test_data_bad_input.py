@@ -1,6 +1,7 @@
 """What the loaders say about data that are missing or broken."""
 
 import pytest
+import torch
 from image_folders import configure, epochs, make_folder, pixels_and_labels
 
 from classification.data import build_loaders
@@ -113,9 +114,18 @@ def test_skipped_images_are_left_out_of_evaluation(folder):
     good = pixels_and_labels(build_loaders(configure(folder)).val)
     spoil(folder / "val" / "dog" / "1.png")
     loaders = build_loaders(configure(folder, batch=1, flags=["--skip-bad-images", "--eval"]))
-    left = pixels_and_labels(loaders.val)
-    assert left < good and len(left) == len(good) - 1
+    assert len(list(loaders.val)) == len(good) - 1
+    assert pixels_and_labels(loaders.val) < good
     assert loaders.skipped == 1
+
+
+def test_a_substitute_is_the_next_good_image_in_its_own_augmentation(folder):
+    spoil(folder / "train" / "cat" / "7.png")  # the last cat; a dog follows
+    dataset = build_loaders(configure(folder)).train.dataset
+    (substitute, neighbour), bad = dataset.__getitems__([(0, 7), (0, 8)])
+    assert substitute[1] == neighbour[1] == 1
+    assert not torch.equal(substitute[0], neighbour[0])
+    assert len(bad) == 1
 
 
 def test_a_set_of_only_bad_images_is_an_error(folder):

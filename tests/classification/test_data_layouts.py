@@ -195,7 +195,7 @@ def test_inat18_batches_carry_time_and_place(tmp_path):
 def test_place_is_a_unit_vector_and_zero_where_missing():
     assert math.isclose(math.hypot(*spatial_vector(48.1, 11.6)), 1)
     assert spatial_vector(45.0, 90.0) == pytest.approx((0, math.sqrt(0.5), math.sqrt(0.5)))
-    assert spatial_vector(None, 3.0) == (0, 0, 0)
+    assert spatial_vector(None, 3.0) == spatial_vector(3.0, 0.0) == spatial_vector(0.0, 3.0) == (0, 0, 0)
 
 
 def test_month_is_on_the_circle_and_zero_where_missing():
