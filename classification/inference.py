@@ -65,27 +65,29 @@ def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classi
 
     Args:
         args: with `cfg` or `model`, and `checkpoint`, `ema`, `opts`, `class_names`.
-        weights: False to leave the model newly initialised.
+        weights: False for the model's structure alone, on the meta device, in no memory.
 
     Raises:
         UserError: options, names or files that do not exist.
         CheckpointError: weights that cannot be read or do not fit.
     """
+    device = start("none").device if weights else torch.device("meta")
     state = read_state_dict(args.checkpoint, ema=args.ema) if weights and args.checkpoint else None
     if args.model:
         config = CfgNode(DEFAULTS)
         config.DATA.IMG_SIZE = int(re.search(r"\d*$", args.model)[0] or 224)  # released names end with it
-        model = create_model(args.model, pretrained=weights and state is None)
+        with torch.device("cpu" if weights else "meta"):
+            model = create_model(args.model, pretrained=weights and state is None)
     else:
         if weights and state is None:
             raise UserError("--cfg needs --checkpoint, the file of the trained weights")
         config = get_config(parse_args(["--cfg", args.cfg, *(["--opts", *args.opts] if args.opts else [])]))
         # The classes of a folder data set are counted when it is read; here the checkpoint knows.
         head = None if state is None else state.get("head.weight")
-        model = build_model(config, None if head is None else len(head))
+        with torch.device("cpu" if weights else "meta"):
+            model = build_model(config, None if head is None else len(head))
     if state is not None:
         _load(model, state, args.checkpoint)
-    device = start("none").device
     names = _class_names(config, model.num_classes, args.class_names)
     return Classifier(model.eval().to(device), build_transform(config, train=False), names, config, device)
 

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from yaml import safe_dump
 
-from classification.inference import read_image
+from classification.inference import Classifier, read_image
 from classification.predict import main
-from internimage import InternImage
+from internimage import InternImage, InternImageMetaFormer, create_model
 from internimage.errors import UserError
 
 SHAPE = {"CHANNELS": 8, "DEPTHS": [1, 1, 1, 1], "GROUPS": [1, 1, 2, 2]}
@@ -66,8 +66,6 @@ def test_without_names_classes_are_numbered(folder, capsys):
 
 
 def test_a_released_model_gets_the_names_of_imagenet(folder, tmp_path, capsys):
-    from internimage import create_model
-
     model = create_model("internimage_t_1k_224")
     torch.nn.init.zeros_(model.head.weight)
     model.head.bias.data[0] = 5.0
@@ -77,6 +75,15 @@ def test_a_released_model_gets_the_names_of_imagenet(folder, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert "tench, Tinca tinca" in lines[0]
+
+
+def test_the_model_that_also_takes_place_and_date_is_asked_with_zeros_for_unknown():
+    torch.manual_seed(0)
+    model = InternImageMetaFormer(channels=8, depths=(1, 1, 1, 1), groups=(1, 1, 2, 2), num_classes=4).eval()
+    images = torch.rand(2, 3, 32, 32)
+    logits = Classifier(model, None, [], None, torch.device("cpu")).logits(images)
+    with torch.inference_mode():
+        assert torch.equal(logits, model(images, torch.zeros(2, 4), torch.zeros(2, 3)))
 
 
 def errors_of(capsys, call, *args, **kwargs):
