@@ -85,6 +85,10 @@ class Trainer:
             seed_everything(config.SEED, epoch, self.world.rank)
             self.loaders.set_epoch(epoch)
             record = {"epoch": epoch} | self.train_one_epoch(epoch, tracker)
+            tracker.log(
+                f"epoch {epoch}/{config.TRAIN.EPOCHS} training: mean loss {record['train_loss']:.4f} "
+                f"({record['images_per_second']:.1f} images/s)"
+            )
             if skipped := self.loaders.bad_images:
                 tracker.log(f"this process has skipped {len(skipped)} bad images so far; the first: {skipped[0]}")
             state.epoch = epoch
@@ -180,8 +184,13 @@ class Trainer:
     def _evaluate(self, tracker: Tracker) -> tuple[dict[str, float], bool, bool]:
         """Figures of the plain and the averaged model, and whether each is the best so far."""
         state = self.state
+        label = f"epoch {state.epoch}/{self.config.TRAIN.EPOCHS}"
+
+        def log(text: str) -> None:
+            tracker.log(f"{label} {text}")
+
         averaged = state.ema.module if state.ema is not None else None
-        plain, ema = evaluate_all(state.model, averaged, self.loaders, self.world, self.dtype, tracker.log)
+        plain, ema = evaluate_all(state.model, averaged, self.loaders, self.world, self.dtype, log)
         if not abs(plain["loss"]) < float("inf"):
             raise UserError(
                 f"the validation loss became {plain['loss']} after epoch {state.epoch}; nothing was saved since the "
