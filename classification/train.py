@@ -32,12 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = get_config(parse_args(argv))
     world = distributed.start(config.LAUNCHER, config.LOCAL_RANK)
     seed_everything(config.SEED)
-    if config.EVAL_MODE:
-        run_evaluation(config, world)
-    elif config.THROUGHPUT_MODE:
-        run_throughput(config, world)
-    else:
-        run_training(config, world)
+    run = run_evaluation if config.EVAL_MODE else run_throughput if config.THROUGHPUT_MODE else run_training
+    run(config, world)
     distributed.close(world)
 
 
@@ -55,12 +51,13 @@ def run_training(config: CfgNode, world: distributed.World) -> None:
     found = resume.load_latest(world, folder, tracker.log) if config.TRAIN.AUTO_RESUME else None
     if config.MODEL.RESUME:
         if found is None:
-            found = Path(config.MODEL.RESUME), load_file(config.MODEL.RESUME)
+            path = resume.locate(world, config.MODEL.RESUME)
+            found = path, load_file(path)
         else:
             tracker.log(f"not resuming from {config.MODEL.RESUME}: this run has gone on and has checkpoints of its own")
     elif found is None and config.MODEL.PRETRAINED:
-        weights, rand_init = Path(config.MODEL.PRETRAINED), config.TRAIN.RAND_INIT_FT_HEAD
-        resume.initialise(model, weights, tracker.log, rand_init_head=rand_init)
+        weights = resume.locate(world, config.MODEL.PRETRAINED)
+        resume.initialise(model, weights, tracker.log, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD)
     trainer = Trainer(config, world, model, loaders, amp_dtype(config, world.device))
     if found is not None:
         path, checkpoint = found
@@ -75,14 +72,14 @@ def run_evaluation(config: CfgNode, world: distributed.World) -> None:
     weights = config.MODEL.RESUME or config.MODEL.PRETRAINED
     if not weights:
         raise UserError("--eval needs weights to evaluate; name a checkpoint with --resume FILE")
-    tracker = Tracker(None, world)
+    weights = resume.locate(world, weights)
     loaders = build_loaders(config)
     models = []
     for averaged in (False, True):
         model = build_model(config, loaders.num_classes)
-        loaded = resume.load_for_evaluation(model, Path(weights), ema=averaged)
+        loaded = resume.load_for_evaluation(model, weights, ema=averaged)
         models.append(model.to(world.device) if loaded else None)
-    evaluate_all(*models, loaders, world, amp_dtype(config, world.device), tracker.log)
+    evaluate_all(*models, loaders, world, amp_dtype(config, world.device), Tracker(None, world).log)
 
 
 def run_throughput(config: CfgNode, world: distributed.World) -> None:

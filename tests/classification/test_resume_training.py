@@ -7,6 +7,7 @@ import torch
 from tiny_training import TRAIN, finish, history, make_images, run_here, start, write_config
 from torch import nn
 
+from classification import resume
 from classification.distributed import World
 from classification.resume import RunState, list_checkpoints, load_latest, restore, save
 from internimage.errors import CheckpointError
@@ -104,6 +105,17 @@ def test_resuming_after_the_schedule_changed_says_so(tmp_path):
     restore(state, checkpoint, tmp_path / "x.pth", notices.append)
     assert len(notices) == 1
     assert "schedule differs" in notices[0]
+
+
+def test_weights_are_found_by_path_or_by_the_name_of_a_released_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "checkpoint_path", lambda name: tmp_path / "cache" / f"{name}.pth")
+    file = tmp_path / "internimage_t_1k_224.pth"
+    cached = tmp_path / "cache" / "internimage_t_1k_224.pth"
+    assert resume.locate(World(), "internimage_t_1k_224") == cached
+    assert resume.locate(World(), str(file)) == cached
+    file.write_text("")
+    assert resume.locate(World(), str(file)) == file
+    assert resume.locate(World(), "my/run.pth").name == "run.pth"
 
 
 def assert_same_files(left, right, name="ckpt_epoch_2.pth"):
