@@ -18,7 +18,7 @@ from .errors import UserError, exit_on_user_error
 from .flops import count_flops, count_parameters
 from .zoo_data import EXPLAINED_GFLOPS, MEASURED, PUBLISHED_MPARAMS, Release, releases
 
-__all__ = ["cache_dir", "checkpoint_path", "check", "markdown_table", "measure"]
+__all__ = ["cache_dir", "checkpoint_path", "check", "markdown_table", "measure", "readme_tables"]
 
 TASKS = ("classification", "detection", "segmentation")
 _ROOT = Path(__file__).parents[1]
@@ -103,6 +103,14 @@ def markdown_table(task: str) -> str:
     return "\n\n".join(parts)
 
 
+def readme_tables() -> str:
+    """Return the README's tables: classification in full, the others folded."""
+    parts = [f"### Classification\n\n{markdown_table('classification')}"]
+    for task in TASKS[1:]:
+        parts.append(f"<details>\n<summary>{task.capitalize()}</summary>\n\n{markdown_table(task)}\n\n</details>")
+    return "\n\n".join(parts)
+
+
 def _listing() -> str:
     lines = []
     for task in TASKS:
@@ -178,8 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.check:
         return 0 if check() else 1
     if args.markdown:
-        tasks = TASKS if args.markdown == "all" else (args.markdown,)
-        print("\n\n".join(f"### {task.capitalize()}\n\n{markdown_table(task)}" for task in tasks))
+        print(readme_tables() if args.markdown == "all" else markdown_table(args.markdown))
     else:
         print(_listing())
     return 0
