@@ -1,8 +1,8 @@
 """Reading and writing checkpoints: the one place that knows the layouts weights come in.
 
 Layouts: the released classification files (a training state with a yacs config), mm files (`state_dict`, keys under
-`backbone.`), DeepSpeed files (`module`), the Hugging Face models (`model.` prefix, `layer_scale1`), safetensors, and
-plain state dicts. Files are always read with `weights_only=True`.
+`backbone.`, heads of mmdet 2 and mmseg 0: `mm_layouts`), DeepSpeed files (`module`), the Hugging Face models (`model.`
+prefix, `layer_scale1`), safetensors, and plain state dicts. Files are always read with `weights_only=True`.
 """
 
 import os
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .imagenet import in22k_to_1k
+from .mm_layouts import from_mask2former, from_mmdet2_dino
 
 __all__ = [
     "extract_state_dict",
@@ -137,6 +138,8 @@ LAYOUTS: list[Callable[[StateDict], StateDict]] = [
     _from_ema_hook,
     _from_mm_backbone,
     _from_hugging_face,
+    from_mmdet2_dino,
+    from_mask2former,
 ]
 
 

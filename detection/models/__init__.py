@@ -1,0 +1,5 @@
+"""Importing this registers everything that the configs here need; name it in `custom_imports`."""
+
+from .intern_image import CBInternImage, FlashInternImage, InternImage  # isort: skip - before mmdet is imported
+
+__all__ = ["CBInternImage", "FlashInternImage", "InternImage"]

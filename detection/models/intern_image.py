@@ -1,0 +1,7 @@
+"""The backbones as mmdet wants them: registered, with released keys (`internimage.integrations.mm`)."""
+
+from internimage.integrations.mm import CBInternImage, FlashInternImage, InternImage, setup
+
+__all__ = ["CBInternImage", "FlashInternImage", "InternImage"]
+
+setup()

@@ -1,0 +1,205 @@
+"""mmengine, mmdet and mmseg: backbones, learning-rate rule and checkpoints of InternImage in their registries.
+
+`setup()` does all of it; `import detection.models` and `import segmentation.models` call it, and configs name these in
+`custom_imports`. It must run before mmdet or mmseg is imported where mmcv-lite is installed.
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import backbone, composite, flash
+from ..checkpoint import install_layout_hook, load_pretrained, read_state_dict
+from ..download import fetch
+from ..errors import UserError
+from ..optim import mm_param_scales
+from ..zoo import cache_dir
+from ..zoo_data import releases
+from . import mmcv_ext
+
+__all__ = ["CBInternImage", "FlashInternImage", "InternImage", "local_checkpoint", "setup"]
+
+
+def local_checkpoint(source: str) -> Path:
+    """Return the local path of a checkpoint given as a path or an address, downloading it on first use.
+
+    Files of the released models are recognised by their name, wherever the address points, and come from the zoo.
+
+    Raises:
+        UserError: no such file, or the download failed.
+    """
+    if not source.startswith(("http://", "https://")):
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise UserError(f"no checkpoint at {source}; give the path or the address of a checkpoint")
+        return path
+    name = Path(source).name
+    url = next((r.url(r.checkpoint) for r in releases() if Path(r.checkpoint).name == name), source)
+    return fetch(url, cache_dir() / name)
+
+
+class _MMBackbone:
+    """What mmengine expects of a backbone, on top of one of ours.
+
+    Args (beyond the backbone's own):
+        init_cfg: None, or `dict(type="Pretrained", checkpoint=path or address)`.
+        frozen_stages: number of levels, from the first, that are not trained.
+    """
+
+    def __init__(self, *, init_cfg: Mapping | None = None, frozen_stages: int = 0, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.init_cfg = dict(init_cfg) if init_cfg else None
+        if self.init_cfg and (self.init_cfg.get("type") != "Pretrained" or not self.init_cfg.get("checkpoint")):
+            raise UserError(
+                f"init_cfg of {type(self).__name__} must be None or dict(type='Pretrained', checkpoint=...); "
+                f"got {self.init_cfg}"
+            )
+        self.is_init = False
+        for module in self._plain():
+            module.freeze_levels(frozen_stages)
+
+    def _plain(self) -> list[backbone.InternImage]:
+        """The plain backbones that this one consists of."""
+        return [self]
+
+    def _part_of(self, state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+        """What of a classifier's weights this plain backbone takes."""
+        return state
+
+    def init_weights(self) -> None:
+        """Load the pretrained weights of `init_cfg`, if there are any. Random weights were drawn at construction."""
+        if self.init_cfg and not self.is_init:
+            from mmengine.logging import print_log
+
+            source = str(self.init_cfg["checkpoint"])
+            print_log(f"{type(self).__name__}: pretrained weights from {source}", logger="current")
+            state = read_state_dict(local_checkpoint(source))
+            for module in self._plain():
+                for notice in load_pretrained(module, self._part_of(state, module)):
+                    print_log(f"{type(self).__name__}: {notice}", logger="current")
+        self.is_init = True
+
+
+class InternImage(_MMBackbone, backbone.InternImage):
+    """`internimage.InternImage` giving the feature maps of `out_indices`, `(N, C, H, W)`."""
+
+    def __init__(self, *, out_indices=(0, 1, 2, 3), **kwargs) -> None:
+        super().__init__(out_indices=out_indices, **kwargs)
+
+
+class FlashInternImage(_MMBackbone, flash.FlashInternImage):
+    """`internimage.FlashInternImage` giving the feature maps of `out_indices`, `(N, C, H, W)`."""
+
+    def __init__(self, *, out_indices=(0, 1, 2, 3), **kwargs) -> None:
+        super().__init__(out_indices=out_indices, **kwargs)
+
+
+class CBInternImage(_MMBackbone, composite.CBInternImage):
+    """`internimage.composite.CBInternImage`: a pair of tuples of feature maps, of the first and second backbone."""
+
+    def _plain(self) -> list[backbone.InternImage]:
+        return list(self.cb_modules)
+
+    def _part_of(self, state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+        if hasattr(module, "patch_embed"):
+            return state
+        without_stem = {key: value for key, value in state.items() if not key.startswith("patch_embed.")}
+        return without_stem | {key: value for key, value in module.state_dict().items() if key.startswith("gamma")}
+
+
+def _layer_decay_constructor() -> type:
+    """Make the class; mmengine takes seconds to import, so only `setup` does."""
+    from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+    from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+
+    class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
+        """Layer-wise learning rates by the rule of the released recipes (`internimage.optim.mm_param_scales`).
+
+        `paramwise_cfg` holds the rule's arguments. A model with a `decode_head` gets the segmentation variant.
+        """
+
+        def __call__(self, model: nn.Module) -> OptimWrapper:
+            model = getattr(model, "module", model)
+            options = {"segmentation": hasattr(model, "decode_head")} | dict(self.paramwise_cfg)
+            _check_options(options)
+            base_lr = self.optimizer_cfg["lr"]
+            decay = self.optimizer_cfg.get("weight_decay", 0.0)
+            parameters = dict(model.named_parameters())
+            groups: dict[tuple[float, bool], dict] = {}
+            for name, (scale, decays) in mm_param_scales(parameters.items(), **options).items():
+                group = groups.setdefault(
+                    (scale, decays),
+                    {
+                        "params": [],
+                        "lr": base_lr * scale,
+                        "lr_scale": scale,
+                        "weight_decay": decay if decays else 0.0,
+                    },
+                )
+                group["params"].append(parameters[name])
+            optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": list(groups.values())})
+            return OPTIM_WRAPPERS.build({**self.optim_wrapper_cfg, "optimizer": optimizer})
+
+    return CustomLayerDecayOptimizerConstructor
+
+
+def _check_options(options: Mapping) -> None:
+    known = inspect.signature(mm_param_scales).parameters
+    names = {name: p.default is p.empty for name, p in known.items() if p.kind is p.KEYWORD_ONLY}
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0)
+            raise UserError(f"paramwise_cfg has no key {name!r}; did you mean {near[0]!r}?")
+    if missing := [name for name, required in names.items() if required and name not in options]:
+        raise UserError(f"paramwise_cfg needs {', '.join(missing)} as well; see internimage.optim.mm_param_scales")
+
+
+def _allow_mmengine_checkpoints() -> None:
+    """Let `torch.load(weights_only=True)` read mmengine's training state: log histories, which are numpy arrays."""
+    from mmengine.logging import HistoryBuffer
+
+    rebuild = np.empty(0).__reduce__()[0]
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            np.ndarray,
+            (rebuild, "numpy.core.multiarray._reconstruct"),
+            (rebuild, "numpy._core.multiarray._reconstruct"),
+        ]
+    )
+
+
+def _convert_detectors(parent: nn.Module, name: str, module: nn.Module) -> None:
+    """Make a detector or segmentor accept released checkpoints as soon as it gets one of our backbones."""
+    if name == "backbone" and isinstance(module, _MMBackbone):
+        install_layout_hook(parent)
+
+
+@functools.cache
+def setup() -> None:
+    """Make mmengine, mmdet and mmseg know InternImage. Calling it again changes nothing.
+
+    - `mmcv._ext` from torchvision, unless the full mmcv is installed;
+    - backbones `InternImage`, `FlashInternImage` and `CBInternImage` in mmengine's root registry, in which mmdet's and
+      mmseg's look up what they do not have;
+    - the optimizer-wrapper constructor `CustomLayerDecayOptimizerConstructor`;
+    - every model with such a backbone converts released checkpoints when it loads them, whoever loads;
+    - mmengine's checkpoints load with `weights_only=True`.
+
+    Raises:
+        UserError: mmcv or mmengine is not installed.
+    """
+    mmcv_ext.install()
+    from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+
+    for module in (InternImage, FlashInternImage, CBInternImage):
+        MODELS.register_module(module=module)
+    OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=_layer_decay_constructor())
+    _allow_mmengine_checkpoints()
+    torch.nn.modules.module.register_module_module_registration_hook(_convert_detectors)

@@ -1,0 +1,222 @@
+"""`mmcv._ext` without building mmcv: the compiled operators that these models need, from torchvision and PyTorch.
+
+mmcv-lite has all of mmcv but its compiled module, whose names `mmcv.ops` asks for when it is imported. This stand-in
+has every name. `nms` and `roi_align_*` (all that Mask R-CNN and Cascade need) call torchvision's kernels;
+`ms_deform_attn_*` and `sigmoid_focal_loss_*`, which mmcv calls on a GPU only, are PyTorch. Any other operator says what
+is missing when it is called. Arguments and results are those of mmcv 2.1's compiled functions: outputs are written in
+place. Where a real `mmcv._ext` is installed, it is used.
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+import torchvision  # noqa: F401 - registers torch.ops.torchvision
+from torch import Tensor
+
+from ..errors import UserError
+
+__all__ = ["install"]
+
+_NAME = "mmcv._ext"
+
+
+def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
+    """Return the indices of the boxes `(N, 4)` that are kept, by falling score; `offset=1` counts pixels, not edges."""
+    bboxes = bboxes.float()  # the CPU kernel has no half types
+    if offset:
+        # Intersection and areas of boxes whose right and bottom edges move by one are those of the pixel convention.
+        bboxes = bboxes + bboxes.new_tensor([0, 0, offset, offset])
+    return torch.ops.torchvision.nms(bboxes, scores.float(), iou_threshold)
+
+
+def _need_average(pool_mode: int) -> None:
+    if pool_mode != 1:
+        raise UserError("roi_align with pool_mode='max' is not available here; use 'avg' or install the full mmcv")
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Pool `input` `(N, C, H, W)` over `rois` `(R, 5)` into `output` `(R, C, aligned_height, aligned_width)`."""
+    _need_average(pool_mode)
+    size = (aligned_height, aligned_width)
+    output.copy_(torch.ops.torchvision.roi_align(input, rois.to(input), spatial_scale, *size, sampling_ratio, aligned))
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Gradient of `roi_align_forward` with respect to its input, into `grad_input`."""
+    _need_average(pool_mode)
+    size = (aligned_height, aligned_width)
+    grad_input.copy_(
+        torch.ops.torchvision._roi_align_backward(
+            grad_output, rois.to(grad_output), spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned
+        )
+    )
+
+
+def _gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of `function(*inputs)`, computed anew: mmcv's autograd functions keep inputs, not graphs."""
+    with torch.enable_grad():
+        inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
+        return torch.autograd.grad(function(*inputs), inputs, grad_output)
+
+
+def _attend(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch  # which imports this module
+
+    return multi_scale_deformable_attn_pytorch(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_forward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Multi-scale deformable attention.
+
+    Args:
+        value: `(N, keys, heads, D)`, the levels one after the other.
+        spatial_shapes: `(levels, 2)`, height and width.
+        level_start_index: unused, it follows from the shapes.
+        sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y in 0 to 1.
+        attention_weights: `(N, queries, heads, levels, points)`.
+        im2col_step: unused, there is no such buffer.
+
+    Returns:
+        `(N, queries, heads * D)`.
+    """
+    return _attend(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    """Gradients of `ms_deform_attn_forward`, into the three `grad_*` tensors."""
+    grads = _gradients(
+        lambda value, locations, weights: _attend(value, spatial_shapes, locations, weights),
+        (value, sampling_locations, attention_weights),
+        grad_output,
+    )
+    for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads):
+        target.copy_(grad)
+
+
+def _focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
+    """Focal loss (Lin et al., 2017) `(N, C)` of logits; a target of C is background; `weight` `(C,)` or empty."""
+    positive = target[:, None] == torch.arange(input.shape[1], device=input.device)
+    logits = torch.where(positive, input, -input)  # the right answer's logit
+    balance = torch.where(positive, alpha, 1 - alpha)
+    loss = -balance * torch.sigmoid(-logits) ** gamma * F.logsigmoid(logits)
+    return loss * F.pad(weight, (0, 1), value=1.0)[target, None] if weight.numel() else loss
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Focal loss of logits `(N, C)` with classes `target` `(N,)` (C for background), into `output` `(N, C)`."""
+    output.copy_(_focal_loss(input, target, weight, gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """Derivative of every loss with respect to its own logit, into `grad_input` `(N, C)`."""
+    loss_of = lambda logits: _focal_loss(logits, target, weight, gamma, alpha)  # noqa: E731
+    grad_input.copy_(_gradients(loss_of, (input,), torch.ones_like(input))[0])
+
+
+_OPERATORS = {
+    function.__name__: function
+    for function in (
+        nms,
+        roi_align_forward,
+        roi_align_backward,
+        ms_deform_attn_forward,
+        ms_deform_attn_backward,
+        sigmoid_focal_loss_forward,
+        sigmoid_focal_loss_backward,
+    )
+} | {
+    # mmengine and mmdet print these in their logs.
+    "get_compiler_version": lambda: "none (mmcv-lite)",
+    "get_compiling_cuda_version": lambda: "none (mmcv-lite)",
+}
+
+
+class _Extension(ModuleType):
+    """The module in the place of `mmcv._ext`."""
+
+    def __getattr__(self, name: str) -> Callable:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in _OPERATORS:
+            return _OPERATORS[name]
+
+        def missing(*_: object, **__: object) -> None:
+            raise UserError(
+                f"the operator {name} belongs to mmcv's compiled module, which mmcv-lite lacks; "
+                "install the full mmcv to use it"
+            )
+
+        missing.__name__ = name
+        return missing
+
+
+def install() -> bool:
+    """Put the stand-in in the place of `mmcv._ext`, unless a real one is installed; return whether it is in use.
+
+    Must run before `mmcv.ops` (and so mmdet or mmseg) is imported. Calling it again changes nothing.
+
+    Raises:
+        UserError: mmcv is not installed.
+    """
+    if _NAME in sys.modules:
+        return isinstance(sys.modules[_NAME], _Extension)
+    try:
+        if importlib.util.find_spec(_NAME) is not None:
+            return False
+    except ModuleNotFoundError as error:
+        raise UserError("mmcv is not installed; run pip install -r requirements-mm.txt") from error
+    module = _Extension(_NAME, __doc__)
+    module.__spec__ = importlib.machinery.ModuleSpec(_NAME, None)
+    sys.modules[_NAME] = module
+    return True

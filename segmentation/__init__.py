@@ -1,0 +1,1 @@
+"""Semantic segmentation with InternImage on mmseg 1."""
