@@ -11,6 +11,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ops_dcnv3.linear import Linear, can_fuse, mlp
 from ops_dcnv3.module import build_act_layer, build_norm_layer
 
 __all__ = ["Block", "DownsampleLayer", "Level", "MLPLayer", "StemLayer"]
@@ -52,12 +53,14 @@ class MLPLayer(nn.Module):
         self, channels: int, hidden_channels: int, act_layer: str = "GELU", drop: float = 0.0, fc2_bias: bool = True
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.fc1 = Linear(channels, hidden_channels)
         self.act = build_act_layer(act_layer)
-        self.fc2 = nn.Linear(hidden_channels, channels, bias=fc2_bias)
+        self.fc2 = Linear(hidden_channels, channels, bias=fc2_bias)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.drop.p) and can_fuse(self.act, self.fc1, self.fc2):
+            return mlp(x, self.act, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 

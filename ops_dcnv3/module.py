@@ -4,10 +4,10 @@ InternImage (Wang et al., CVPR 2023, section 3.1); parameter names are those of 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .functional import dcnv3
+from .linear import Linear, activated_linears, can_fuse, linear
 
 __all__ = ["DCNv3", "DCNv3_pytorch", "build_act_layer", "build_norm_layer"]
 
@@ -118,10 +118,10 @@ class DCNv3(nn.Module):
             build_norm_layer(channels, norm_layer, "channels_first", "channels_last"),
             build_act_layer(act_layer),
         )
-        self.offset = nn.Linear(channels, group * points * 2)
-        self.mask = nn.Linear(channels, group * points)
-        self.input_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.offset = Linear(channels, group * points * 2)
+        self.mask = Linear(channels, group * points)
+        self.input_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         if center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
@@ -136,15 +136,28 @@ class DCNv3(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def sampling(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Offsets `(N, Ho, Wo, G*P*2)`, mask logits `(N, Ho, Wo, G*P)` and the features they are linear in."""
+    def sampling(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Offsets `(N, Ho, Wo, G*P*2)`, mask logits `(N, Ho, Wo, G*P)` and the gate's logits `(N, Ho, Wo, G)`.
+
+        The gate blends in the centre feature; None without `center_feature_scale`.
+        """
+        gate = []
+        if self.center_feature_scale:
+            gate = [self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias]
         # A permuted NHWC tensor is a channels-last NCHW one: the convolution runs without a copy.
-        x1 = self.dw_conv(input.permute(0, 3, 1, 2))
-        return self.offset(x1), self.mask(x1), x1
+        x = input.permute(0, 3, 1, 2)
+        conv, norm, activation = self.dw_conv
+        if can_fuse(activation, self.offset, self.mask):
+            parameters = (self.offset.weight, self.offset.bias, self.mask.weight, self.mask.bias)
+            results = activated_linears(norm(conv(x)), activation, *parameters, *gate)
+        else:
+            x1 = self.dw_conv(x)
+            results = (self.offset(x1), self.mask(x1), *([linear(x1, *gate)] if gate else []))
+        return results if gate else (*results, None)
 
     def forward(self, input: Tensor) -> Tensor:
         value = self.input_proj(input)
-        offset, mask_logits, x1 = self.sampling(input)
+        offset, mask_logits, gate_logits = self.sampling(input)
         output = dcnv3(
             value,
             offset,
@@ -159,9 +172,8 @@ class DCNv3(nn.Module):
             self.backend,
             mask_is_logits=True,
         )
-        if self.center_feature_scale:
-            gate = F.linear(x1, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias).sigmoid()
-            gate = gate.repeat_interleave(self.group_channels, dim=-1)
+        if gate_logits is not None:
+            gate = gate_logits.sigmoid().repeat_interleave(self.group_channels, dim=-1)
             output = output * (1 - gate) + value * gate
         return self.output_proj(output)
 

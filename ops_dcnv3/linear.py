@@ -1,0 +1,146 @@
+"""Linear layers that run on oneDNN for float32 on the CPU, and that need not keep their activated input for backward.
+
+PyTorch sends float32 matrix products to MKL, which uses half of the vector width on processors that are not Intel's;
+oneDNN, in the same PyTorch build, chooses by what the processor can do. On anything but float32 CPU tensors, and under
+compilers, exporters and other program transformations, these are the ordinary linear layers.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+__all__ = ["Linear", "activated_linears", "can_fuse", "linear", "mlp", "onednn_works"]
+
+_NO_GELU, _EXACT_GELU = "", "none"  # the values of nn.GELU.approximate, and one for no activation
+_LEAST_WORK = 2**20  # multiply-adds from which the faster product repays the dearer call (20 microseconds)
+
+
+def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: str = _NO_GELU) -> Tensor:
+    """`x @ weight.T + bias`, through GELU if asked; oneDNN reads transposed views as they are."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], gelu)
+
+
+@functools.cache
+def onednn_works() -> bool:
+    """Whether this PyTorch has the oneDNN operator and it computes what is expected of it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight, bias = torch.eye(3, 4), torch.arange(8.0).view(2, 4), torch.ones(2)
+    try:
+        return torch.allclose(_matmul(x, weight, bias, _EXACT_GELU), F.gelu(F.linear(x, weight, bias))) and torch.equal(
+            _matmul(x.t(), weight[:, :3]), F.linear(x.t(), weight[:, :3])
+        )
+    except (AttributeError, RuntimeError):  # not public: it may change or go
+        return False
+
+
+def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing():
+        return False
+    return (
+        x.device.type == "cpu"
+        and x.dim() > 1
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() * weight.shape[0] >= _LEAST_WORK
+        and type(x) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+        and not torch.is_autocast_enabled("cpu")
+        # A mode (fake tensors, FLOP counting, ...) or a function transform would not see what it expects.
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and onednn_works()
+    )
+
+
+class _ActivatedLinears(torch.autograd.Function):
+    """Several linear layers of one activated input, of which only the input before the activation is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gelu: str, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        weights, biases = parameters[::2], parameters[1::2]
+        ctx.gelu = gelu
+        ctx.save_for_backward(x, *weights)
+        activated = F.gelu(x, approximate=gelu) if gelu else x
+        return tuple(_matmul(activated, weight, bias) for weight, bias in zip(weights, biases))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        flat = (F.gelu(x, approximate=ctx.gelu) if ctx.gelu else x).flatten(0, -2)
+        grad_x, grad_parameters = None, []
+        for index, (grad, weight) in enumerate(zip(grads, weights)):
+            rows = grad.flatten(0, -2)
+            needs_weight, needs_bias = ctx.needs_input_grad[2 + 2 * index : 4 + 2 * index]
+            grad_parameters.append(_matmul(rows.t(), flat.t()) if needs_weight else None)
+            grad_parameters.append(rows.sum(0) if needs_bias else None)
+            if ctx.needs_input_grad[0]:
+                product = _matmul(rows, weight.t())
+                grad_x = product if grad_x is None else grad_x.add_(product)
+        if grad_x is not None:
+            grad_x = grad_x.view_as(x)
+            if ctx.gelu:
+                grad_x = torch.ops.aten.gelu_backward(grad_x, x, approximate=ctx.gelu)
+        return grad_x, None, *grad_parameters
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _linears(x: Tensor, gelu: str, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    weights, biases = parameters[::2], parameters[1::2]
+    fast = all(_onednn_serves(x, weight) for weight in weights)
+    if fast and _needs_grad(x, *parameters):
+        return _ActivatedLinears.apply(x, gelu, *parameters)
+    product = _matmul if fast else F.linear
+    activated = F.gelu(x, approximate=gelu) if gelu else x
+    return tuple(product(activated, weight, bias) for weight, bias in zip(weights, biases))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`: `(..., K)` times `(N, K)` transposed, to `(..., N)`."""
+    return _linears(x, _NO_GELU, weight, bias)[0]
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that takes the faster of PyTorch's two CPU libraries."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def can_fuse(activation: nn.Module, *layers: nn.Module) -> bool:
+    """Whether the functions below may stand for calling these modules: nobody has replaced or hooked one of them."""
+    return type(activation) is nn.GELU and all(
+        (module is activation or type(module) is Linear)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        for module in (activation, *layers)
+    )
+
+
+def activated_linears(x: Tensor, activation: nn.GELU, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    """Linear layers that share one activated input `(..., K)`, which backward computes again instead of keeping it.
+
+    Args:
+        x: before the activation.
+        activation: the GELU.
+        parameters: `weight, bias` of each layer in turn.
+
+    Returns:
+        One `(..., N)` for each layer.
+    """
+    return _linears(x, activation.approximate, *parameters)
+
+
+def mlp(
+    x: Tensor, activation: nn.GELU, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None
+) -> Tensor:
+    """Linear, GELU, linear on `(..., K)`. Without gradients the GELU is part of the first product."""
+    if _onednn_serves(x, weight1) and not _needs_grad(x, weight1, bias1, weight2, bias2):
+        return linear(_matmul(x, weight1, bias1, activation.approximate), weight2, bias2)
+    return activated_linears(linear(x, weight1, bias1), activation, weight2, bias2)[0]
