@@ -67,7 +67,8 @@ def start(launcher: str = "auto", local_rank: int = 0) -> World:
         elif launcher == "slurm":
             size = int(env.get("SLURM_STEP_NUM_TASKS") or env["SLURM_NTASKS"])
             rank, local_rank = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
-            env.setdefault("MASTER_ADDR", _first_slurm_host() if size > 1 else "127.0.0.1")
+            if size > 1 and "MASTER_ADDR" not in env:
+                env["MASTER_ADDR"] = _first_slurm_host()
             env.setdefault("MASTER_PORT", "29500")
     except (KeyError, ValueError) as error:
         raise UserError(

@@ -76,7 +76,8 @@ def test_with_batch_norm_per_process_the_curves_stay_close(config, two, tmp_path
 
 
 def test_zero_trains_as_the_plain_optimizer_and_resumes_in_one_process(config, two, tmp_path):
-    finish(*two_processes(*TRAIN, "--cfg", str(config), "--output", str(tmp_path), "--use-zero"))
+    # Started by Slurm's variables, while dist_train.sh starts the other run by torchrun's.
+    finish(*two_processes(*TRAIN, "--cfg", str(config), "--output", str(tmp_path), "--use-zero", slurm=True))
     plain, zero = (torch.load(run / "ckpt_epoch_2.pth", weights_only=True) for run in (two, tmp_path / "tiny"))
     assert all(torch.equal(zero["model"][key], value) for key, value in plain["model"].items())
     assert zero["optimizer"]["state"].keys() == plain["optimizer"]["state"].keys()

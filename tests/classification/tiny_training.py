@@ -85,13 +85,17 @@ def finish(*processes: subprocess.Popen) -> list[str]:
     return [printed for printed, _ in outputs]
 
 
-def two_processes(*command: str) -> list[subprocess.Popen]:
-    """The same command twice, as torchrun would start it."""
+def two_processes(*command: str, slurm: bool = False) -> list[subprocess.Popen]:
+    """The same command twice, as torchrun (or srun) would start it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
-    return [start(*command, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
+    size, rank, local = "WORLD_SIZE", "RANK", "LOCAL_RANK"
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if slurm:
+        size, rank, local = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"
+        common["SLURM_STEP_ID"] = "0"
+    return [start(*command, **common, **{size: "2", rank: str(i), local: str(i)}) for i in range(2)]
 
 
 def history(folder: Path) -> list[dict]:
