@@ -1,7 +1,7 @@
 // DCNv3 on the CPU (Wang et al., "InternImage", CVPR 2023): forward and backward for one instruction set.
 //
-// A unit is one output pixel of one group: `points` sampling points, `depth` channels. Units are numbered pixel * groups
-// + group, the order of offset and mask in memory. A run of consecutive units is handled in three steps:
+// A unit is one output pixel of one group: `points` sampling points, `depth` channels. Units are numbered
+// pixel * groups + group, the order of offset and mask in memory. A run of consecutive units is handled in three steps:
 //   locate   coordinates, bilinear weights times mask, and pixel index of every point, vectorised over points
 //   sample   (forward) or scatter (backward), vectorised over channels
 //   finish   (backward) gradients of offset and mask from four dot products per point, vectorised over points
@@ -11,6 +11,13 @@
 #include "cpu_simd.h"
 #include "cpu_types.h"
 
+// Sums captured by a lambda stay in registers only if it is inlined before the compiler decides where they live.
+#if defined(__GNUC__)
+#define DCNV3_INLINE __attribute__((always_inline))
+#else
+#define DCNV3_INLINE
+#endif
+
 namespace {
 
 using ops_dcnv3::BackwardTensors;
@@ -18,7 +25,8 @@ using ops_dcnv3::DType;
 using ops_dcnv3::ForwardTensors;
 using ops_dcnv3::Problem;
 
-constexpr int64_t kRunPoints = 512;  // a run's tables (36 bytes a point in fp32) share the L1 cache with the input
+// Points in a run: its tables (32 bytes a point, 52 in backward, fp32) share the L1 cache with a strip of the input.
+constexpr int64_t kRunPoints = 512;
 
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t units_per_run(const Problem& p) { return p.points >= kRunPoints ? 1 : kRunPoints / p.points; }
@@ -33,7 +41,7 @@ struct Lanes {
 template <class A>
 struct Scratch {
   A *weights, *dots, *mask, *grad_mask, *tap_fraction_x, *tap_fraction_y, *grad_input;
-  int32_t *base_x, *base_y, *pixel;
+  int32_t *base_x, *base_y, *pixel, *tap_x, *tap_y;
   uint8_t *valid, *inner, *pair_x, *pair_y;  // bits: point counts; all corners inside; both columns, both rows inside
   bool fractional_taps;
   int64_t bytes;
@@ -47,26 +55,34 @@ struct Scratch {
       next += (count * int64_t(sizeof(*pointer)) + 63) / 64 * 64;
     };
     take(weights, 4 * n), take(mask, n), take(tap_fraction_x, n), take(tap_fraction_y, n);
-    take(base_x, n), take(base_y, n), take(pixel, n);
+    take(base_x, n), take(base_y, n), take(pixel, n), take(tap_x, p.points + N), take(tap_y, p.points + N);
     take(valid, n / 8 + 8), take(inner, n / 8 + 8), take(pair_x, n / 8 + 8), take(pair_y, n / 8 + 8);
     take(dots, backward ? 4 * n : 0), take(grad_mask, backward ? n : 0);
     take(grad_input, own_grad_input ? p.height * p.width * p.groups * p.depth : 0);
     bytes = next - static_cast<char*>(memory);
     if (memory == nullptr) return;
+    for (int64_t k = 0; k < p.points + N; ++k) {
+      tap_x[k] = k < p.points ? p.tap_x[k] : 0;
+      tap_y[k] = k < p.points ? p.tap_y[k] : 0;
+    }
     fractional_taps = false;
+    for (int64_t k = 0; k < p.points; ++k)
+      fractional_taps = fractional_taps || p.tap_fraction_x[k] != 0 || p.tap_fraction_y[k] != 0;
+    if (!fractional_taps) return;
     for (int64_t i = 0; i < n; ++i) {
       tap_fraction_x[i] = A(p.tap_fraction_x[i % p.points]);
       tap_fraction_y[i] = A(p.tap_fraction_y[i % p.points]);
-      fractional_taps = fractional_taps || tap_fraction_x[i] != 0 || tap_fraction_y[i] != 0;
     }
   }
 };
 
 // Up to 57 bits from bit `at` on.
 inline uint64_t read_bits(const uint8_t* bytes, int64_t at, int count) {
-  const uint8_t* from = bytes + (at >> 3);
-  uint64_t word = 0;
-  for (int i = 0; i < 8; ++i) word |= uint64_t(from[i]) << (8 * i);
+  uint64_t word;
+  std::memcpy(&word, bytes + (at >> 3), sizeof(word));
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  word = __builtin_bswap64(word);
+#endif
   return (word >> (at & 7)) & ((uint64_t(1) << count) - 1);
 }
 
@@ -156,12 +172,20 @@ inline void load_mask(const T* mask, int64_t units, const Problem& p, Scratch<A>
 template <class A, class T>
 void locate_run(const T* offset, const T* mask, int64_t first, int64_t units, const Problem& p, Scratch<A>& s) {
   using V = Vec<A, Lanes<A>::count>;
+  int64_t group = first % p.groups;
+  const int64_t pixel = first / p.groups % (p.out_height * p.out_width);
+  int64_t column = pixel % p.out_width;
+  int32_t x = int32_t(column * p.stride_w - p.padding_w), y = int32_t(pixel / p.out_width * p.stride_h - p.padding_h);
   for (int64_t u = 0; u < units; ++u) {
-    const int64_t pixel = (first + u) / p.groups % (p.out_height * p.out_width);
-    const int32_t x = int32_t(pixel % p.out_width * p.stride_w - p.padding_w);
-    const int32_t y = int32_t(pixel / p.out_width * p.stride_h - p.padding_h);
-    for (int64_t k = 0; k < p.points; ++k) s.base_x[u * p.points + k] = x + p.tap_x[k];
-    for (int64_t k = 0; k < p.points; ++k) s.base_y[u * p.points + k] = y + p.tap_y[k];
+    // Whole vectors: what is written beyond a unit's points is overwritten by the next.
+    for (int64_t k = 0; k < p.points; k += V::size) {
+      add(V::Int::load(s.tap_x + k), x).store(s.base_x + u * p.points + k);
+      add(V::Int::load(s.tap_y + k), y).store(s.base_y + u * p.points + k);
+    }
+    if (++group < p.groups) continue;
+    group = 0, x += int32_t(p.stride_w);
+    if (++column < p.out_width) continue;
+    column = 0, x = int32_t(-p.padding_w), y += int32_t(p.stride_h);
   }
   load_mask<V>(mask, units, p, s);
   for_offsets<V>(offset, units * p.points, [&](int64_t at, V x, V y, int) {
@@ -179,22 +203,28 @@ void locate_run(const T* offset, const T* mask, int64_t first, int64_t units, co
   });
 }
 
-// Call f(k, top_left, right, down) for the points of a unit that count: pixel index of the top left corner and what leads
-// to the other corners, in pixels (0 where the neighbour is outside, its weight is zero then).
-template <class A, class F>
-inline void for_points(const Scratch<A>& s, int64_t at, const Problem& p, const F& f) {
-  for (int64_t begin = 0; begin < p.points; begin += 32) {
-    const int count = int(min64(32, p.points - begin));
-    const int64_t first = at + begin;
-    if (read_bits(s.inner, first, count) == (uint64_t(1) << count) - 1) {
-      for (int64_t k = first; k < first + count; ++k) f(k, int64_t(s.pixel[k]), int64_t(1), p.width);
-    } else {
-      const uint64_t pair_x = read_bits(s.pair_x, first, count), pair_y = read_bits(s.pair_y, first, count);
-      for (uint64_t left = read_bits(s.valid, first, count); left != 0; left &= left - 1) {
-        const int i = lowest_bit(left);
-        const int64_t k = first + i;
-        f(k, int64_t(s.pixel[k]), int64_t(pair_x >> i & 1), (pair_y >> i & 1) ? p.width : int64_t(0));
-      }
+// Call f(k, top_left, right, down) for the points of a unit that count: pixel index of the top left corner and what
+// leads to the other corners, in pixels (0 where the neighbour is outside, its weight is zero then).
+template <int P, class A, class F>
+DCNV3_INLINE inline void for_points(const Scratch<A>& s, int64_t at, const Problem& p, const F& f) {
+  constexpr int64_t word = 32;
+  const int64_t end = at + (P > 0 ? P : p.points), down = p.width;
+  bool inner = true;
+  for (int64_t k = at; k < end; k += word) {
+    const int count = int(min64(word, end - k));
+    inner = inner && read_bits(s.inner, k, count) == (uint64_t(1) << count) - 1;
+  }
+  if (inner) {
+    for (int64_t k = at; k < end; ++k) f(k, int64_t(s.pixel[k]), int64_t(1), down);
+    return;
+  }
+  for (int64_t first = at; first < end; first += word) {
+    const int count = int(min64(word, end - first));
+    const uint64_t pair_x = read_bits(s.pair_x, first, count), pair_y = read_bits(s.pair_y, first, count);
+    for (uint64_t left = read_bits(s.valid, first, count); left != 0; left &= left - 1) {
+      const int i = lowest_bit(left);
+      const int64_t k = first + i;
+      f(k, int64_t(s.pixel[k]), int64_t(pair_x >> i & 1), (pair_y >> i & 1) ? down : int64_t(0));
     }
   }
 }
@@ -202,13 +232,13 @@ inline void for_points(const Scratch<A>& s, int64_t at, const Problem& p, const 
 // ---- sample --------------------------------------------------------------------------------------------------------
 
 // NV vectors of channels of one unit.
-template <class V, int NV, class A, class T>
+template <int P, class V, int NV, class A, class T>
 inline void sample(const T* input, int64_t at, const Problem& p, const Scratch<A>& s, T* output) {
   constexpr int chains = NV >= 4 ? 1 : 4;  // independent sums hide the latency of the multiply-adds
   V sum[chains][NV];
   for (int c = 0; c < chains; ++c)
     for (int v = 0; v < NV; ++v) sum[c][v] = V::all(0);
-  for_points(s, at, p, [&](int64_t k, int64_t pixel, int64_t right, int64_t down) {
+  for_points<P>(s, at, p, [&](int64_t k, int64_t pixel, int64_t right, int64_t down) DCNV3_INLINE {
     V weight[4];
     V::spread(s.weights + 4 * k, weight);
     const T* row0 = input + pixel * p.input_stride;
@@ -229,29 +259,40 @@ inline void sample(const T* input, int64_t at, const Problem& p, const Scratch<A
 // ---- scatter -------------------------------------------------------------------------------------------------------
 
 // grad_input += weight * grad_output at the four corners; dots = <grad_output, input> at the four corners.
-template <class V, int NV, class A, class T>
+template <int P, class V, int NV, class A, class T>
 inline void scatter(const T* input, const T* grad_output, A* grad_input, int64_t grad_stride, bool first_channels,
                     int64_t at, const Problem& p, Scratch<A>& s) {
   V grad[NV];
   for (int v = 0; v < NV; ++v) grad[v] = V::load(grad_output + v * V::size);
-  for_points(s, at, p, [&](int64_t k, int64_t pixel, int64_t right, int64_t down) {
-    V weight[4], dot[4];
-    V::spread(s.weights + 4 * k, weight);
-    const int64_t corner[4] = {pixel, pixel + right, pixel + down, pixel + down + right};
+  // Two passes: in one, every load would wait for the stores before it.
+  for_points<P>(s, at, p, [&](int64_t k, int64_t pixel, int64_t right, int64_t down) DCNV3_INLINE {
+    const T* row0 = input + pixel * p.input_stride;
+    const T* row1 = row0 + down * p.input_stride;
+    right *= p.input_stride;
+    const T* corner[4] = {row0, row0 + right, row1, row1 + right};
+    V dot[4];
     for (int c = 0; c < 4; ++c) {
-      const T* from = input + corner[c] * p.input_stride;
-      A* to = grad_input + corner[c] * grad_stride;
-      for (int v = 0; v < NV; ++v) {
-        const V value = V::load(from + v * V::size);
-        dot[c] = v == 0 ? value * grad[v] : fma(value, grad[v], dot[c]);
-        fma(weight[c], grad[v], V::load(to + v * V::size)).store(to + v * V::size);
-      }
+      dot[c] = V::load(corner[c]) * grad[0];
+      for (int v = 1; v < NV; ++v) dot[c] = fma(V::load(corner[c] + v * V::size), grad[v], dot[c]);
     }
     A sums[4];
     A* dots = s.dots + 4 * k;
     V::store_sums(first_channels ? dots : sums, dot[0], dot[1], dot[2], dot[3]);
     if (!first_channels)
       for (int c = 0; c < 4; ++c) dots[c] += sums[c];
+  });
+  for_points<P>(s, at, p, [&](int64_t k, int64_t pixel, int64_t right, int64_t down) DCNV3_INLINE {
+    V weight[4];
+    V::spread(s.weights + 4 * k, weight);
+    A* row0 = grad_input + pixel * grad_stride;
+    A* row1 = row0 + down * grad_stride;
+    right *= grad_stride;
+    A* corner[4] = {row0, row0 + right, row1, row1 + right};
+    for (int c = 0; c < 4; ++c)
+      for (int v = 0; v < NV; ++v) {
+        A* to = corner[c] + v * V::size;
+        fma(weight[c], grad[v], V::load(to)).store(to);
+      }
   });
 }
 
@@ -276,15 +317,27 @@ inline void for_channels(int64_t depth, const F& f) {
   }
 }
 
-// Call f with the compile-time depth, 0 for any other.
-template <class F>
-inline void with_depth(int64_t depth, const F& f) {
-  switch (depth) {
-    case 4: return f(std::integral_constant<int, 4>());
-    case 8: return f(std::integral_constant<int, 8>());
-    case 16: return f(std::integral_constant<int, 16>());
-    case 32: return f(std::integral_constant<int, 32>());
-    default: return f(std::integral_constant<int, 0>());
+template <int value>
+using Constant = std::integral_constant<int, value>;
+
+// Call f(depth, points) with compile-time constants for the usual ones, 0 for any other. Fewer of them for the rarer
+// types T, since each takes time to compile.
+template <class T, class F>
+inline void with_shape(const Problem& p, const F& f) {
+  const auto with_points = [&](auto depth) {
+    if constexpr (sizeof(T) == 4) {
+      if (p.points == 9) return f(depth, Constant<9>());
+      if (p.points == 8) return f(depth, Constant<8>());
+    }
+    f(depth, Constant<0>());
+  };
+  if constexpr (sizeof(T) == 8) return f(Constant<0>(), Constant<0>());
+  switch (p.depth) {
+    case 4: return with_points(Constant<4>());
+    case 8: return with_points(Constant<8>());
+    case 16: return with_points(Constant<16>());
+    case 32: return with_points(Constant<32>());
+    default: return f(Constant<0>(), Constant<0>());
   }
 }
 
@@ -295,36 +348,49 @@ inline void for_runs(const Problem& p, int64_t begin, int64_t end, int64_t group
   const int64_t most = units_per_run(p);
   const int64_t groups = group_end - group_begin;
   const bool dense = groups == p.groups && p.mask_stride == p.groups * p.points && p.offset_stride == 2 * p.mask_stride;
-  if (dense && most >= groups) {
-    const int64_t pixels = most / groups;
-    for (int64_t pixel = begin; pixel < end; pixel += pixels) f(pixel * groups, min64(pixels, end - pixel) * groups);
-    return;
-  }
-  for (int64_t pixel = begin; pixel < end; ++pixel)
-    for (int64_t group = group_begin; group < group_end; group += most)
-      f(pixel * p.groups + group, min64(most, group_end - group));
+  // The order of pixels, and so of the sums in grad_input, depends on the problem only, not on who does which groups.
+  const int64_t width = p.out_width, strip_limit = most > p.groups ? most / p.groups : 1;
+  const auto row_part = [&](int64_t from, int64_t to) {
+    if (dense && most >= groups) {
+      for (; from < to; from += strip_limit) f(from * groups, min64(strip_limit, to - from) * groups);
+    } else {
+      for (; from < to; ++from)
+        for (int64_t group = group_begin; group < group_end; group += most)
+          f(from * p.groups + group, min64(most, group_end - group));
+    }
+  };
+  const int64_t first_row = (begin + width - 1) / width * width, last_row = end / width * width;
+  if (strip_limit >= width || first_row >= last_row) return row_part(begin, end);
+  // Whole rows are walked in strips of columns, so that the input rows of a strip stay in the L1 cache.
+  row_part(begin, first_row);
+  const int64_t strips = (width + strip_limit - 1) / strip_limit, strip = (width + strips - 1) / strips;
+  for (int64_t column = 0; column < width; column += strip)
+    for (int64_t row = first_row; row < last_row; row += width)
+      row_part(row + column, row + column + min64(strip, width - column));
+  row_part(last_row, end);
 }
 
 template <class A, class T>
 void forward(const Problem& p, const ForwardTensors& t, int64_t begin, int64_t end, void* memory) {
   Scratch<A> s(p, memory, false, false);
   const int64_t image_pixels = p.out_height * p.out_width, channels = p.groups * p.depth;
-  with_depth(p.depth, [&](auto depth) {
+  with_shape<T>(p, [&](auto depth, auto points) {
     while (begin < end) {
       const int64_t image = begin / image_pixels;
       const int64_t stop = min64(end, (image + 1) * image_pixels);
       const T* input = static_cast<const T*>(t.input) + image * p.height * p.width * p.input_stride;
       for_runs(p, begin, stop, 0, p.groups, [&](int64_t first, int64_t units) {
-        const int64_t pixel = first / p.groups, group = first % p.groups;
+        int64_t pixel = first / p.groups, group = first % p.groups;
         locate_run<A>(static_cast<const T*>(t.offset) + pixel * p.offset_stride + group * p.points * 2,
                       static_cast<const T*>(t.mask) + pixel * p.mask_stride + group * p.points, first, units, p, s);
         for (int64_t u = 0; u < units; ++u) {
-          const int64_t g = (first + u) % p.groups;
-          T* output = static_cast<T*>(t.output) + (first + u) / p.groups * channels + g * p.depth;
+          T* output = static_cast<T*>(t.output) + pixel * channels + group * p.depth;
           for_channels<decltype(depth)::value, A>(p.depth, [&](auto block, int64_t c) {
             using B = decltype(block);
-            sample<typename B::Vector, B::vectors>(input + g * p.depth + c, u * p.points, p, s, output + c);
+            sample<decltype(points)::value, typename B::Vector, B::vectors>(input + group * p.depth + c, u * p.points,
+                                                                            p, s, output + c);
           });
+          if (++group == p.groups) group = 0, ++pixel;
         }
       });
       begin = stop;
@@ -391,23 +457,22 @@ void backward(const Problem& p, const BackwardTensors& t, int64_t begin, int64_t
       sums = grad_input, sums_stride = channels;
     }
     for (int64_t i = 0; i < input_pixels; ++i) std::memset(sums + i * sums_stride, 0, sizeof(A) * size_t(width));
-    with_depth(p.depth, [&](auto depth) {
+    with_shape<T>(p, [&](auto depth, auto points) {
       for_runs(p, image * image_pixels, (image + 1) * image_pixels, group_begin, group_end,
                [&](int64_t first, int64_t units) {
-        const int64_t pixel = first / p.groups, group = first % p.groups;
+        int64_t pixel = first / p.groups, group = first % p.groups;
         const T* offset = static_cast<const T*>(t.offset) + pixel * p.offset_stride + group * p.points * 2;
         locate_run<A>(offset, static_cast<const T*>(t.mask) + pixel * p.mask_stride + group * p.points, first, units, p,
                       s);
         for (int64_t u = 0; u < units; ++u) {
-          const int64_t g = (first + u) % p.groups;
-          const T* grad_output =
-              static_cast<const T*>(t.grad_output) + (first + u) / p.groups * channels + g * p.depth;
+          const T* grad_output = static_cast<const T*>(t.grad_output) + pixel * channels + group * p.depth;
           for_channels<decltype(depth)::value, A>(p.depth, [&](auto block, int64_t c) {
             using B = decltype(block);
-            scatter<typename B::Vector, B::vectors>(input + g * p.depth + c, grad_output + c,
-                                                    sums + (g - group_begin) * p.depth + c, sums_stride, c == 0,
-                                                    u * p.points, p, s);
+            scatter<decltype(points)::value, typename B::Vector, B::vectors>(
+                input + group * p.depth + c, grad_output + c, sums + (group - group_begin) * p.depth + c, sums_stride,
+                c == 0, u * p.points, p, s);
           });
+          if (++group == p.groups) group = 0, ++pixel;
         }
         finish_run(offset, units, p, s, static_cast<T*>(t.grad_offset) + first * p.points * 2,
                    static_cast<T*>(t.grad_mask) + first * p.points);

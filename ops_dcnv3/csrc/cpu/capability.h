@@ -13,8 +13,8 @@ namespace ops_dcnv3 {
 const Kernels& chosen_kernels();
 }
 
-// The name in use: "portable", "avx2" or "avx512". The first choice is OPS_DCNV3_CPU_CAPABILITY, else the best that this
-// machine has.
+// The name in use: "portable", "avx2" or "avx512". The first choice is OPS_DCNV3_CPU_CAPABILITY, else the best that
+// this machine has.
 OPS_DCNV3_EXPORT const char* ops_dcnv3_cpu_capability();
 // Change it; 0 if this machine or this build cannot.
 OPS_DCNV3_EXPORT int ops_dcnv3_set_cpu_capability(const char* name);
