@@ -17,7 +17,7 @@ COMPILER = shutil.which("g++")
 
 
 def build(source: str, *flags: str, shared: bool = False) -> Path:
-    """Compile a C++ file of this folder; the result stays in a temporary folder under a hash of all that it is made of."""
+    """Compile a C++ file of this folder; the result stays in a temporary folder under a hash of its sources."""
     files = sorted([*CUDA_SOURCES.iterdir(), *HERE.glob("*.cpp")])
     digest = hashlib.sha256(repr([source, flags, shared, os.getuid()]).encode())
     for file in files:

@@ -12,16 +12,16 @@ static dcnv3::Shape shape_of(const int64_t* sizes, double offset_scale) {
 const char* emulated_forward(int dtype, const int64_t* sizes, double offset_scale, unsigned seed, int64_t max_threads,
                              const void* input, const void* offset, const void* mask, void* output) {
   emulation::set_seed(seed);
-  return dcnv3::forward(static_cast<dcnv3::Dtype>(dtype), shape_of(sizes, offset_scale), input, offset, mask, output, nullptr,
-                        max_threads);
+  return dcnv3::forward(static_cast<dcnv3::Dtype>(dtype), shape_of(sizes, offset_scale), input, offset, mask, output,
+                        nullptr, max_threads);
 }
 
 const char* emulated_backward(int dtype, const int64_t* sizes, double offset_scale, unsigned seed, int64_t max_threads,
                               const void* grad_output, const void* input, const void* offset, const void* mask,
                               void* grad_input, void* grad_offset, void* grad_mask) {
   emulation::set_seed(seed);
-  return dcnv3::backward(static_cast<dcnv3::Dtype>(dtype), shape_of(sizes, offset_scale), grad_output, input, offset, mask,
-                         grad_input, grad_offset, grad_mask, nullptr, max_threads);
+  return dcnv3::backward(static_cast<dcnv3::Dtype>(dtype), shape_of(sizes, offset_scale), grad_output, input, offset,
+                         mask, grad_input, grad_offset, grad_mask, nullptr, max_threads);
 }
 
 const char* emulated_narrow(int dtype, const void* wide, void* result, int64_t count) {

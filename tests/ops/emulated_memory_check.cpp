@@ -1,4 +1,4 @@
-// Runs every kernel on buffers of exactly the right size. Built with sanitizers: an access outside them ends the program.
+// Runs every kernel on buffers of exactly the right size. Built with sanitizers: an access outside ends the program.
 #include "emulated_dcnv3.cpp"
 
 namespace {
@@ -25,8 +25,8 @@ void run(int dtype, const int64_t* sizes, double offset_scale, unsigned seed) {
   const int64_t count = s.batch * s.height * s.width * s.channels();
   std::vector<char> wide(count * (dtype == 3 ? 8 : 4));
   emulated_forward(dtype, sizes, offset_scale, seed, 1000, input.data(), offset.data(), mask.data(), output.data());
-  emulated_backward(dtype, sizes, offset_scale, seed, 1000, grad_output.data(), input.data(), offset.data(), mask.data(),
-                    wide.data(), grad_offset.data(), grad_mask.data());
+  emulated_backward(dtype, sizes, offset_scale, seed, 1000, grad_output.data(), input.data(), offset.data(),
+                    mask.data(), wide.data(), grad_offset.data(), grad_mask.data());
   if (dtype < 2) emulated_narrow(dtype, wide.data(), narrowed.data(), count);
 }
 

@@ -1,4 +1,4 @@
-// DCNv3 on CUDA as the rest of the project sees it: sizes, element types and three functions, without CUDA or torch headers.
+// DCNv3 on CUDA as the rest of the project sees it: sizes, element types and three functions. No CUDA or torch headers.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ constexpr int64_t kMaxThreads = 0x7fffff00;  // per launch, so that thread indic
 
 // `stream` is a cudaStream_t. All return nullptr, or in words why nothing was launched.
 // `max_threads` is only ever lowered by tests, which see the work cut into several launches that way.
-const char* forward(Dtype dtype, const Shape& shape, const void* input, const void* offset, const void* mask, void* output,
-                    void* stream, int64_t max_threads = kMaxThreads);
+const char* forward(Dtype dtype, const Shape& shape, const void* input, const void* offset, const void* mask,
+                    void* output, void* stream, int64_t max_threads = kMaxThreads);
 
 // Adds to grad_input, which is fp32 for the half types and begins as zero; writes grad_offset and grad_mask.
 const char* backward(Dtype dtype, const Shape& shape, const void* grad_output, const void* input, const void* offset,

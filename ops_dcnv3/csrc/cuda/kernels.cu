@@ -16,8 +16,8 @@ void with_type(Dtype dtype, Run run) {
 
 }  // namespace
 
-const char* forward(Dtype dtype, const Shape& shape, const void* input, const void* offset, const void* mask, void* output,
-                    void* stream, int64_t max_threads) {
+const char* forward(Dtype dtype, const Shape& shape, const void* input, const void* offset, const void* mask,
+                    void* output, void* stream, int64_t max_threads) {
   const char* reason = check(shape);
   if (reason || is_empty(shape)) return reason;
   with_type(dtype, [&](auto zero) {
@@ -45,10 +45,9 @@ const char* backward(Dtype dtype, const Shape& shape, const void* grad_output, c
 
 const char* narrow(Dtype dtype, const void* wide, void* result, int64_t count, void* stream) {
   const auto* source = static_cast<const float*>(wide);
-  if (dtype == Dtype::kFloat16) launch_narrow(source, static_cast<__half*>(result), count, static_cast<cudaStream_t>(stream));
-  if (dtype == Dtype::kBFloat16) {
-    launch_narrow(source, static_cast<__nv_bfloat16*>(result), count, static_cast<cudaStream_t>(stream));
-  }
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (dtype == Dtype::kFloat16) launch_narrow(source, static_cast<__half*>(result), count, on);
+  if (dtype == Dtype::kBFloat16) launch_narrow(source, static_cast<__nv_bfloat16*>(result), count, on);
   return launch_error();
 }
 

@@ -16,8 +16,8 @@
 
 namespace dcnv3 {
 
-// What keeps a shape from running, in words, or nullptr. Tensors may be larger than 2^31 elements; one image of the input,
-// counted in pixels, and one row of the output may not.
+// What keeps a shape from running, in words, or nullptr. Tensors may be larger than 2^31 elements; one image of the
+// input, counted in pixels, and one row of the output may not.
 inline const char* check(const Shape& s) {
   constexpr int64_t limit = 0x7fffffff;
   if (s.height * s.width > limit || s.batch * s.out_height() > limit) {

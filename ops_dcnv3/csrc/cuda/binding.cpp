@@ -1,0 +1,88 @@
+// The CUDA kernels as torch operators, through the stable ABI: one binary serves every torch from 2.10 on that has the
+// same CUDA major version. The schemas are defined in ops_dcnv3/functional.py; arguments arrive checked.
+#define USE_CUDA  // declares torch's function for the current stream
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+#include "dcnv3_cuda.h"
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+dcnv3::Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half: return dcnv3::Dtype::kFloat16;
+    case ScalarType::BFloat16: return dcnv3::Dtype::kBFloat16;
+    case ScalarType::Float: return dcnv3::Dtype::kFloat32;
+    case ScalarType::Double: return dcnv3::Dtype::kFloat64;
+    default: STD_TORCH_CHECK(false, "ops_dcnv3: expected float32, float64, bfloat16 or float16");
+  }
+  return dcnv3::Dtype::kFloat32;
+}
+
+// What the kernels read: contiguous, and on a 16-byte boundary, where a view into a larger tensor may not begin.
+Tensor prepared(const Tensor& tensor) {
+  const Tensor dense = torch::stable::contiguous(tensor);
+  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : torch::stable::clone(dense);
+}
+
+void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+void check(const char* reason) { STD_TORCH_CHECK(reason == nullptr, reason); }
+
+Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t kernel_h, int64_t kernel_w,
+               int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+               int64_t dilation_w, int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits) {
+  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const dcnv3::Shape shape = {input.size(0), input.size(1), input.size(2), groups,       input.size(3) / groups,
+                              kernel_h,      kernel_w,      stride_h,      stride_w,     padding_h,
+                              padding_w,     dilation_h,    dilation_w,    offset_scale, remove_center,
+                              mask_is_logits};
+  const Tensor x = prepared(input), o = prepared(offset), m = prepared(mask);
+  Tensor output = torch::stable::new_empty(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
+  check(dcnv3::forward(dtype_of(input), shape, x.const_data_ptr(), o.const_data_ptr(), m.const_data_ptr(),
+                       output.mutable_data_ptr(), current_stream(input)));
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input, const Tensor& offset,
+                                            const Tensor& mask, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                                            int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+                                            int64_t dilation_w, int64_t groups, double offset_scale, bool remove_center,
+                                            bool mask_is_logits) {
+  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const dcnv3::Shape shape = {input.size(0), input.size(1), input.size(2), groups,       input.size(3) / groups,
+                              kernel_h,      kernel_w,      stride_h,      stride_w,     padding_h,
+                              padding_w,     dilation_h,    dilation_w,    offset_scale, remove_center,
+                              mask_is_logits};
+  const dcnv3::Dtype dtype = dtype_of(input);
+  const bool is_half = dtype == dcnv3::Dtype::kFloat16 || dtype == dcnv3::Dtype::kBFloat16;
+  const Tensor g = prepared(grad_output), x = prepared(input), o = prepared(offset), m = prepared(mask);
+  Tensor wide = torch::stable::new_zeros(input, input.sizes(), is_half ? ScalarType::Float : input.scalar_type());
+  Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());
+  Tensor grad_mask = torch::stable::new_empty(mask, mask.sizes());
+  void* stream = current_stream(input);
+  check(dcnv3::backward(dtype, shape, g.const_data_ptr(), x.const_data_ptr(), o.const_data_ptr(), m.const_data_ptr(),
+                        wide.mutable_data_ptr(), grad_offset.mutable_data_ptr(), grad_mask.mutable_data_ptr(), stream));
+  if (!is_half) return {wide, grad_offset, grad_mask};
+  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
+  check(dcnv3::narrow(dtype, wide.const_data_ptr(), grad_input.mutable_data_ptr(), input.numel(), stream));
+  return {grad_input, grad_offset, grad_mask};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ops_dcnv3, CUDA, m) {
+  m.impl("forward", TORCH_BOX(&forward));
+  m.impl("backward", TORCH_BOX(&backward));
+}

@@ -1,0 +1,284 @@
+// What the DCNv3 kernels are built from: element types and their vector access, the sizes of a launch, where the
+// sampling points lie, the mask. For nvcc, and for g++ with the emulation header.
+#pragma once
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#else
+#include "cuda_emulation.h"
+#endif
+
+#include <cstdint>
+
+namespace dcnv3 {
+
+constexpr int kForwardThreads = 256;
+constexpr int kBackwardThreads = 128;
+
+// x / divisor for x < 2^31 in three instructions (multiply-high, add, shift; Granlund and Montgomery 1994).
+struct FastDivisor {
+  uint32_t divisor = 1, multiplier = 1, shift = 0;
+
+  FastDivisor() = default;
+  explicit FastDivisor(uint32_t d) : divisor(d) {
+    while ((uint64_t{1} << shift) < d) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - d)) / d + 1);
+  }
+  __device__ __forceinline__ uint32_t quotient(uint32_t x) const { return (__umulhi(x, multiplier) + x) >> shift; }
+};
+
+// What one launch needs to know. A launch covers whole output rows from `first_row` on, few enough that its threads can
+// be counted in 31 bits; every address is computed in 64 bits, so tensors may have any size.
+template <typename Acc>
+struct Problem {
+  int height, width, out_height, out_width, groups, group_channels;
+  int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  Acc offset_scale;
+  bool remove_center, mask_is_logits;
+  int pixel_bytes;     // from a pixel of the input to its right neighbour
+  int64_t row_bytes, image_bytes;
+  uint32_t first_row;  // of all N * out_height output rows
+  uint32_t threads;    // threads with work in this launch
+  FastDivisor lanes;   // threads that share one group of one pixel
+  FastDivisor by_groups, by_out_width, by_out_height;
+};
+
+// ---- element types -------------------------------------------------------------------------------------------------
+
+template <typename T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+__device__ __forceinline__ void narrow(float x, float& y) { y = x; }
+__device__ __forceinline__ void narrow(double x, double& y) { y = x; }
+__device__ __forceinline__ void narrow(float x, __half& y) { y = __float2half_rn(x); }
+__device__ __forceinline__ void narrow(float x, __nv_bfloat16& y) { y = __float2bfloat16_rn(x); }
+
+__device__ __forceinline__ int floor_to_int(float x) { return __float2int_rd(x); }
+__device__ __forceinline__ int floor_to_int(double x) { return __double2int_rd(x); }
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float minimum(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ double minimum(double a, double b) { return fmin(a, b); }
+__device__ __forceinline__ float maximum(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double maximum(double a, double b) { return fmax(a, b); }
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// One 4-byte word holds one float or two half-precision values; a double takes two words.
+__device__ __forceinline__ void unpack(const uint32_t* word, float* x, float) { x[0] = __uint_as_float(word[0]); }
+__device__ __forceinline__ void unpack(const uint32_t* word, double* x, double) {
+  x[0] = __hiloint2double(static_cast<int>(word[1]), static_cast<int>(word[0]));
+}
+__device__ __forceinline__ void unpack(const uint32_t* word, float* x, __half) {
+  __half2 pair;
+  *reinterpret_cast<uint32_t*>(&pair) = word[0];
+  const float2 wide = __half22float2(pair);
+  x[0] = wide.x;
+  x[1] = wide.y;
+}
+__device__ __forceinline__ void unpack(const uint32_t* word, float* x, __nv_bfloat16) {
+  x[0] = __uint_as_float(word[0] << 16);
+  x[1] = __uint_as_float(word[0] & 0xffff0000u);
+}
+
+template <int Words>
+struct Vector;
+template <>
+struct Vector<1> {
+  using type = uint32_t;
+};
+template <>
+struct Vector<2> {
+  using type = uint2;
+};
+template <>
+struct Vector<4> {
+  using type = uint4;
+};
+
+// V elements in registers, loaded as one access and widened only where they are used.
+template <typename T, int V>
+struct Pack {
+  using Acc = typename Accumulator<T>::type;
+  static constexpr int kWords = sizeof(T) * V / 4;
+  using W = typename Vector<kWords>::type;
+  uint32_t word[kWords] = {};
+
+  __device__ __forceinline__ void load(const void* p) {
+    const W w = __ldg(static_cast<const W*>(p));
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) word[i] = reinterpret_cast<const uint32_t*>(&w)[i];
+  }
+  __device__ __forceinline__ void widen_to(Acc* x) const {
+    constexpr int kPerStep = sizeof(T) == 2 ? 2 : 1;
+    constexpr int kWordsPerStep = sizeof(T) == 8 ? 2 : 1;
+#pragma unroll
+    for (int i = 0; i < V / kPerStep; ++i) unpack(word + i * kWordsPerStep, x + i * kPerStep, T());
+  }
+};
+
+template <typename T>
+struct Pack<T, 1> {
+  using Acc = typename Accumulator<T>::type;
+  T value = T(0);
+  __device__ __forceinline__ void load(const void* p) { value = __ldg(static_cast<const T*>(p)); }
+  __device__ __forceinline__ void widen_to(Acc* x) const { x[0] = widen(value); }
+};
+
+// Converts and stores V values as one access.
+template <int V, typename T, typename Acc>
+__device__ __forceinline__ void store(T* p, const Acc* x) {
+  struct alignas(sizeof(T) * V) {
+    T element[V];
+  } packed;
+#pragma unroll
+  for (int i = 0; i < V; ++i) narrow(x[i], packed.element[i]);
+  *reinterpret_cast<decltype(packed)*>(p) = packed;
+}
+
+// ---- geometry ------------------------------------------------------------------------------------------------------
+
+// Where a thread works.
+struct Site {
+  uint32_t image, row, column, group, lane;
+  int64_t unit;  // (pixel, group) counted over the whole output: the index into offset and mask, in groups
+
+  template <typename Acc>
+  __device__ __forceinline__ Site(const Problem<Acc>& problem, uint32_t thread) {
+    const uint32_t local = problem.lanes.quotient(thread);
+    lane = thread - local * problem.lanes.divisor;
+    const uint32_t pixel = problem.by_groups.quotient(local);
+    group = local - pixel * problem.by_groups.divisor;
+    const uint32_t local_row = problem.by_out_width.quotient(pixel);
+    column = pixel - local_row * problem.by_out_width.divisor;
+    const uint32_t global_row = problem.first_row + local_row;
+    image = problem.by_out_height.quotient(global_row);
+    row = global_row - image * problem.by_out_height.divisor;
+    unit = (int64_t{global_row} * problem.out_width + column) * problem.groups + group;
+  }
+};
+
+// One coordinate of a sampling point: its lower neighbour, the way to the upper one, and which of the two exist.
+template <typename Acc>
+struct Coordinate {
+  int low;
+  Acc fraction, rest;
+  bool low_inside, high_inside;
+
+  __device__ __forceinline__ Coordinate(Acc x, int size) {
+    // A point that does not count (x <= -1, x >= size, NaN) moves to where neither neighbour exists, which also keeps
+    // huge values away from the conversion to int.
+    const bool above = x > Acc(-1);
+    x = minimum(maximum(x, Acc(-2)), Acc(size));
+    low = floor_to_int(x);
+    fraction = x - Acc(low);
+    rest = Acc(1) - fraction;
+    low_inside = static_cast<unsigned>(low) < static_cast<unsigned>(size);
+    high_inside = above && static_cast<unsigned>(low + 1) < static_cast<unsigned>(size);
+  }
+};
+
+// Where the points of one group at one output pixel lie.
+template <typename T, int Points>
+struct Sampler {
+  using Acc = typename Accumulator<T>::type;
+  struct Point {
+    Coordinate<Acc> h, w;
+  };
+  const Problem<Acc>& problem;
+  const T* offset;
+  int height;
+  Acc first_h, first_w;  // what point (0, 0) samples with a zero offset
+
+  __device__ __forceinline__ Sampler(const Problem<Acc>& problem, const Site& site, const T* offset, int height)
+      : problem(problem), offset(offset), height(height) {
+    first_h = first_tap(site.row, problem.stride_h, problem.padding_h, problem.kernel_h, problem.dilation_h);
+    first_w = first_tap(site.column, problem.stride_w, problem.padding_w, problem.kernel_w, problem.dilation_w);
+  }
+  // Window and offsets are both scaled around the window's centre.
+  __device__ __forceinline__ Acc first_tap(uint32_t out, int stride, int padding, int kernel, int dilation) const {
+    const int center = dilation * ((Points ? 3 : kernel) - 1) / 2;
+    return Acc(static_cast<int>(out) * stride - padding + center) - Acc(center) * problem.offset_scale;
+  }
+  // Point k is the window's column i, row j.
+  __device__ __forceinline__ Point operator()(int k, int i, int j) const {
+    Pack<T, 2> pair;
+    pair.load(offset + 2 * k);
+    Acc shift[2];
+    pair.widen_to(shift);
+    const Acc scale = problem.offset_scale;
+    const Acc tap_h = multiply_add(Acc(j * problem.dilation_h), scale, first_h);
+    const Acc tap_w = multiply_add(Acc(i * problem.dilation_w), scale, first_w);
+    return {Coordinate<Acc>(multiply_add(shift[1], scale, tap_h), height),
+            Coordinate<Acc>(multiply_add(shift[0], scale, tap_w), problem.width)};
+  }
+};
+
+// Calls visit(k, i, j) for the points in the paper's order: over columns i, within them rows j, the centre left out on
+// request. Points > 0 says at compile time that the window is 3x3.
+template <int Points, typename Acc, typename Visit>
+__device__ __forceinline__ void for_each_point(const Problem<Acc>& problem, Visit visit) {
+  const int kernel_h = Points ? 3 : problem.kernel_h;
+  const int kernel_w = Points ? 3 : problem.kernel_w;
+  const bool remove_center = Points ? Points == 8 : problem.remove_center;
+  int k = 0;
+#pragma unroll(Points ? 3 : 1)
+  for (int i = 0; i < kernel_w; ++i) {
+#pragma unroll(Points ? 3 : 1)
+    for (int j = 0; j < kernel_h; ++j) {
+      if (remove_center && i == kernel_w / 2 && j == kernel_h / 2) continue;
+      visit(k, i, j);
+      ++k;
+    }
+  }
+}
+
+template <int Points, typename Acc>
+__device__ __forceinline__ int point_count(const Problem<Acc>& problem) {
+  return Points ? Points : problem.kernel_h * problem.kernel_w - (problem.remove_center ? 1 : 0);
+}
+
+// The weight of each point from its mask value: the value itself, or for logits exp(value - largest), which normalise()
+// turns into the softmax over the group's points.
+template <typename T, int Points>
+struct MaskReader {
+  using Acc = typename Accumulator<T>::type;
+  const T* mask;
+  int points;
+  bool logits;
+  Acc largest = 0, scale = 1;
+
+  __device__ __forceinline__ MaskReader(const T* mask, int points, bool logits)
+      : mask(mask), points(points), logits(logits) {
+    if (!logits) return;
+    largest = widen(mask[0]);
+#pragma unroll(Points ? Points : 1)
+    for (int k = 1; k < points; ++k) largest = maximum(largest, widen(mask[k]));
+  }
+  __device__ __forceinline__ Acc operator()(int k) const {
+    const Acc value = widen(mask[k]);
+    return logits ? exponential(value - largest) * scale : value;
+  }
+  __device__ __forceinline__ void normalise() {
+    if (!logits) return;
+    Acc total = 0;
+#pragma unroll(Points ? Points : 1)
+    for (int k = 0; k < points; ++k) total += (*this)(k);
+    scale = Acc(1) / total;
+  }
+};
+
+}  // namespace dcnv3
