@@ -7,7 +7,8 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -161,13 +162,22 @@ def _check_options(options: Mapping) -> None:
 
 
 def _allow_mmengine_checkpoints() -> None:
-    """Let `torch.load(weights_only=True)` read mmengine's training state: log histories, which are numpy arrays."""
+    """Let `torch.load(weights_only=True)` read mmengine's training state: log histories, which are numpy arrays.
+
+    A pickled history names its own methods by `getattr`; this one gives those and nothing else.
+    """
     from mmengine.logging import HistoryBuffer
+
+    def history_method(owner: type, name: str) -> Callable:
+        if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+            raise pickle.UnpicklingError(f"getattr({owner}, {name!r}) is not loaded for safety")
+        return getattr(owner, name)
 
     rebuild = np.empty(0).__reduce__()[0]
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
+            (history_method, "builtins.getattr"),
             np.ndarray,
             (rebuild, "numpy.core.multiarray._reconstruct"),
             (rebuild, "numpy._core.multiarray._reconstruct"),

@@ -144,7 +144,7 @@ def _focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: float, alp
     """Focal loss (Lin et al., 2017) `(N, C)` of logits; a target of C is background; `weight` `(C,)` or empty."""
     positive = target[:, None] == torch.arange(input.shape[1], device=input.device)
     logits = torch.where(positive, input, -input)  # the right answer's logit
-    balance = torch.where(positive, alpha, 1 - alpha)
+    balance = torch.where(positive, input.new_tensor(alpha), input.new_tensor(1 - alpha))
     loss = -balance * torch.sigmoid(-logits) ** gamma * F.logsigmoid(logits)
     return loss * F.pad(weight, (0, 1), value=1.0)[target, None] if weight.numel() else loss
 
