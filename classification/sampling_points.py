@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
-from ops_dcnv3 import DCNv3
+from internimage.errors import UserError
+from ops_dcnv3 import DCNv3, DCNv3_pytorch
 from ops_dcnv3.reference import Geometry, sampling_locations
 
 __all__ = ["SamplingPoints", "layer_points", "collect_points", "nearest_pixel", "pick_queries", "sampling_figure"]
@@ -56,7 +57,13 @@ def layer_points(layer: DCNv3, x_nhwc: Tensor, stride: int) -> SamplingPoints:
 
 @torch.inference_mode()
 def collect_points(model: nn.Module, image: Tensor, block: int = -1) -> list[SamplingPoints]:
-    """Run `model` on one normalised image `(3, H, W)` and return the points of block `block` of each level."""
+    """Run `model` on one normalised image `(3, H, W)` and return the points of block `block` of each level.
+
+    Raises:
+        UserError: a model with another operator.
+    """
+    if other := {type(level.blocks[block].dcn) for level in model.levels} - {DCNv3, DCNv3_pytorch}:
+        raise UserError(f"sampling points are drawn for DCNv3, but this model is made of {other.pop().__name__} layers")
     found: list[SamplingPoints] = []
     hooks = [
         level.blocks[block].dcn.register_forward_pre_hook(
@@ -66,7 +73,7 @@ def collect_points(model: nn.Module, image: Tensor, block: int = -1) -> list[Sam
     ]
     training = model.training
     try:
-        model.eval()(image[None])
+        model.eval().forward_features(image[None])
     finally:
         model.train(training)
         for hook in hooks:

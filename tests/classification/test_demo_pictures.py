@@ -89,6 +89,13 @@ def test_collecting_points_leaves_the_model_as_it_was():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_models_with_another_operator_are_refused_in_one_line():
+    model = tiny_model()
+    model.levels[2].blocks[-1].dcn = nn.Identity()
+    with pytest.raises(UserError, match="DCNv3, but this model is made of Identity layers"):
+        collect_points(model, torch.rand(3, 64, 64))
+
+
 def test_a_query_is_drawn_at_the_nearest_pixel_inside_the_level():
     level = collect_points(tiny_model(), torch.rand(3, 64, 64))[2]
     assert nearest_pixel(level, (30, 20)) == (2, 1)
