@@ -1,8 +1,8 @@
 """Install ops_dcnv3 and internimage.
 
-If torch can be imported here (`pip install --no-build-isolation .`), the kernels are compiled now; otherwise, or if that
-fails, plain Python is installed and the kernels are compiled at their first use. Installing never fails for want of a
-compiler, and torch is never a build requirement, so no second torch is downloaded.
+If torch can be imported here (`pip install --no-build-isolation .`), the kernels are compiled now; otherwise, or if
+that fails, plain Python is installed and the kernels are compiled at their first use. Installing never fails for want
+of a compiler, and torch is never a build requirement, so no second torch is downloaded.
 """
 
 import importlib.util

@@ -108,23 +108,18 @@ def compile_library(target: Path, extra_flags: list[str] | None = None) -> None:
 def cached_library() -> Path:
     """Return the CPU library built for this torch, these sources and this compiler, building it if need be.
 
-    It lies in a folder of the user (`OPS_DCNV3_CACHE`, else the system's cache folder). Several processes that ask at once
-    (torchrun) wait for the first. `OPS_DCNV3_NO_BUILD=1` forbids building.
+    It lies in a folder of the user (`OPS_DCNV3_CACHE`, else the system's cache folder). Several processes that ask at
+    once (torchrun) wait for the first. `OPS_DCNV3_NO_BUILD=1` forbids all of this.
 
     Raises:
         BuildError: building is forbidden or failed.
     """
-    compiler = None
-    try:
-        compiler = find_compiler()
-    finally:
-        if compiler is None and os.environ.get("OPS_DCNV3_NO_BUILD") == "1":
-            raise BuildError("building is switched off; unset OPS_DCNV3_NO_BUILD") from None
+    if os.environ.get("OPS_DCNV3_NO_BUILD") == "1":
+        raise BuildError("building is switched off; unset OPS_DCNV3_NO_BUILD or run pip install --no-build-isolation .")
+    compiler = find_compiler()
     target = _cache_folder() / _key(compiler) / f"_cpu.{'dll' if WINDOWS else 'so'}"
     if target.exists():
         return target
-    if os.environ.get("OPS_DCNV3_NO_BUILD") == "1":
-        raise BuildError("building is switched off; unset OPS_DCNV3_NO_BUILD")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.parent / "lock"):
