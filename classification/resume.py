@@ -20,7 +20,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from internimage import list_models
 from internimage.checkpoint import extract_state_dict, load_exact, load_file, load_pretrained, save_atomic
-from internimage.errors import CheckpointError
+from internimage.errors import CheckpointError, UserError
 from internimage.zoo import checkpoint_path
 
 from .distributed import World, run_on_main
@@ -88,8 +88,12 @@ def save(
     """Write the checkpoint under each name asked for, then delete all but the `keep` newest numbered ones.
 
     Every process calls this (ZeRO gathers its shards on rank 0); rank 0 writes.
+
+    Raises:
+        UserError: on every process, if a file cannot be written. Those that were there are whole.
     """
-    names = [f"ckpt_epoch_{state.epoch}.pth"] * numbered + [BEST] * best + [BEST_EMA] * best_ema
+    # The numbered one last: a run killed in between repeats the epoch and writes the best ones again.
+    names = [BEST] * best + [BEST_EMA] * best_ema + [f"ckpt_epoch_{state.epoch}.pth"] * numbered
     if not names:
         return
     if isinstance(state.optimizer, ZeroRedundancyOptimizer):
@@ -97,10 +101,20 @@ def save(
 
     def write() -> None:
         payload = state.state_dict(config_yaml)
-        for name in names:
-            save_atomic(payload, folder / name)
-        for old in list_checkpoints(folder)[keep:]:
-            old.unlink()
+        try:
+            for name in names:
+                save_atomic(payload, folder / name)
+        except (OSError, RuntimeError) as error:
+            # torch.save turns a full disk into a RuntimeError about file positions.
+            cause = error.__context__ if isinstance(error, RuntimeError) else error
+            if not isinstance(cause, OSError):
+                raise
+            raise UserError(
+                f"cannot write {name} to {folder}: {cause.strerror or cause}; make room there and start again: "
+                "the run goes on from its last checkpoint"
+            ) from error
+        for old in [*list_checkpoints(folder)[keep:], *folder.glob(".ckpt_epoch_*.tmp")]:
+            old.unlink(missing_ok=True)  # the temporary files are of runs that were killed while writing
 
     run_on_main(world, write)
 

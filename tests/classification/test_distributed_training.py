@@ -92,7 +92,7 @@ def test_a_failure_of_rank_0_reaches_every_process(config, tmp_path):
     (tmp_path / "file").write_text("")
     processes = two_processes(*TRAIN, "--cfg", str(config), "--output", str(tmp_path / "file"))
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 2
         assert errors.startswith("error: cannot write to the output folder")
 

@@ -1,6 +1,7 @@
 """One step, one epoch: what the engine computes, checked against plain PyTorch."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -185,6 +186,29 @@ def test_a_gradient_overflow_is_left_to_the_scaler():
     with pytest.raises(UserError, match="gradient norm"):
         strict.flush()
     assert "grad_norm" not in scaled.flush()
+
+
+def test_a_terminal_gets_a_bar_and_the_log_file_gets_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    tracker = Tracker(tmp_path, WORLD)
+    for step in tracker.steps(range(3), total=3, label="epoch 0/1"):
+        tracker.note(f"step {step} in full", f"loss {step}")
+    printed = capsys.readouterr()
+    assert "epoch 0/1:" in printed.err
+    assert "loss 2" in printed.err
+    assert printed.out == ""
+    assert [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        f"step {step} in full" for step in range(3)
+    ]
+
+
+def test_history_drops_epochs_that_run_again_and_half_written_lines(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n{"epo')
+    tracker = Tracker(tmp_path, WORLD)
+    tracker.begin(1, 10)
+    tracker.epoch({"epoch": 1, "top1": 50.0})
+    tracker.close()
+    assert (tmp_path / "history.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1, "top1": 50.0}\n'
 
 
 def test_seeds_differ_between_epochs_and_ranks_and_repeat():

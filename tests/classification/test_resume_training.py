@@ -10,7 +10,7 @@ from torch import nn
 from classification import resume
 from classification.distributed import World
 from classification.resume import RunState, list_checkpoints, load_latest, restore, save
-from internimage.errors import CheckpointError
+from internimage.errors import CheckpointError, UserError
 
 
 def make_state(**options):
@@ -73,13 +73,26 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, mon
 
     def full_disk(obj, file):
         file.write(b"half")
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="No space left on device"):
         save_epoch(tmp_path, state, 0)
     assert names(tmp_path) == ["ckpt_epoch_0.pth"]
     assert (tmp_path / "ckpt_epoch_0.pth").read_bytes() == before
+
+
+def test_leftovers_of_a_kill_while_writing_are_removed(tmp_path):
+    (tmp_path / ".ckpt_epoch_0.pth.123.tmp").write_text("half")
+    save_epoch(tmp_path, make_state(), 1)
+    assert names(tmp_path) == ["ckpt_epoch_1.pth"]
+
+
+def test_the_best_checkpoints_are_written_before_the_numbered_one(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(resume, "save_atomic", lambda payload, path: written.append(path.name))
+    save_epoch(tmp_path, make_state(), 4, best=True, best_ema=True)
+    assert written == ["ckpt_epoch_best.pth", "ckpt_epoch_ema_best.pth", "ckpt_epoch_4.pth"]
 
 
 @pytest.mark.parametrize("key", ["model", "optimizer", "lr_scheduler", "scaler", "epoch", "max_accuracy"])

@@ -140,7 +140,7 @@ def test_an_epoch_runs_with(options, finished, tmp_path):
 
 def test_mistakes_end_with_exit_code_2_and_one_line(finished):
     process = start(*TRAIN, "--cfg", str(finished[0]), "--opts", "TRAIN.EPOCH", "3")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 2
     assert re.fullmatch(r"error: .*unknown key TRAIN\.EPOCH; .*TRAIN\.EPOCHS\n", errors)
 

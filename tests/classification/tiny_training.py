@@ -79,7 +79,7 @@ def start(*command: str, cwd: Path | None = None, **environment: str) -> subproc
 
 def finish(*processes: subprocess.Popen) -> list[str]:
     """Wait for processes that must succeed; return what they printed."""
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     for process, (_, errors) in zip(processes, outputs):
         assert process.returncode == 0, errors
     return [printed for printed, _ in outputs]
