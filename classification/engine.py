@@ -5,6 +5,7 @@ plain model). Every epoch starts from random states that depend on (seed, epoch,
 and resumed ends with the same weights as one that was left alone.
 """
 
+import math
 import random
 import time
 from contextlib import nullcontext
@@ -98,6 +99,7 @@ class Trainer:
                 record |= figures
             # Before the checkpoint: a run killed in between repeats the epoch and replaces its record.
             tracker.epoch(record)
+            tracker.scalars((epoch + 1) * self.updates, {f"epoch/{k}": v for k, v in record.items() if k != "epoch"})
             save(
                 self.world,
                 self.folder,
@@ -108,10 +110,9 @@ class Trainer:
                 best_ema=best_ema,
                 keep=max(2, config.SAVE_CKPT_NUM),  # with one alone, a damaged file would cost the whole run
             )
-            tracker.scalars((epoch + 1) * self.updates, {f"epoch/{k}": v for k, v in record.items() if k != "epoch"})
         trained = f"epochs {first} to {last}" if first <= last else "nothing left to do"
         tracker.log(f"finished ({trained}) in {duration(time.perf_counter() - started)}")
-        best_line = f"best top-1 {state.max_accuracy:.2f}%"
+        best_line = f"best top-1 {state.max_accuracy:.2f}%" if state.max_accuracy >= 0 else "not evaluated"
         if state.ema is not None:
             best_line += f", of the averaged weights {state.max_accuracy_ema:.2f}%"
         tracker.log(f"{best_line}; checkpoints, log.txt, history.jsonl and TensorBoard files are in {self.folder}")
@@ -191,7 +192,7 @@ class Trainer:
 
         averaged = state.ema.module if state.ema is not None else None
         plain, ema = evaluate_all(state.model, averaged, self.loaders, self.world, self.dtype, log)
-        if not abs(plain["loss"]) < float("inf"):
+        if not math.isfinite(plain["loss"]):
             raise UserError(
                 f"the validation loss became {plain['loss']} after epoch {state.epoch}; nothing was saved since the "
                 "last good checkpoint; start again with a lower TRAIN.BASE_LR"

@@ -51,13 +51,14 @@ class Tracker:
         self.writer = None
 
     def begin(self, epoch: int, step: int) -> None:
-        """Open history.jsonl and TensorBoard for a run whose next epoch and update are these.
+        """Open history.jsonl and TensorBoard for a run whose next epoch and update have these numbers, from 0.
 
         Later figures of a run that was interrupted are dropped.
         """
         if self.folder is not None:
             self._drop_history_from(epoch)
-            self.writer = SummaryWriter(self.folder, purge_step=step or None, flush_secs=30)
+            # Figures carry the number of finished updates: what is at `step` itself belongs to the epoch before.
+            self.writer = SummaryWriter(self.folder, purge_step=step + 1 if step else None, flush_secs=30)
 
     def log(self, text: str) -> None:
         """Print a line and append it to log.txt."""

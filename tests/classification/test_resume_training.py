@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import TRAIN, finish, history, make_images, run_here, start, write_config
 from torch import nn
 
@@ -141,6 +142,12 @@ def assert_same_files(left, right, name="ckpt_epoch_2.pth"):
         assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
+def tensorboard(folder, tag):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A run of 3 epochs with every source of randomness: drop path, mixup, augmentation, and accumulation."""
@@ -169,6 +176,8 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_nothing_had_happened(undisturbed, 
     assert_same_files(folder, expected)
     assert_same_files(folder, expected, "ckpt_epoch_best.pth")
     assert history(folder) == history(expected)
+    for tag in ("train/loss", "epoch/top1"):
+        assert tensorboard(folder, tag) == tensorboard(expected, tag)
 
 
 def test_a_run_whose_latest_checkpoint_was_cut_ends_the_same(undisturbed, tmp_path, capsys):
