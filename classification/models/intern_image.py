@@ -13,7 +13,6 @@ _TYPES = {
     "intern_image": (internimage.InternImage, "INTERN_IMAGE"),
     "intern_image_meta_former": (internimage.InternImageMetaFormer, "INTERN_IMAGE"),
     "flash_intern_image": (internimage.FlashInternImage, "FLASH_INTERN_IMAGE"),
-    "flash_intern_image": (internimage.FlashInternImage, "FLASH_INTERN_IMAGE"),
 }
 
 
