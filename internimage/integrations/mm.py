@@ -64,6 +64,7 @@ class _MMBackbone:
         self.is_init = False
         for module in self._plain():
             module.freeze_levels(frozen_stages)
+            del module.num_classes  # mmdet compares what has this name with the data set's classes
 
     def _plain(self) -> list[backbone.InternImage]:
         """The plain backbones that this one consists of."""

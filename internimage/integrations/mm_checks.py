@@ -1,0 +1,167 @@
+"""Mistakes in configurations and data of the mm frameworks, found before they end in a trace from deep inside."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmengine.config import Config
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..errors import UserError
+
+__all__ = ["check_classes", "check_data_files", "explained", "merge_options", "read_config"]
+
+# What mmengine's runner reads although a configuration need not have it.
+_RUNNER_KEYS = (
+    *("work_dir", "load_from", "resume", "launcher", "randomness", "experiment_name", "custom_hooks", "auto_scale_lr"),
+    *("find_unused_parameters", "model_wrapper_cfg", "compile", "activation_checkpointing", "tta_model"),
+    "tta_pipeline",
+)
+
+
+def read_config(path: str) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        UserError: no such file (names the nearest of the folder), or one that cannot be read.
+    """
+    file = Path(path)
+    if not file.is_file():
+        names = [other.name for other in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        near = difflib.get_close_matches(file.name, names, n=1)
+        hint = f"did you mean {file.parent / near[0]}?" if near else "the released ones are in the folder configs"
+        raise UserError(f"no configuration at {path}; {hint}")
+    try:
+        return Config.fromfile(path)
+    except UserError:
+        raise
+    except Exception as error:  # configurations are Python code
+        raise UserError(
+            f"{path} cannot be read as a configuration ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def merge_options(config: Config, options: Mapping | None) -> None:
+    """Merge `--cfg-options` into a configuration.
+
+    Raises:
+        UserError: an option whose first part the configuration does not have.
+    """
+    known = [*config.keys(), *_RUNNER_KEYS]
+    for name in options or ():
+        first = name.split(".")[0]
+        if first not in known:
+            near = difflib.get_close_matches(first, known, n=1, cutoff=0)
+            raise UserError(f"--cfg-options {name}: the configuration has no {first!r}; did you mean {near[0]!r}?")
+    config.merge_from_dict(dict(options or {}))
+
+
+def _datasets(config: Mapping) -> Iterator[Mapping]:
+    """The plain data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    inner = [config["dataset"]] if "dataset" in config else config.get("datasets", [])
+    if not inner:
+        yield config
+    for dataset in inner:
+        yield from _datasets(dataset)
+
+
+def check_data_files(config: Config, phases: tuple[str, ...]) -> None:
+    """Look for the annotation files and image folders of the data loaders of some phases (`train`, `val`, `test`).
+
+    Raises:
+        UserError: one is missing; names it, the loader and the option to change.
+    """
+    for phase in phases:
+        loader = config.get(f"{phase}_dataloader")
+        for dataset in _datasets(loader["dataset"]) if loader else ():
+            root = Path(dataset.get("data_root") or "")
+            paths = {"ann_file": dataset.get("ann_file")}
+            paths |= {f"data_prefix.{key}": value for key, value in (dataset.get("data_prefix") or {}).items()}
+            for option, value in paths.items():
+                if not isinstance(value, str) or "://" in value or (option == "ann_file" and not value):
+                    continue
+                if not (root / value).exists():
+                    raise UserError(
+                        f"no data at {root / value} ({phase}_dataloader.dataset.{option}); put the data there, or set "
+                        f"another place with --cfg-options {phase}_dataloader.dataset.data_root=..."
+                    )
+
+
+def _plain_dataset(dataset: Dataset) -> Dataset:
+    inner = getattr(dataset, "dataset", None) or next(iter(getattr(dataset, "datasets", ())), None)
+    return _plain_dataset(inner) if inner is not None else dataset
+
+
+def _check_categories(dataset: Dataset, phase: str, classes: tuple[str, ...]) -> None:
+    """COCO-format data: categories that the annotation file lacks would silently be left out."""
+    plain = _plain_dataset(dataset)
+    found = getattr(plain, "cat_ids", None)
+    if found is None or len(found) == len(classes):
+        return
+    content = json.loads(Path(plain.ann_file).read_text(encoding="utf-8"))
+    names = [category["name"] for category in content["categories"]]
+    missing = [name for name in classes if name not in names]
+    raise UserError(
+        f"{plain.ann_file} lacks {len(missing)} of the {len(classes)} classes of {phase}_dataloader ({missing[0]!r}, "
+        f"...); its categories are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}: set "
+        "dataset.metainfo.classes to these"
+    )
+
+
+def check_classes(model: nn.Module, dataset: Dataset, phase: str, *, exact: bool) -> None:
+    """Compare a data set's classes with its annotations and with the model's heads.
+
+    Args:
+        model: detector or segmentor.
+        dataset: of the loader of `phase`.
+        phase: `train`, `val` or `test`, for messages.
+        exact: heads must have as many classes as the data; else as many or more (released street-scene heads do).
+
+    Raises:
+        UserError: no image is left, a class without category, or a head of another class count.
+    """
+    if len(dataset) == 0:
+        raise UserError(
+            f"{phase}_dataloader has no image: none has an annotation of its classes; check its ann_file and "
+            "metainfo.classes (filter_cfg.filter_empty_gt leaves out images without objects)"
+        )
+    classes = dataset.metainfo.get("classes")
+    if classes is None:
+        return
+    _check_categories(dataset, phase, classes)
+    for name, module in model.named_modules():
+        count = getattr(module, "num_classes", None)
+        if not isinstance(count, int) or name.endswith("rpn_head"):
+            continue
+        if count < len(classes) or (exact and count != len(classes)):
+            raise UserError(
+                f"{name} has num_classes={count}, {phase}_dataloader has {len(classes)} classes "
+                f"({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}); set num_classes={len(classes)} "
+                "in the model's heads"
+            )
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what bad data ends in, in this process or in a loader's, into a `UserError`.
+
+    Raises:
+        UserError: an image or annotation file that is missing or cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        paths = re.findall(r"No such file or directory: '([^']+)'", str(error))
+        raise UserError(
+            f"missing file {paths[-1] if paths else error}; the annotations name it: restore it or leave it out there"
+        ) from error
+    except AssertionError as error:
+        if found := re.search(r"failed to load image: (\S+)", str(error)):
+            raise UserError(f"{found[1]} is not a readable image; replace it or leave it out") from error
+        raise
+    except json.JSONDecodeError as error:
+        raise UserError(f"an annotation file is not valid JSON ({error}); check the ann_file entries") from error

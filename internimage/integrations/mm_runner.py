@@ -1,0 +1,258 @@
+"""Training and testing on mmengine, shared by detection and segmentation.
+
+The options are those of mmdet's and mmseg's own `train.py` and `test.py`. What differs: mistakes end in one line,
+checkpoints are read by `internimage.checkpoint` (strictly for testing and resuming), and without a GPU SyncBN and nccl
+become BN and gloo.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch import Tensor, nn
+
+from ..checkpoint import extract_state_dict, load_exact, load_file, load_pretrained
+from ..errors import CheckpointError, UserError, exit_on_user_error
+from .mm import local_checkpoint
+from .mm_checks import check_classes, check_data_files, explained, merge_options, read_config
+
+__all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "load_config", "test", "train"]
+
+
+# Tasks
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs between the frameworks.
+
+    Attributes:
+        name: detection or segmentation.
+        exact_classes: a head must have exactly as many classes as the data.
+        save_predictions: makes a runner's test loop write predictions to a path.
+        save_pictures: makes a configuration's test loop draw into a folder.
+        out_help: what `--out` is.
+    """
+
+    name: str
+    exact_classes: bool
+    save_predictions: Callable[[Runner, str], None]
+    save_pictures: Callable[[Config, str], None]
+    out_help: str
+
+
+def _dump_detections(runner: Runner, path: str) -> None:
+    from mmdet.evaluation import DumpDetResults
+
+    if not path.endswith((".pkl", ".pickle")):
+        raise UserError(f"--out writes a pickle file; give a name that ends in .pkl, not {path}")
+    runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=path))
+
+
+def _dump_label_maps(runner: Runner, path: str) -> None:
+    for metric in runner.test_evaluator.metrics:
+        metric.output_dir = path
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def _draw_detections(config: Config, folder: str) -> None:
+    hook = config.default_hooks.visualization
+    hook.update(draw=True, test_out_dir=str(Path(folder).resolve()))
+
+
+def _draw_label_maps(config: Config, folder: str) -> None:
+    config.default_hooks.visualization.update(draw=True, interval=1)
+    config.visualizer.save_dir = folder
+
+
+DETECTION = Task("detection", True, _dump_detections, _draw_detections, "pickle file for the predictions")
+SEGMENTATION = Task("segmentation", False, _dump_label_maps, _draw_label_maps, "folder for the predicted label maps")
+
+
+# Weights
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The detector inside wrappers of data parallelism and test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Start a training from a file: the backbone must fit, of the rest what fits is taken; return notices.
+
+    Raises:
+        CheckpointError: the file has another backbone, or none.
+    """
+    inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    if not inside:  # a classifier, or a backbone alone
+        return load_pretrained(model.backbone, state)
+    load_exact(model.backbone, inside)
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith("backbone.")}
+    rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+    fitting = {key: value for key, value in rest.items() if key in own and own[key].shape == value.shape}
+    model.load_state_dict(fitting, strict=False)
+    notices = []
+    if left := [key for key in own if key not in fitting and not key.endswith("num_batches_tracked")]:
+        notices.append(f"{len(left)} entries of other shape, or not in the file, keep initial values: {left[0]}, ...")
+    if unused := [key for key in rest if key not in own]:
+        notices.append(f"{len(unused)} entries of the file are not in the model: {unused[0]}, ...")
+    return notices
+
+
+class CheckedRunner(Runner):
+    """mmengine's runner, reading checkpoints by our rules.
+
+    `load_from` initialises (see `_initialise`); testing and resuming are strict.
+    """
+
+    _testing = False
+
+    def test(self) -> dict[str, float]:
+        """Test the weights of `load_from` and return the metrics."""
+        self._testing = True
+        return super().test()
+
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        """Load the weights of a file into the model and return the whole file.
+
+        Raises:
+            CheckpointError: it cannot be read or does not fit.
+        """
+        content = load_file(local_checkpoint(str(filename)))
+        extra = content if isinstance(content, dict) and "state_dict" in content else {}
+        checkpoint = {**extra, "state_dict": extract_state_dict(content)}
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # EMAHook takes its average from it
+        model = _bare(self.model)
+        try:
+            if self._testing or self._resume:
+                load_exact(model, checkpoint["state_dict"])
+            else:
+                for notice in _initialise(model, checkpoint["state_dict"]):
+                    self.logger.info(f"{filename}: {notice}")
+        except CheckpointError as error:
+            raise CheckpointError(f"{filename}: {error}") from None
+        return checkpoint
+
+
+# Configuration
+
+
+def _arguments(description: str, *positional: tuple[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    for name, text in (("config", "configuration file"), *positional):
+        parser.add_argument(name, help=text)
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints; default work_dirs/NAME_OF_CONFIG")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="settings over those of the configuration, for example train_dataloader.batch_size=4",
+    )
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    return parser
+
+
+def _without_gpu(node: object) -> None:
+    """SyncBN and nccl work on GPUs only; BN has the same keys."""
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        if isinstance(child, dict) and child.get("type") == "SyncBN":
+            child["type"] = "BN"
+        _without_gpu(child)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The configuration of the command line, fitted to this machine."""
+    config = read_config(args.config)
+    merge_options(config, args.cfg_options)
+    config.launcher = args.launcher
+    config.work_dir = args.work_dir or config.get("work_dir") or f"./work_dirs/{Path(args.config).stem}"
+    if not torch.cuda.is_available():
+        _without_gpu(config.model)
+        config.setdefault("env_cfg", ConfigDict()).dist_cfg = ConfigDict(backend="gloo")
+    return config
+
+
+def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
+    """The runner, with the data of `phases` built and compared with the model."""
+    check_data_files(config, tuple(phases))
+    runner = CheckedRunner.from_cfg(config)
+    for phase in phases:
+        if config.get(f"{phase}_dataloader"):
+            loader = getattr(runner, f"{phase}_dataloader")
+            check_classes(_bare(runner.model), loader.dataset, phase, exact=task.exact_classes)
+    return runner
+
+
+# Commands
+
+
+@exit_on_user_error
+def train(task: Task, argv: Sequence[str] | None = None) -> None:
+    """`train.py`: train from the configuration's pretrained weights, from `load_from`, or from a checkpoint."""
+    parser = _arguments(f"Train a {task.name} model.")
+    parser.add_argument("--amp", action="store_true", help="mixed precision (needs a GPU)")
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue from this checkpoint; without a name, from the latest in the work folder, if there is one",
+    )
+    args = parser.parse_args(argv)
+    config = load_config(args)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UserError("--amp needs a GPU; on the CPU train without it")
+        config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    if args.auto_scale_lr:
+        if not config.get("auto_scale_lr", {}).get("base_batch_size"):
+            raise UserError("--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the configuration")
+        config.auto_scale_lr.enable = True
+    if args.resume:
+        config.resume = True
+        config.load_from = None if args.resume == "auto" else str(local_checkpoint(args.resume))
+    if config.get("load_from"):
+        config.load_from = str(local_checkpoint(config.load_from))
+    if config.get("load_from") or (config.get("resume") and find_latest_checkpoint(config.work_dir)):
+        config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
+    with explained():
+        _build(config, task, ("train", "val")).train()
+
+
+@exit_on_user_error
+def test(task: Task, argv: Sequence[str] | None = None) -> None:
+    """`test.py`: evaluate a checkpoint, of this or of the original project, on the configuration's test data."""
+    parser = _arguments(f"Evaluate a {task.name} model.", ("checkpoint", "path or address of the weights"))
+    parser.add_argument("--out", help=task.out_help)
+    parser.add_argument("--show-dir", help="folder for pictures of the predictions")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation, as the configuration has it")
+    args = parser.parse_args(argv)
+    config = load_config(args)
+    config.load_from = str(local_checkpoint(args.checkpoint))
+    config.resume = False
+    config.model.backbone.pop("init_cfg", None)
+    if args.show_dir:
+        task.save_pictures(config, args.show_dir)
+    if args.tta:
+        if "tta_model" not in config or "tta_pipeline" not in config:
+            raise UserError(f"{args.config} has no tta_model and tta_pipeline; test without --tta")
+        if "mask_head" in config.model.get("roi_head", {}):
+            raise UserError("mmdet cannot merge the masks of augmented images; test without --tta")
+        config.model = ConfigDict(**config.tta_model, module=config.model)
+        config.test_dataloader.dataset.pipeline = config.tta_pipeline
+    with explained():
+        runner = _build(config, task, ("test",))
+        if args.out:
+            task.save_predictions(runner, args.out)
+        runner.test()
