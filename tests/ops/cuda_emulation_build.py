@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 
 COMPILER = shutil.which("g++")
 
 
-def build(source: str, *flags: str, shared: bool = False) -> Path:
+def build(source: str, *flags: str, shared: bool = False, libraries: Sequence[str] = ()) -> Path:
     """Compile a C++ file of this folder; the result stays in a temporary folder under a hash of its sources."""
     files = sorted([*CUDA_SOURCES.iterdir(), *HERE.glob("*.cpp")])
     digest = hashlib.sha256(repr([source, flags, shared, os.getuid()]).encode())
@@ -28,7 +29,7 @@ def build(source: str, *flags: str, shared: bool = False) -> Path:
     if not target.exists():
         partial = f"{target}.{os.getpid()}"
         command = [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{CUDA_SOURCES}"]
-        command += [*(["-shared", "-fPIC"] if shared else []), *flags, str(HERE / source), "-o", partial]
+        command += [*(["-shared", "-fPIC"] if shared else []), *flags, str(HERE / source), *libraries, "-o", partial]
         subprocess.run(command, check=True)
         os.replace(partial, target)
     return target

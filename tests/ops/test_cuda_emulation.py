@@ -2,6 +2,8 @@
 
 import mmap
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,7 +214,7 @@ def test_no_kernel_touches_memory_outside_its_tensors():
     program = build("emulated_memory_check.cpp", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover")
     finished = subprocess.run([program], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout == "256 runs\n"
+    assert finished.stdout == "224 runs\n"
 
 
 def run_check(name: str, seed: int) -> subprocess.CompletedProcess:
@@ -250,3 +252,13 @@ def test_the_emulator_stops_at_what_hardware_forbids(name, message):
     finished = run_check(name, seed=0)
     assert finished.returncode != 0
     assert any(part in finished.stderr for part in message.split("|"))
+
+
+def test_the_binding_prepares_tensors_and_converts_gradients():
+    torch_folder = Path(torch.__file__).parent
+    flags = ["-O1", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_folder / "include")]
+    library = build("emulated_binding.cpp", *flags, f"-L{torch_folder / 'lib'}", shared=True, libraries=["-ltorch_cpu"])
+    script = Path(__file__).with_name("emulated_binding_run.py")
+    finished = subprocess.run([sys.executable, script, library], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[-1] == "opcheck and gradcheck pass"
