@@ -23,6 +23,7 @@ model = dict(
         out_indices=((0, 1, 2, 3), (1, 2, 3)),
     ),
     neck=dict(in_channels=[640, 1280, 2560]),
+    bbox_head=dict(type="CBDINOHead", cb_first_weight=0.5),
     dn_cfg=dict(group_cfg=dict(num_dn_queries=1000)),
 )
 

@@ -19,7 +19,10 @@ model = dict(
             checkpoint="https://huggingface.co/OpenGVLab/DCNv4/resolve/main/flash_intern_image_l_22k_384.pth",
         ),
     ),
-    neck=dict(in_channels=[160, 320, 640, 1280], norm_cfg=dict(type="LN2d")),
+    neck=dict(
+        in_channels=[160, 320, 640, 1280],
+        norm_cfg=dict(type="torchvision.models.convnext.LayerNorm2d"),  # over the channels of each position
+    ),
 )
 
 optim_wrapper = dict(paramwise_cfg=dict(num_layers=37, layer_decay_rate=0.94, depths=[5, 5, 22, 5]))

@@ -17,7 +17,10 @@ model = dict(
             checkpoint="https://huggingface.co/OpenGVLab/DCNv4/resolve/main/flash_intern_image_s_1k_224.pth",
         ),
     ),
-    neck=dict(in_channels=[80, 160, 320, 640], norm_cfg=dict(type="LN2d")),
+    neck=dict(
+        in_channels=[80, 160, 320, 640],
+        norm_cfg=dict(type="torchvision.models.convnext.LayerNorm2d"),  # over the channels of each position
+    ),
 )
 
 optim_wrapper = dict(paramwise_cfg=dict(num_layers=33, layer_decay_rate=1.0, depths=[4, 4, 21, 4]))

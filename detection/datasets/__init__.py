@@ -1,0 +1,15 @@
+"""Data sets and result files that mmdet lacks, and converters into formats that it has.
+
+Importing this registers `VOCTestDataset` and `VOCResultFiles` and lets `LVISMetric` run on present-day numpy; the
+configurations that need it name it in `custom_imports`. The converters are scripts: `crowd_human.py`, `openimages.py`
+and, for data of your own in COCO's format, `own_data.py`.
+"""
+
+import detection.models  # noqa: F401 - before mmdet is imported
+
+from .lvis import repair_lvis
+from .voc import VOCResultFiles, VOCTestDataset
+
+__all__ = ["VOCResultFiles", "VOCTestDataset"]
+
+repair_lvis()

@@ -1,0 +1,223 @@
+"""The models of all configurations: released keys, shapes and sizes, learning rates, a training step and inference."""
+
+import detection.models  # noqa: F401 - isort: skip - before mmdet
+import copy
+import json
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from released_recipes import KEYS, NAMES, RECIPES, config, released_shapes
+
+from internimage.checkpoint import to_current
+from internimage.optim import mm_param_scales
+
+register_all_modules()
+MILLIONS = {
+    "mask_rcnn_internimage_t": 49,
+    "mask_rcnn_internimage_s": 69,
+    "mask_rcnn_internimage_b": 115,
+    "cascade_internimage_l": 277,
+    "cascade_internimage_xl_fpn_3x_coco": 387,
+    "dino_4scale_internimage_t": 49,
+    "dino_4scale_internimage_l": 241,
+    "dino_4scale_internimage_h": 1_099,
+    "dino_4scale_internimage_g": 3_083,
+    "dino_4scale_cbinternimage_h_objects365_coco": 2_179,
+    "mask_rcnn_flash_intern_image_t": 49,
+    "mask_rcnn_flash_intern_image_s": 69,
+    "mask_rcnn_flash_intern_image_b": 115,
+    "cascade_flash_intern_image_l": 277,
+}
+
+
+def on_meta(model_config):
+    with torch.device("meta"):
+        return MODELS.build(Config({"model": copy.deepcopy(model_config)}).model)
+
+
+@pytest.fixture(scope="module")
+def meta_model():
+    """Builds a configuration's model without memory, equal ones once."""
+    built = {}
+
+    def build(name):
+        key = json.dumps(config(name)["model"], sort_keys=True)
+        if key not in built:
+            built[key] = on_meta(config(name)["model"])
+        return built[key]
+
+    return build
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_the_model_has_the_released_keys_and_shapes_and_number_of_parameters(name, meta_model):
+    model = meta_model(name)
+    released = to_current({key: torch.empty(shape, device="meta") for key, shape in released_shapes(name).items()})
+    assert {key: value.shape for key, value in model.state_dict().items()} == {
+        key: value.shape for key, value in released.items()
+    }
+    assert sum(parameter.numel() for parameter in model.parameters()) == KEYS[name]["params"]
+
+
+@pytest.mark.parametrize("prefix", MILLIONS)
+def test_the_model_has_the_published_size(prefix, meta_model):
+    for name in (name for name in NAMES if name.split("/")[1].startswith(prefix)):
+        assert round(sum(p.numel() for p in meta_model(name).parameters()) / 1e6) == MILLIONS[prefix]
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(KEYS)))
+def test_the_other_configurations_build_too(name, meta_model):
+    assert sum(parameter.numel() for parameter in meta_model(name).parameters()) > 40e6
+
+
+def test_the_composite_g_holds_two_g_backbones(meta_model):
+    composite = meta_model("coco/dino_4scale_cbinternimage_g_objects365_coco_ss.py").backbone
+    single = meta_model("coco/dino_4scale_internimage_g_objects365_coco_ss.py").backbone
+    first, second = ({key: value.shape for key, value in part.state_dict().items()} for part in composite.cb_modules)
+    assert first == {key: value.shape for key, value in single.state_dict().items()}
+    assert set(first) - set(second) == {key for key in first if key.startswith("patch_embed.")}
+
+
+# Learning rates
+
+
+def scales(name, meta_model):
+    """`{parameter: (scale, weight decay)}` of the optimizer that a configuration makes."""
+    model = meta_model(name)
+    wrapper = build_optim_wrapper(model, Config(config(name)).optim_wrapper)
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    lr = config(name)["optim_wrapper"]["optimizer"]["lr"]
+    return {
+        names[id(parameter)]: (pytest.approx(group["lr"] / lr), group["weight_decay"])
+        for group in wrapper.optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def test_mask_rcnn_t_trains_everything_at_one_rate_and_decays_matrices_only(meta_model):
+    name = "coco/mask_rcnn_internimage_t_fpn_1x_coco.py"
+    found = scales(name, meta_model)
+    assert set(found) == dict(meta_model(name).named_parameters()).keys()
+    assert all(scale == 1 for scale, _ in found.values())
+    decays = {key for key, (_, decay) in found.items() if decay == 0.05}
+    assert {"neck.fpn_convs.0.conv.weight", "backbone.levels.2.blocks.17.dcn.offset.weight"} <= decays
+    assert not decays & {"backbone.levels.0.blocks.0.gamma1", "rpn_head.rpn_cls.bias"}
+    assert {decay for _, decay in found.values()} == {0, 0.05}
+
+
+def test_dino_l_slows_the_backbone_layer_by_layer(meta_model):
+    found = scales("coco/dino_4scale_internimage_l_1x_coco_layer_wise_lr.py", meta_model)
+    power = {
+        "backbone.patch_embed.conv1.weight": 38,
+        "level_embed": 38,
+        "backbone.levels.0.blocks.0.dcn.offset.weight": 37,
+        "backbone.levels.0.downsample.conv.weight": 32,  # that of the next level's first block
+        "backbone.levels.1.blocks.0.mlp.fc1.weight": 32,
+        "backbone.levels.2.blocks.21.gamma2": 6,
+        "backbone.levels.3.blocks.4.dcn.input_proj.weight": 1,
+        "neck.convs.0.conv.weight": 0,
+        "encoder.layers.0.self_attn.sampling_offsets.weight": 0,
+        "bbox_head.cls_branches.0.weight": 0,
+    }
+    assert {key: found[key][0] for key in power} == {key: 0.9**exponent for key, exponent in power.items()}
+    assert found["encoder.layers.0.self_attn.sampling_offsets.weight"][1] == 0
+    assert found["encoder.layers.0.self_attn.value_proj.weight"][1] == 1e-4
+
+
+def test_the_tenth_of_the_rate_goes_to_the_whole_backbone(meta_model):
+    found = scales("coco/dino_4scale_internimage_l_1x_coco_0.1x_backbone_lr.py", meta_model)
+    assert all(scale == (0.1 if key.startswith("backbone.") else 1) for key, (scale, _) in found.items())
+    assert {decay for _, decay in found.values()} == {0.05}
+
+
+@pytest.mark.parametrize(
+    "name", ["dino_4scale_cbinternimage_h_objects365_coco_ss", "cascade_internimage_xl_fpn_3x_coco"]
+)
+def test_offsets_get_the_recipes_smaller_rate(name, meta_model):
+    name = f"coco/{name}.py"
+    rule = RECIPES[name]["optimizer"]["paramwise_cfg"]
+    expected = mm_param_scales(meta_model(name).named_parameters(), **rule)
+    found = scales(name, meta_model)
+    assert {key: scale for key, (scale, _) in found.items()} == {key: scale for key, (scale, _) in expected.items()}
+    offsets = [key for key in found if "sampling_offsets" in key]
+    assert all(found[key][0] == rule["offset_lr_scale"] for key in offsets)
+    assert bool(offsets) == name.startswith("coco/dino")
+
+
+# Small copies
+
+
+def small(name, num_classes=3):
+    """A configuration with a mini backbone and a short transformer."""
+    shrunk = Config(copy.deepcopy(config(name)))
+    model = shrunk.model
+    depths = [1, 1, 3, 1] if model.backbone.get("level2_post_norm") else [1, 1, 1, 1]
+    model.backbone.update(channels=16, depths=depths, groups=[1, 2, 4, 8], init_cfg=None, drop_path_rate=0.1)
+    if "level2_post_norm_block_ids" in model.backbone:
+        model.backbone.level2_post_norm_block_ids = [1, 2]
+    model.neck.in_channels = [16, 32, 64, 128][-len(model.neck.in_channels) :]
+    if "bbox_head" in model:
+        model.bbox_head.num_classes = num_classes
+        model.update(num_queries=30)
+        model.encoder.num_layers = model.decoder.num_layers = 1
+        model.test_cfg.max_per_img = 10
+    else:
+        boxes = model.roi_head.bbox_head
+        for head in [*(boxes if isinstance(boxes, list) else [boxes]), model.roi_head.get("mask_head")]:
+            if head:
+                head.update(num_classes=num_classes)
+        few = dict(nms_pre=50, max_per_img=10)
+        model.train_cfg.rpn_proposal.update(few)
+        model.test_cfg.rpn.update(few)
+        stages = model.train_cfg.rcnn
+        for stage in stages if isinstance(stages, list) else [stages]:
+            stage.sampler.num = 8
+    if "num_layers" in shrunk.optim_wrapper.paramwise_cfg:
+        shrunk.optim_wrapper.paramwise_cfg.update(depths=depths, num_layers=sum(depths))
+    return shrunk
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coco/mask_rcnn_internimage_t_fpn_1x_coco.py",
+        "coco/mask_rcnn_flash_intern_image_t_fpn_1x_coco.py",
+        "coco/cascade_internimage_l_fpn_1x_coco.py",
+        "coco/dino_4scale_internimage_t_1x_coco_layer_wise_lr.py",
+        "coco/dino_4scale_internimage_g_objects365_coco_ss.py",
+        "coco/dino_4scale_cbinternimage_h_objects365_coco_ss.py",
+        "crowd_human/cascade_internimage_xl_fpn_3x_crowd_human.py",
+    ],
+)
+def test_a_small_copy_takes_a_training_step_and_detects(name):
+    torch.manual_seed(0)
+    shrunk = small(name)
+    model = revert_sync_batchnorm(MODELS.build(shrunk.model))
+    model.init_weights()
+    wrapper = build_optim_wrapper(model, shrunk.optim_wrapper)
+    masks = bool(shrunk.model.get("roi_head", {}).get("mask_head"))
+    data = demo_mm_inputs(2, [[3, 64, 96], [3, 96, 64]], num_classes=3, num_items=[3, 2], with_mask=masks)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    model.train()
+    losses = model.train_step(data, wrapper)
+    assert all(torch.isfinite(value).all() for value in losses.values())
+    moved = {key.split(".")[0] for key, value in model.named_parameters() if not torch.equal(value, before[key])}
+    assert moved >= {child for child, module in model.named_children() if list(module.parameters())}
+    model.eval()
+    data["data_samples"] = [sample.clone() for sample in data["data_samples"]]
+    for sample in data["data_samples"]:
+        sample.set_metainfo({"scale_factor": (1.0, 1.0)})
+    with torch.no_grad():
+        found = model.test_step(data)
+    assert len(found) == 2
+    for sample in found:
+        detections = sample.pred_instances
+        assert detections.bboxes.shape == (len(detections.scores), 4)
+        assert (detections.labels < 3).all() and ("masks" in detections) == masks
+        assert len(detections) == (10 if "bbox_head" in shrunk.model else len(detections))
