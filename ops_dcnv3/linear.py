@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Linear", "activated_linears", "can_fuse", "linear", "mlp", "onednn_works"]
+__all__ = ["Linear", "PackedLinear", "activated_linears", "can_fuse", "linear", "mlp", "onednn_works"]
 
 _NO_GELU, _EXACT_GELU = "", "none"  # the values of nn.GELU.approximate, and one for no activation
 _LEAST_WORK = 2**20  # multiply-adds from which the faster product repays the dearer call (20 microseconds)
@@ -111,6 +111,41 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer for inference: it keeps a second copy of its weight as oneDNN wants it, and may apply a GELU.
+
+    Args:
+        layer: gives weight and bias, which are shared.
+        activation: GELU applied to the result; None for none.
+    """
+
+    def __init__(self, layer: nn.Linear, activation: nn.GELU | None = None) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.gelu = activation.approximate if activation is not None else _NO_GELU
+        self._packed = self._packed_from = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _onednn_serves(input, self.weight) or _needs_grad(input, self.weight, self.bias):
+            x = linear(input, self.weight, self.bias)
+            return F.gelu(x, approximate=self.gelu) if self.gelu else x
+        return _matmul(input, self._packed_weight(), self.bias, self.gelu)
+
+    def _packed_weight(self) -> Tensor:
+        weight = self.weight
+        current = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if current != self._packed_from:  # at first, and if somebody has loaded other weights
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+            self._packed_from = current
+        return self._packed
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_packed": None, "_packed_from": None}  # opaque to copying and pickling
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gelu={bool(self.gelu)}"
 
 
 def can_fuse(activation: nn.Module, *layers: nn.Module) -> bool:

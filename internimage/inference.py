@@ -1,0 +1,81 @@
+"""Rewriting a trained model for inference: fewer and larger steps, the same result.
+
+What is done, and what each step brings, is measured in docs/performance_model.md.
+"""
+
+import copy
+
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ops_dcnv3.linear import Linear, PackedLinear
+from ops_dcnv3.module import ToChannelsFirst, ToChannelsLast
+
+from .layers import Block, MLPLayer
+
+__all__ = ["optimize_for_inference"]
+
+
+def optimize_for_inference(model: nn.Module) -> nn.Module:
+    """Return a copy of `model`, in evaluation mode and without gradients, that computes the same faster.
+
+    Layer scales and the head's BatchNorm go into neighbouring weights, GELUs into the linear layers before them, and
+    weights are laid out for oneDNN when first used (a second copy of them). Unchanged weights are shared with `model`:
+    call this again after training on. The copy can be compiled and exported, but its state dict is no checkpoint.
+    """
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    model = copy.deepcopy(model, shared).eval()
+    for module in list(model.modules()):
+        if isinstance(module, Block):
+            _fold_layer_scale(module)
+        elif isinstance(module, MLPLayer) and _is_plain(module.fc1, module.act):
+            module.fc1, module.act = PackedLinear(module.fc1, module.act), nn.Identity()
+    if isinstance(getattr(model, "conv_head", None), nn.Sequential):
+        model.conv_head = _folded_head(model.conv_head)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) in (nn.Linear, Linear) and _is_plain(child):
+                setattr(module, name, PackedLinear(child))
+    return model
+
+
+def _is_plain(layer: nn.Module, activation: nn.Module | None = None) -> bool:
+    """Whether these are the layers that the model was built with, unobserved."""
+    return (
+        type(layer) in (nn.Linear, Linear)
+        and type(activation) in (type(None), nn.GELU)
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in (layer, activation) if module)
+    )
+
+
+def _scaled(parameter: Tensor, scale: Tensor) -> nn.Parameter:
+    """A copy of `parameter` with its rows multiplied by `scale`."""
+    rows = scale.detach().view(-1, *[1] * (parameter.dim() - 1))
+    return nn.Parameter(parameter.detach() * rows, requires_grad=False)
+
+
+def _fold_layer_scale(block: Block) -> None:
+    """Multiply the last affine map of both branches by the layer scales: the norm's (post-norm) or the projection's."""
+    if not block.layer_scale:
+        return
+    projections = (getattr(block.dcn, "output_proj", None), block.mlp.fc2)
+    lasts = (block.norm1[0], block.norm2[0]) if block.post_norm else projections
+    if not all(type(last) in (nn.LayerNorm, nn.Linear, Linear) for last in lasts):
+        return
+    for last, name in zip(lasts, ("gamma1", "gamma2")):
+        for key, parameter in list(last.named_parameters()):
+            setattr(last, key, _scaled(parameter, getattr(block, name)))
+        delattr(block, name)
+    block.layer_scale = False
+
+
+def _folded_head(head: nn.Sequential) -> nn.Sequential:
+    """1x1 convolution, BatchNorm and activation as one linear layer on `(N, H, W, C)`."""
+    conv, (norm,), activation = head
+    folded = fuse_conv_bn_eval(conv, norm)
+    layer = Linear(conv.in_channels, conv.out_channels, device="meta")
+    layer.weight = nn.Parameter(folded.weight.detach().flatten(1), requires_grad=False)
+    layer.bias = nn.Parameter(folded.bias.detach(), requires_grad=False)
+    if type(activation) is nn.GELU:
+        return nn.Sequential(ToChannelsLast(), PackedLinear(layer, activation), ToChannelsFirst())
+    return nn.Sequential(ToChannelsLast(), PackedLinear(layer), activation, ToChannelsFirst())
