@@ -1,6 +1,7 @@
 """The wheel: built here without network or isolation, unpacked, and loaded by other interpreters."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,18 @@ def test_the_sources_are_standard_cpp_apart_from_guarded_lines(source):
     flags = [*build._FILE_FLAGS.get(source, []), f"-DTORCH_TARGET_VERSION={build.TORCH_TARGET}", "-isystem", include]
     command = ["c++", "-std=c++17", "-pedantic-errors", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", *flags]
     subprocess.run([*command, build.CSRC / "cpu" / source], check=True)
+
+
+def test_the_messages_that_the_install_page_explains_are_the_real_ones():
+    files = [ROOT / "setup.py", *(ROOT / "ops_dcnv3").glob("*.py")]
+    # A message may be written as several adjacent strings.
+    code = re.sub(r'"\s*f?"', "", "".join(file.read_text() for file in files))
+    table = (ROOT / "docs" / "install.md").read_text().split("## When something goes wrong")[1]
+    messages = re.findall(r"^\| `([^`]+(?:`[^`|]*`)*[^`|]*)` \|", table, re.MULTILINE)
+    assert len(messages) >= 10
+    for message in messages:
+        for fragment in re.split(r"\.\.\.|'\w+'|; ", message):
+            assert fragment.strip(" ()") in code, message
 
 
 def test_without_torch_a_pure_wheel_is_made_that_holds_the_sources(tmp_path):
