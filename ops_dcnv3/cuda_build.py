@@ -105,6 +105,8 @@ def compile_library(target: Path, capabilities: Sequence[str] | None = None) -> 
     Raises:
         CudaBuildError: no toolkit, no torch with CUDA, versions that do not fit, or the compiler's first error.
     """
+    if os.name == "nt":
+        raise CudaBuildError("the CUDA kernels are built on Linux only so far; use the triton or torch backend")
     toolkit = find_toolkit()
     include, library = _torch_folders(toolkit)
     codes = []
