@@ -56,6 +56,26 @@ def test_training_under_autocast_stays_finite_and_learns(dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", HALF)
+def test_the_blocks_of_the_largest_models_train_under_autocast(dtype):
+    torch.manual_seed(0)
+    model = InternImage(
+        channels=16,
+        depths=[1, 1, 2, 1],
+        groups=[1, 2, 4, 8],
+        num_classes=2,
+        dw_kernel_size=5,
+        res_post_norm=True,
+        level2_post_norm=True,
+        level2_post_norm_block_ids=[1],
+        center_feature_scale=True,
+        remove_center=True,
+    )
+    losses, _ = train(model, 10, dtype)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", HALF)
 def test_gradients_under_autocast_point_where_those_of_float32_do(dtype):
     model = small_model()
     images = image(4, 3, 64, 64, seed=1)
