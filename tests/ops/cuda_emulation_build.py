@@ -57,9 +57,12 @@ class Emulator:
         if wide.dtype == input.dtype:
             return wide, grad_offset, grad_mask
         grad_input = torch.full_like(input, torch.nan)
-        count = ctypes.c_int64(input.numel())
-        self.library.emulated_narrow(DTYPES[input.dtype], _pointer(wide), _pointer(grad_input), count)
+        self.narrow(wide, grad_input)
         return grad_input, grad_offset, grad_mask
+
+    def narrow(self, wide, result):
+        count = ctypes.c_int64(wide.numel())
+        self.library.emulated_narrow(DTYPES[result.dtype], _pointer(wide), _pointer(result), count)
 
     def _call(self, function, case, seed, max_threads, *tensors):
         sizes = (ctypes.c_int64 * 15)(*case.sizes)

@@ -169,6 +169,25 @@ def test_infinite_values_do_not_reach_points_that_do_not_touch_them(kernels):
     assert_close(output[:, :, 0], 0.5 * mask[:, :, 0] * input[:, :, 0], 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_precision_number_passes_unchanged(kernels, dtype):
+    case = Case(8192, 1, 1, groups=1, channels=8, kernel=(1, 1), padding=(0, 0))
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(8192, 1, 1, 8)
+    offset, mask = torch.zeros(8192, 1, 1, 2, dtype=dtype), torch.ones(8192, 1, 1, 1, dtype=dtype)
+    output = kernels.forward(case, every, offset, mask)
+    torch.testing.assert_close(output, every, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_are_rounded_to_nearest_even(kernels, dtype):
+    bits = torch.randint(-(2**31), 2**31 - 1, (10001,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    small, large = torch.linspace(-1, 1, 4097)[:-1] * 2**-13, torch.tensor([65519.0, 65520.0])
+    wide = torch.cat([bits.view(torch.float32), small, large])
+    result = torch.empty(wide.shape, dtype=dtype)
+    kernels.narrow(wide, result)
+    torch.testing.assert_close(result, wide.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 def test_an_empty_batch_launches_nothing(kernels):
     case = Case(batch=0)
     *tensors, grad_output = case.tensors(torch.float32)
