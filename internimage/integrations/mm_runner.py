@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -37,6 +38,8 @@ class Task:
         save_predictions: makes a runner's test loop write predictions to a path.
         save_pictures: makes a configuration's test loop draw into a folder.
         out_help: what `--out` is.
+        infer: runs a model of the framework's inference functions on an image `(H, W, 3)`, BGR uint8.
+        summary: says in words what `infer` found, with scores from a threshold on.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Task:
     save_predictions: Callable[[Runner, str], None]
     save_pictures: Callable[[Config, str], None]
     out_help: str
+    infer: Callable[[nn.Module, np.ndarray], object]
+    summary: Callable[[object, float], str]
 
 
 def _dump_detections(runner: Runner, path: str) -> None:
@@ -70,8 +75,44 @@ def _draw_label_maps(config: Config, folder: str) -> None:
     config.visualizer.save_dir = folder
 
 
-DETECTION = Task("detection", True, _dump_detections, _draw_detections, "pickle file for the predictions")
-SEGMENTATION = Task("segmentation", False, _dump_label_maps, _draw_label_maps, "folder for the predicted label maps")
+def _detect(model: nn.Module, image: np.ndarray) -> object:
+    from mmdet.apis import inference_detector
+
+    return inference_detector(model, image)
+
+
+def _segment(model: nn.Module, image: np.ndarray) -> object:
+    from mmseg.apis import inference_model
+
+    return inference_model(model, image)
+
+
+def _count_objects(sample: object, score_thr: float) -> str:
+    return f"{int((sample.pred_instances.scores >= score_thr).sum())} objects with a score of at least {score_thr}"
+
+
+def _count_labels(sample: object, score_thr: float) -> str:
+    return f"{len(sample.pred_sem_seg.data.unique())} classes"
+
+
+DETECTION = Task(
+    name="detection",
+    exact_classes=True,
+    save_predictions=_dump_detections,
+    save_pictures=_draw_detections,
+    out_help="pickle file for the predictions",
+    infer=_detect,
+    summary=_count_objects,
+)
+SEGMENTATION = Task(
+    name="segmentation",
+    exact_classes=False,
+    save_predictions=_dump_label_maps,
+    save_pictures=_draw_label_maps,
+    out_help="folder for the predicted label maps",
+    infer=_segment,
+    summary=_count_labels,
+)
 
 
 # Weights

@@ -1,0 +1,16 @@
+"""Print a detector's parameters and FLOPs by the published convention.
+
+python detection/get_flops.py CONFIG [--shape 800 1280]
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import detection.models  # noqa: F401 - before mmdet
+from internimage.integrations.mm_flops import get_flops
+
+if __name__ == "__main__":
+    get_flops((800, 1280))

@@ -1,0 +1,19 @@
+"""Detect the objects in one image and draw them.
+
+    python detection/image_demo.py IMAGE CONFIG CHECKPOINT --out picture.jpg
+
+Released checkpoints work as they are, by path or address.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import detection.models  # noqa: F401 - before mmdet
+from internimage.integrations.mm_demo import image_demo
+from internimage.integrations.mm_runner import DETECTION
+
+if __name__ == "__main__":
+    image_demo(DETECTION)
