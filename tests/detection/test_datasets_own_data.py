@@ -1,0 +1,140 @@
+"""Configurations for data of one's own: class names from the annotations, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+from released_recipes import CONFIGS
+from tiny_coco import CLASSES, make_data
+
+from detection.datasets.own_data import main, own_config, read_annotations
+from internimage.errors import UserError
+
+TRAIN, VAL = ("instances.json", "images"), ("val.json", "images")
+
+
+@pytest.fixture
+def own(tmp_path):
+    folder = make_data(tmp_path / "own")
+    shutil.copy(folder / "instances.json", folder / "val.json")
+    return folder
+
+
+def written(base, own, out):
+    from mmengine.config import Config
+
+    text = own_config(CONFIGS / "coco" / base, out, own, TRAIN, VAL)
+    out.write_text(text)
+    return Config.fromfile(out, import_custom_modules=False)
+
+
+def rewrite(path, change):
+    coco = json.loads(path.read_text())
+    change(coco)
+    path.write_text(json.dumps(coco))
+
+
+def test_class_names_come_in_the_order_of_the_file(own):
+    assert read_annotations(own / "instances.json", own / "images", masks=True) == CLASSES
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "mask_rcnn_internimage_t_fpn_1x_coco.py",
+        "cascade_internimage_l_fpn_3x_coco.py",
+        "dino_4scale_internimage_t_1x_coco_layer_wise_lr.py",
+    ],
+)
+def test_every_head_gets_the_number_of_classes_and_every_loader_the_data(base, own, tmp_path):
+    config = written(base, own, tmp_path / "own.py")
+    counts = []
+
+    def collect(node):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if key == "num_classes":
+                counts.append(value)
+            elif isinstance(value, dict | list):
+                collect(value)
+
+    collect(config.model.to_dict())
+    assert counts and set(counts) == {2}
+    for split in ("train", "val", "test"):
+        data = config[f"{split}_dataloader"].dataset
+        assert tuple(data.metainfo.classes) == CLASSES and data.data_root == f"{own}/"
+    assert config.test_evaluator.ann_file == f"{own}/val.json"
+    assert config.train_dataloader.dataset.pipeline  # the rest is inherited
+
+
+def test_the_labels_of_the_data_set_are_those_of_the_names(own, tmp_path):
+    from mmdet.registry import DATASETS
+    from mmdet.utils import register_all_modules
+
+    register_all_modules()
+    config = written("mask_rcnn_internimage_t_fpn_1x_coco.py", own, tmp_path / "own.py")
+    data = DATASETS.build(config.train_dataloader.dataset)
+    assert data.cat2label == {3: 0, 8: 1} and data.metainfo["classes"] == CLASSES
+    assert len(data[0]["data_samples"].gt_instances.masks) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda coco: coco["categories"].clear(), "no categories"),
+        (lambda coco: coco["categories"].append({"id": 9, "name": "green"}), "one twice"),
+        (lambda coco: coco["annotations"][0].update(category_id=99), "category 99, which the file does not list"),
+        (lambda coco: coco["annotations"][0].update(image_id=99), "image 99, which the file does not list"),
+        (lambda coco: coco["annotations"][0].pop("segmentation"), "have no segmentation, first 1"),
+        (lambda coco: coco["images"][0].update(file_name="lost.jpg"), "1 of 4 images are missing, first .*lost.jpg"),
+        (lambda coco: coco.pop("images"), "not in COCO's format .KeyError.'images'"),
+    ],
+)
+def test_mistakes_in_the_annotations_are_named(change, message, own):
+    path = own / "instances.json"
+    rewrite(path, change)
+    with pytest.raises(UserError, match=message):
+        read_annotations(path, own / "images", masks=True)
+
+
+def test_training_and_validation_must_have_the_same_categories(own, tmp_path, capsys):
+    rewrite(own / "val.json", lambda coco: coco["categories"].reverse())
+    command = [str(CONFIGS / "coco" / "mask_rcnn_internimage_t_fpn_1x_coco.py"), "--data-root", str(own)]
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--train", *TRAIN, "--val", *VAL, "--out", str(tmp_path / "own.py")])
+    assert "training and validation have different categories" in capsys.readouterr().err
+
+
+def test_a_configuration_on_other_data_is_refused(own, tmp_path):
+    voc = CONFIGS / "voc" / "dino_4scale_cbinternimage_h_objects365_voc07.py"
+    with pytest.raises(UserError, match="not on CocoDataset"):
+        own_config(voc, tmp_path / "own.py", own, TRAIN, VAL)
+
+
+# A mini backbone and small images; the recipe's own are 800 x 1333.
+SMALL = [
+    *("model.backbone.init_cfg=None", "model.backbone.channels=16", "model.backbone.groups=[1,2,4,8]"),
+    *("model.backbone.depths=[1,1,1,1]", "optim_wrapper.paramwise_cfg.depths=[1,1,1,1]"),
+    *("model.neck.in_channels=[16,32,64,128]", "train_cfg.max_epochs=1"),
+    *("model.train_cfg.rpn_proposal.max_per_img=20", "model.test_cfg.rpn.max_per_img=20"),
+    "train_dataloader.dataset.pipeline.2.scale=(96,64)",
+    *(f"{split}_dataloader.dataset.pipeline.1.scale=(96,64)" for split in ("val", "test")),
+    *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")),
+    *(f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")),
+]
+
+
+@pytest.mark.slow
+def test_own_data_train_and_test_by_the_documented_commands(own, tmp_path, capsys):
+    from internimage.integrations.mm_runner import DETECTION, test, train
+
+    config, base = tmp_path / "own.py", CONFIGS / "coco" / "mask_rcnn_internimage_t_fpn_1x_coco.py"
+    main([str(base), "--data-root", str(own), "--train", *TRAIN, "--val", *VAL, "--out", str(config)])
+    assert f"train with: python detection/train.py {config}" in capsys.readouterr().out
+    work = tmp_path / "work"
+    train(DETECTION, [str(config), "--work-dir", str(work), "--cfg-options", *SMALL])
+    checkpoint = work / "epoch_1.pth"
+    assert checkpoint.exists()
+    test(DETECTION, [str(config), str(checkpoint), "--work-dir", str(work), "--cfg-options", *SMALL])
+    log = next(work.glob("*/*.log")).read_text()
+    assert "coco/bbox_mAP" in log and "coco/segm_mAP" in log
+    assert all(name in log for name in CLASSES)  # classwise results
