@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .functional import _GEOMETRY, _setup_context
+from .functional import _setup_context
 from .reference import Geometry, gather_core, grid_sample_core
 
 __all__ = ["constants", "dcnv3_forward_kernel", "triton_forward"]
@@ -134,8 +134,31 @@ def constants(geometry: Geometry, depth: int, itemsize: int) -> dict[str, int | 
     return {**values, "DEPTH": depth, "BLOCK_PIXELS": block_pixels, "BLOCK_DEPTH": block_depth}
 
 
-def _forward(input: Tensor, offset: Tensor, mask: Tensor, *arguments) -> Tensor:
-    geometry = Geometry(*arguments)
+# A triton_op rather than an opaque operator: torch.compile and AOTInductor see the kernel and compile it themselves.
+# The schema follows from the annotations (the oldest torch takes no other), hence the scalars one by one.
+@torch.library.triton_op("ops_dcnv3::triton_forward", mutates_args=())
+def triton_forward(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    padding_h: int,
+    padding_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+    mask_is_logits: bool,
+) -> Tensor:
+    """`ops_dcnv3::forward` by the kernel: the same arguments and result."""
+    geometry = Geometry(
+        *(kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w),
+        *(groups, offset_scale, remove_center, mask_is_logits),
+    )
     batch, height, width, channels = input.shape
     _, out_height, out_width, _ = offset.shape
     output = input.new_empty(batch, out_height, out_width, channels)
@@ -145,8 +168,8 @@ def _forward(input: Tensor, offset: Tensor, mask: Tensor, *arguments) -> Tensor:
     depth = channels // geometry.groups
     meta = constants(geometry, depth, input.element_size())
     grid = (triton.cdiv(pixels, meta["BLOCK_PIXELS"]) * geometry.groups, triton.cdiv(depth, meta["BLOCK_DEPTH"]))
-    if height * width >= 2**31 or grid[0] >= 2**31 or pixels >= 2**31:
-        raise ValueError(f"the triton backend takes at most 2^31 - 1 pixels; got {pixels}; split the batch")
+    if max(pixels, height * width) > 2**30:
+        raise ValueError(f"the triton backend takes at most 2^30 pixels; got {pixels}; split the batch")
     torch.library.wrap_triton(dcnv3_forward_kernel)[grid](
         input.contiguous(),
         offset.contiguous(),
@@ -173,11 +196,4 @@ def _backward(ctx, grad_output: Tensor):
     return *(next(grads) if leaf.requires_grad else None for leaf in leaves), *(None for _ in ctx.geometry)
 
 
-# A triton_op rather than an opaque operator: torch.compile and AOTInductor see the kernel and compile it themselves.
-triton_forward = torch.library.triton_op(
-    "ops_dcnv3::triton_forward",
-    _forward,
-    mutates_args=(),
-    schema=f"(Tensor input, Tensor offset, Tensor mask, {_GEOMETRY}) -> Tensor",
-)
 triton_forward.register_autograd(_backward, setup_context=_setup_context)
