@@ -10,9 +10,9 @@ SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py
 setup: $(STAMP)
 
 # The package is installed in place and without build isolation: its kernels are compiled against this very torch.
-$(STAMP): requirements.txt pyproject.toml $(SOURCES)
+$(STAMP): requirements.txt requirements-mm.txt pyproject.toml $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --requirement requirements.txt
+	$(RUN) -m pip install --quiet --requirement requirements.txt --requirement requirements-mm.txt
 	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(RUN) -m ops_dcnv3
 	touch $@
