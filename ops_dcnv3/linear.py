@@ -23,9 +23,14 @@ def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: str = _
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], gelu)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def onednn_works() -> bool:
     """Whether this PyTorch has the oneDNN operator and it computes what is expected of it."""
+    return _onednn_works()
+
+
+@functools.cache
+def _onednn_works() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = torch.eye(3, 4), torch.arange(8.0).view(2, 4), torch.ones(2)
@@ -37,17 +42,53 @@ def onednn_works() -> bool:
         return False
 
 
-def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing():
-        return False
+# Compilers would send float32 products to MKL as well; to them the oneDNN product is one opaque operator.
+_library = torch.library.Library("ops_dcnv3", "FRAGMENT")
+_library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.impl("linear", _matmul, "CPU")
+
+
+def _compiled_setup(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _compiled_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    rows, needs = grad.flatten(0, -2), ctx.needs_input_grad
+    return (
+        torch.ops.ops_dcnv3.linear(grad, weight.t(), None) if needs[0] else None,
+        torch.ops.ops_dcnv3.linear(rows.t(), x.flatten(0, -2).t(), None) if needs[1] else None,
+        rows.sum(0) if needs[2] else None,
+    )
+
+
+torch.library.register_fake(
+    "ops_dcnv3::linear", lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]), lib=_library
+)
+torch.library.register_autograd("ops_dcnv3::linear", _compiled_backward, setup_context=_compiled_setup, lib=_library)
+
+
+def _compiled_serves(x: Tensor, weight: Tensor) -> bool:
+    return not torch.compiler.is_exporting() and _suits(x, weight) and onednn_works()
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dim() > 1
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= _LEAST_WORK
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing():
+        return False
+    return (
+        _suits(x, weight)
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
-        and not torch.is_autocast_enabled("cpu")
         # A mode (fake tensors, FLOP counting, ...) or a function transform would not see what it expects.
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
@@ -97,6 +138,8 @@ def _linears(x: Tensor, gelu: str, *parameters: Tensor | None) -> tuple[Tensor, 
     if fast and _needs_grad(x, *parameters):
         return _ActivatedLinears.apply(x, gelu, *parameters)
     product = _matmul if fast else F.linear
+    if torch.compiler.is_compiling() and all(_compiled_serves(x, weight) for weight in weights):
+        product = torch.ops.ops_dcnv3.linear
     activated = F.gelu(x, approximate=gelu) if gelu else x
     return tuple(product(activated, weight, bias) for weight, bias in zip(weights, biases))
 

@@ -118,3 +118,13 @@ def test_the_mlp_equals_its_modules(grad):
     if grad:
         for a, b in zip(gradients([got], tensors), gradients([expected], tensors)):
             torch.testing.assert_close(a, b)
+
+
+def test_the_operator_that_compilers_see_is_sound():
+    x, weight, bias = (t.requires_grad_() for t in (image(2, 3, 8, seed=8), image(6, 8, seed=9), image(6, seed=10)))
+    torch.library.opcheck(torch.ops.ops_dcnv3.linear, (x, weight, bias))
+    torch.library.opcheck(torch.ops.ops_dcnv3.linear, (x.detach().permute(1, 0, 2), weight.detach(), None))
+    expected = F.linear(x, weight, bias)
+    got = torch.ops.ops_dcnv3.linear(x, weight, bias)
+    for a, b in zip((got, *gradients([got], [x, weight, bias])), (expected, *gradients([expected], [x, weight, bias]))):
+        torch.testing.assert_close(a, b)
