@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError
 
-__all__ = ["check_classes", "check_data_files", "explained", "merge_options", "read_config"]
+__all__ = ["check_classes", "check_data_files", "explained", "explained_empty", "merge_options", "read_config"]
 
 # What mmengine's runner reads although a configuration need not have it.
 _RUNNER_KEYS = (
@@ -112,6 +112,28 @@ def _check_categories(dataset: Dataset, phase: str, classes: tuple[str, ...]) ->
     )
 
 
+def _empty(phase: str) -> UserError:
+    return UserError(
+        f"{phase}_dataloader has no image: none has an annotation of its classes; check its ann_file and "
+        "metainfo.classes (filter_cfg.filter_empty_gt leaves out images without objects)"
+    )
+
+
+@contextmanager
+def explained_empty(phase: str) -> Iterator[None]:
+    """Around the building of a data loader: mmengine fails to join the annotations of a data set without images.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "need at least one array" in str(error):
+            raise _empty(phase) from error
+        raise
+
+
 def check_classes(model: nn.Module, dataset: Dataset, phase: str, *, exact: bool) -> None:
     """Compare a data set's classes with its annotations and with the model's heads.
 
@@ -125,10 +147,7 @@ def check_classes(model: nn.Module, dataset: Dataset, phase: str, *, exact: bool
         UserError: no image is left, a class without category, or a head of another class count.
     """
     if len(dataset) == 0:
-        raise UserError(
-            f"{phase}_dataloader has no image: none has an annotation of its classes; check its ann_file and "
-            "metainfo.classes (filter_cfg.filter_empty_gt leaves out images without objects)"
-        )
+        raise _empty(phase)
     classes = dataset.metainfo.get("classes")
     if classes is None:
         return

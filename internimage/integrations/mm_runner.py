@@ -1,8 +1,8 @@
 """Training and testing on mmengine, shared by detection and segmentation.
 
 The options are those of mmdet's and mmseg's own `train.py` and `test.py`. What differs: mistakes end in one line,
-checkpoints are read by `internimage.checkpoint` (strictly for testing and resuming), and without a GPU SyncBN and nccl
-become BN and gloo.
+checkpoints are read by `internimage.checkpoint` (strictly for testing and resuming), and several processes work without
+a GPU, too (gloo, and BN for SyncBN).
 """
 
 import argparse
@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import Runner, find_latest_checkpoint
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ..checkpoint import extract_state_dict, load_exact, load_file, load_pretrained
 from ..errors import CheckpointError, UserError, exit_on_user_error
 from .mm import local_checkpoint
-from .mm_checks import check_classes, check_data_files, explained, merge_options, read_config
+from .mm_checks import check_classes, check_data_files, explained, explained_empty, merge_options, read_config
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "load_config", "test", "train"]
 
@@ -155,6 +155,14 @@ class CheckedRunner(Runner):
 
     _testing = False
 
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap the model for several processes, which mmengine does on GPUs only."""
+        if not self.distributed or torch.cuda.is_available():
+            return super().wrap_model(model_wrapper_cfg, model)
+        unused = self.cfg.get("find_unused_parameters", False)
+        model = revert_sync_batchnorm(model)  # SyncBN has no CPU version
+        return MMDistributedDataParallel(module=model, broadcast_buffers=False, find_unused_parameters=unused)
+
     def test(self) -> dict[str, float]:
         """Test the weights of `load_from` and return the metrics."""
         self._testing = True
@@ -201,23 +209,14 @@ def _arguments(description: str, *positional: tuple[str, str]) -> argparse.Argum
     return parser
 
 
-def _without_gpu(node: object) -> None:
-    """SyncBN and nccl work on GPUs only; BN has the same keys."""
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
-        if isinstance(child, dict) and child.get("type") == "SyncBN":
-            child["type"] = "BN"
-        _without_gpu(child)
-
-
 def load_config(args: argparse.Namespace) -> Config:
-    """The configuration of the command line, fitted to this machine."""
+    """The configuration of the command line."""
     config = read_config(args.config)
     merge_options(config, args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get("work_dir") or f"./work_dirs/{Path(args.config).stem}"
-    if not torch.cuda.is_available():
-        _without_gpu(config.model)
-        config.setdefault("env_cfg", ConfigDict()).dist_cfg = ConfigDict(backend="gloo")
+    if config.launcher == "pytorch" and not torch.cuda.is_available():
+        distributed.init_process_group("gloo")  # mmengine would ask for a GPU, unless there is a group already
     return config
 
 
@@ -227,8 +226,9 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
     runner = CheckedRunner.from_cfg(config)
     for phase in phases:
         if config.get(f"{phase}_dataloader"):
-            loader = getattr(runner, f"{phase}_dataloader")
-            check_classes(_bare(runner.model), loader.dataset, phase, exact=task.exact_classes)
+            with explained_empty(phase):
+                dataset = getattr(runner, f"{phase}_dataloader").dataset
+            check_classes(_bare(runner.model), dataset, phase, exact=task.exact_classes)
     return runner
 
 
