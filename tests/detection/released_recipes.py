@@ -10,13 +10,13 @@ CONFIGS = ROOT / "detection" / "configs"
 DATA = ROOT / "tests" / "data"
 
 
-def _load(name):
+def load(name):
     return json.loads(gzip.decompress((DATA / name).read_bytes()))
 
 
-_RECIPES = _load("det_recipes.json.gz")
+_RECIPES = load("det_recipes.json.gz")
 RECIPES = {key.removeprefix("flash/").removeprefix("detection/"): value for key, value in _RECIPES.items()}
-KEYS = {key.removeprefix("detection/configs/"): value for key, value in _load("det_keys.json.gz").items()}
+KEYS = {key.removeprefix("detection/configs/"): value for key, value in load("det_keys.json.gz").items()}
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("[!_]*/*.py"))
 
 

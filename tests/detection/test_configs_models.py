@@ -3,16 +3,19 @@
 import detection.models  # noqa: F401 - isort: skip - before mmdet
 import copy
 import json
+import re
 
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from released_recipes import KEYS, NAMES, RECIPES, config, released_shapes
+from PIL import Image
+from released_recipes import KEYS, NAMES, RECIPES, config, load, released_shapes
 
 from internimage.checkpoint import to_current
 from internimage.optim import mm_param_scales
@@ -39,6 +42,10 @@ MILLIONS = {
 def on_meta(model_config):
     with torch.device("meta"):
         return MODELS.build(Config({"model": copy.deepcopy(model_config)}).model)
+
+
+def checkpoint_name(name):
+    return config(name)["model"]["backbone"]["init_cfg"]["checkpoint"].rsplit("/", 1)[1]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +81,27 @@ def test_the_model_has_the_published_size(prefix, meta_model):
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(KEYS)))
 def test_the_other_configurations_build_too(name, meta_model):
     assert sum(parameter.numel() for parameter in meta_model(name).parameters()) > 40e6
+
+
+CLASSIFIERS = load("state_dict_keys.json.gz") | load("flash_state_dict_keys.json.gz")
+STARTING = [name for name in NAMES if (config(name)["model"]["backbone"].get("init_cfg") or {}).get("checkpoint")]
+
+
+@pytest.mark.parametrize("name", STARTING)
+def test_the_backbone_takes_the_pretrained_file_that_the_recipe_names(name, meta_model):
+    family, size = re.search(
+        r"/(\w*internimage|flash_intern_image)_(t|s|b|l|xl)_", "/" + checkpoint_name(name)
+    ).groups()
+    classifier = next(keys for key, keys in CLASSIFIERS.items() if key.startswith(f"{family}_{size}_"))
+    backbone = {key: list(value.shape) for key, value in meta_model(name).backbone.state_dict().items()}
+    initial = {key for key in backbone if key not in classifier}
+    # T is trained here with layer scales, which its classifier does not have; they start at 1.
+    assert all(re.search(r"gamma[12]$", key) for key in initial) and bool(initial) == (size == "t")
+    assert {key: classifier[key] for key in backbone if key in classifier} == {
+        key: shape for key, shape in backbone.items() if key in classifier
+    }
+    heads = ("head.", "conv_head.")
+    assert not {key for key in classifier if not key.startswith(heads)} - set(backbone)
 
 
 def test_the_composite_g_holds_two_g_backbones(meta_model):
@@ -221,3 +249,25 @@ def test_a_small_copy_takes_a_training_step_and_detects(name):
         assert detections.bboxes.shape == (len(detections.scores), 4)
         assert (detections.labels < 3).all() and ("masks" in detections) == masks
         assert len(detections) == (10 if "bbox_head" in shrunk.model else len(detections))
+
+
+def test_test_time_augmentation_merges_the_views_of_an_image(tmp_path):
+    shrunk = small("coco/dino_4scale_cbinternimage_h_objects365_coco_ms.py")
+    sizes = [(96, 32), (96, 48), (96, 64)]
+    for step, size in zip(shrunk.tta_pipeline[1].transforms[0], sizes):
+        step.scale = size
+    file = tmp_path / "grey.png"
+    Image.new("RGB", (60, 40), (90, 120, 150)).save(file)
+    views = Compose(shrunk.tta_pipeline)(
+        {"img_path": str(file), "img_id": 1, "instances": [], "height": 40, "width": 60}
+    )
+    assert [tuple(view.shape) for view in views["inputs"]] == [
+        (3, height, width) for height, width in ((32, 48), (48, 72), (64, 96)) for _ in range(2)
+    ]
+    assert [sample.flip for sample in views["data_samples"]] == 3 * [False, True]
+    model = MODELS.build(ConfigDict(**shrunk.tta_model, module=shrunk.model)).eval()
+    with torch.no_grad():
+        (merged,) = model.test_step(pseudo_collate([views]))
+    scores, boxes = merged.pred_instances.scores, merged.pred_instances.bboxes
+    assert 10 <= len(scores) <= 6 * 10 and (scores.diff() <= 0).all()
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 60).all() and (boxes[:, 3] <= 40).all()
