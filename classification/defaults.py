@@ -1,7 +1,7 @@
 """The configuration's keys: default, type, permitted values.
 
-Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Four keys are new:
-`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, and `AMP`.
+Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Five keys are new:
+`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, and `AUG.CROP_SCALE`.
 """
 
 __all__ = ["AT_LEAST", "CHOICES", "DEFAULTS", "OPTIONAL"]
@@ -89,6 +89,7 @@ DEFAULTS = {
         "MIXUP_PROB": 1.0,
         "MIXUP_SWITCH_PROB": 0.5,
         "MIXUP_MODE": "batch",
+        "CROP_SCALE": [0.08, 1.0],  # of training: least and greatest part of the area that a random crop keeps
         "RANDOM_RESIZED_CROP": False,  # of evaluation, without TEST.CROP
         "MEAN": [0.485, 0.456, 0.406],
         "STD": [0.229, 0.224, 0.225],

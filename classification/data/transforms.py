@@ -40,6 +40,7 @@ def _training(config: CfgNode) -> transforms.Compose:
             is_training=True,
             color_jitter=aug.COLOR_JITTER if aug.COLOR_JITTER > 0 else None,
             auto_augment=policy,
+            scale=tuple(aug.CROP_SCALE),
             re_prob=aug.REPROB,
             re_mode=aug.REMODE,
             re_count=aug.RECOUNT,

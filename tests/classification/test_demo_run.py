@@ -9,6 +9,7 @@ from PIL import Image
 
 from classification import pictures, train
 from classification.config import get_config, parse_args
+from classification.data import build_transform
 from classification.demo import __main__ as demo
 from classification.demo.unpack import SHEETS, unpack
 from classification.models import build_model
@@ -67,3 +68,11 @@ def test_a_step_that_fails_ends_the_demo_with_its_exit_code():
     with pytest.raises(SystemExit) as stop:
         demo.run("-c", "import sys; sys.exit(2)")
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"), [([], (0.6, 1.0)), (["--opts", "AUG.CROP_SCALE", "(0.2, 0.5)"], (0.2, 0.5))]
+)
+def test_the_configuration_says_how_much_of_an_image_a_random_crop_keeps(options, scale):
+    config = get_config(parse_args(["--cfg", str(demo.ROOT / CONFIG), *options]))
+    assert build_transform(config, train=True).transforms[0].scale == scale
