@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..optim import mm_param_scales
 from ..zoo import cache_dir
 from ..zoo_data import releases
-from . import mmcv_ext
+from . import mmcv_ext, ms_deform_attn
 
 __all__ = ["CBInternImage", "FlashInternImage", "InternImage", "local_checkpoint", "setup"]
 
@@ -196,7 +196,7 @@ def _convert_detectors(parent: nn.Module, name: str, module: nn.Module) -> None:
 def setup() -> None:
     """Make mmengine, mmdet and mmseg know InternImage. Calling it again changes nothing.
 
-    - `mmcv._ext` from torchvision, unless the full mmcv is installed;
+    - `mmcv._ext` from torchvision, unless the full mmcv is installed, and a faster deformable attention on the CPU;
     - backbones `InternImage`, `FlashInternImage` and `CBInternImage` in mmengine's root registry, in which mmdet's and
       mmseg's look up what they do not have;
     - the optimizer-wrapper constructor `CustomLayerDecayOptimizerConstructor`;
@@ -207,6 +207,7 @@ def setup() -> None:
         UserError: mmcv or mmengine is not installed.
     """
     mmcv_ext.install()
+    ms_deform_attn.install()
     from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
     for module in (InternImage, FlashInternImage, CBInternImage):

@@ -1,10 +1,10 @@
-"""`mmcv._ext` without building mmcv: the compiled operators that these models need, from torchvision and PyTorch.
+"""`mmcv._ext` without building mmcv: the compiled operators that these models need, from torchvision and ops_dcnv3.
 
 mmcv-lite has all of mmcv but its compiled module, whose names `mmcv.ops` asks for when it is imported. This stand-in
-has every name. `nms` and `roi_align_*` (all that Mask R-CNN and Cascade need) call torchvision's kernels;
-`ms_deform_attn_*` and `sigmoid_focal_loss_*`, which mmcv calls on a GPU only, are PyTorch. Any other operator says what
-is missing when it is called. Arguments and results are those of mmcv 2.1's compiled functions: outputs are written in
-place. Where a real `mmcv._ext` is installed, it is used.
+has every name. `nms` and `roi_align_*` (all that Mask R-CNN and Cascade need) call torchvision's kernels. mmcv calls
+`ms_deform_attn_*` and `sigmoid_focal_loss_*` on a GPU only: the first is the DCNv3 operator (`ms_deform_attn.py`), the
+second PyTorch. Any other operator says what is missing when it is called. Arguments and results are those of mmcv
+2.1's compiled functions: outputs are written in place. Where a real `mmcv._ext` is installed, it is used.
 """
 
 import importlib.machinery
@@ -19,6 +19,7 @@ import torchvision  # noqa: F401 - registers torch.ops.torchvision
 from torch import Tensor
 
 from ..errors import UserError
+from .ms_deform_attn import ms_deform_attn
 
 __all__ = ["install"]
 
@@ -88,12 +89,6 @@ def _gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad
         return torch.autograd.grad(function(*inputs), inputs, grad_output)
 
 
-def _attend(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch  # which imports this module
-
-    return multi_scale_deformable_attn_pytorch(value, spatial_shapes, sampling_locations, attention_weights)
-
-
 def ms_deform_attn_forward(
     value: Tensor,
     spatial_shapes: Tensor,
@@ -115,7 +110,7 @@ def ms_deform_attn_forward(
     Returns:
         `(N, queries, heads * D)`.
     """
-    return _attend(value, spatial_shapes, sampling_locations, attention_weights)
+    return ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
 
 
 def ms_deform_attn_backward(
@@ -132,7 +127,7 @@ def ms_deform_attn_backward(
 ) -> None:
     """Gradients of `ms_deform_attn_forward`, into the three `grad_*` tensors."""
     grads = _gradients(
-        lambda value, locations, weights: _attend(value, spatial_shapes, locations, weights),
+        lambda value, locations, weights: ms_deform_attn(value, spatial_shapes, locations, weights),
         (value, sampling_locations, attention_weights),
         grad_output,
     )
