@@ -113,7 +113,9 @@ def own_config(
         )
     relative = os.path.relpath(base.resolve(), out.resolve().parent)
     root = f"{data_root}/"
-    loader = "dict(dataset=dict(data_root=data_root, metainfo=metainfo, ann_file={0!r}, data_prefix=dict(img={1!r})))"
+    loader = """dict(
+    dataset=dict(data_root=data_root, metainfo=metainfo, ann_file={0!r}, data_prefix=dict(img={1!r}))
+)"""
     lines = [
         f'"""{base.stem} on {data_root}, {len(names)} classes. Written by detection/datasets/own_data.py."""',
         "",
@@ -127,6 +129,7 @@ def own_config(
         f"val_evaluator = dict(ann_file={root + val[0]!r})",
         "test_evaluator = val_evaluator",
         "",
+        "# The heads, with the number of these classes.",
         f"model = {_with_num_classes(config.model.to_dict(), '_base_.model', len(names))}",
     ]
     if load_from:

@@ -155,3 +155,5 @@ def test_perfect_detections_get_full_marks(name, small_data):
     keys = [key for key in marks if key.endswith(("/mAP", "bbox_mAP", "segm_mAP", "bbox_AP"))]
     assert len(keys) == (2 if "mask_rcnn" in name else 1)
     assert all(marks[key] == pytest.approx(1) for key in keys)
+    best = whole.default_hooks.checkpoint.save_best
+    assert best in marks or (best is None and name.startswith("lvis"))
