@@ -27,7 +27,7 @@ __device__ __forceinline__ void accumulate(Acc (&sum)[V], Acc weight, const Pack
 // spill nothing on any architecture; without it ptxas spills a few bytes on some to fit more blocks than that.
 template <typename T, int Points, bool Logits>
 constexpr int forward_blocks() {
-  if (sizeof(T) == 8) return 2;
+  if (sizeof(T) == 8) return 3;
   if (sizeof(T) == 4 || Points == 0) return 4;
 #if __CUDA_ARCH__ < 800  // Turing holds 1024 threads, not 1536 or 2048
   return Logits ? 3 : 4;

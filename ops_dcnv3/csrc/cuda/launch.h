@@ -93,7 +93,13 @@ void with_vector_size(int64_t group_channels, Run run) {
   run(std::integral_constant<int, V>());
 }
 
-// Calls run(Points, Logits) with what is known at compile time: only 3x3 windows on full vectors are specialised.
+// Only full vectors have kernels for 3x3 windows, and not those of double, which is there for checking gradients.
+template <typename T, int V>
+constexpr bool is_special() {
+  return V * sizeof(T) == 16 && sizeof(T) < 8;
+}
+
+// Calls run(Points, Logits) with what is known at compile time.
 template <bool Specialise, typename Run>
 void with_window(const Shape& s, Run run) {
   if constexpr (Specialise) {
@@ -118,7 +124,7 @@ void launch_forward(const Shape& s, const T* input, const T* offset, const T* ma
                            cudaStream_t stream, int64_t max_threads) {
   with_vector_size<T>(s.group_channels, [&](auto v) {
     constexpr int V = decltype(v)::value;
-    with_window<V * sizeof(T) == 16>(s, [&](auto points, auto logits) {
+    with_window<is_special<T, V>()>(s, [&](auto points, auto logits) {
       const auto kernel = forward_kernel<T, V, decltype(points)::value, decltype(logits)::value>;
       auto problem = make_problem<T>(s, static_cast<uint32_t>(s.group_channels / V));
       for_each_launch(s, problem, kForwardThreads, max_threads, [&](unsigned blocks) {
@@ -147,7 +153,7 @@ void launch_backward(const Shape& s, const T* grad_output, const T* input, const
       });
     };
     if (int64_t{lanes} * V == s.group_channels) {
-      with_window<V * sizeof(T) == 16>(s, run);
+      with_window<is_special<T, V>()>(s, run);
     } else {
       run(std::integral_constant<int, 0>(), std::false_type());
     }
