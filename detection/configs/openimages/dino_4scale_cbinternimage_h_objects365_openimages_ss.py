@@ -67,6 +67,7 @@ val_evaluator = dict(
 test_evaluator = val_evaluator
 
 train_cfg = dict(max_iters=100000, val_interval=2000)
+default_hooks = dict(checkpoint=dict(save_best="openimages/mAP"))
 load_from = (
     "https://huggingface.co/OpenGVLab/InternImage/resolve/main/dino_4scale_cbinternimage_h_objects365_80classes.pth"
 )

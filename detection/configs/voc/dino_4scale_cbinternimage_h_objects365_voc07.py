@@ -54,6 +54,7 @@ test_evaluator = val_evaluator
 
 optim_wrapper = dict(optimizer=dict(lr=5e-5))
 train_cfg = dict(val_interval=500)
+default_hooks = dict(checkpoint=dict(save_best="pascal_voc/mAP"))
 load_from = (
     "https://huggingface.co/OpenGVLab/InternImage/resolve/main/dino_4scale_cbinternimage_h_objects365_20classes.pth"
 )
