@@ -1,0 +1,27 @@
+"""UperNet with FlashInternImage-B on ADE20K, crops of 512 x 512. Released: mIoU 52.0, 52.6 at several scales."""
+
+_base_ = ["../_base_/upernet.py", "../_base_/ade20k.py", "../_base_/schedule.py"]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        type="FlashInternImage",
+        core_op="DCNv4",
+        channels=112,
+        depths=[4, 4, 21, 4],
+        groups=[7, 14, 28, 56],
+        drop_path_rate=0.3,
+        offset_scale=0.5,
+        dw_kernel_size=3,
+        init_cfg=dict(
+            type="Pretrained",
+            checkpoint="https://huggingface.co/OpenGVLab/DCNv4/resolve/main/flash_intern_image_b_1k_224.pth",
+        ),
+    ),
+    decode_head=dict(in_channels=[112, 224, 448, 896]),
+    auxiliary_head=dict(in_channels=448),
+)
+
+optim_wrapper = dict(
+    paramwise_cfg=dict(num_layers=33, layer_decay_rate=1.0, depths=[4, 4, 21, 4]),
+)

@@ -1,0 +1,74 @@
+"""Reading label maps, with a clear word about labels that a data set does not have.
+
+On a GPU a label out of range stops the process from deep inside the loss, and mmseg stores labels in 8 bits, in which
+256 becomes class 0.
+"""
+
+import mmcv
+import numpy as np
+from mmengine import fileio
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import TRANSFORMS
+
+from internimage.errors import UserError
+
+__all__ = ["IGNORE", "LabelError", "LoadLabelMap"]
+
+IGNORE = 255
+
+
+class LabelError(UserError):
+    """A label map that does not fit its data set.
+
+    A data loader's worker process passes an error on by making it anew from the text of the trace, whose last line is
+    the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        last_line = message.strip().splitlines()[-1]
+        super().__init__(last_line.removeprefix(f"{type(self).__module__}.{type(self).__name__}: "))
+
+
+@TRANSFORMS.register_module()
+class LoadLabelMap(LoadAnnotations):
+    """mmseg's `LoadAnnotations`, checking what it reads.
+
+    Args:
+        num_classes: labels must be below, or 255 (ignored); after `reduce_zero_label`, which makes 0 ignored and 1
+            the first class, and before another transform maps them.
+        kwargs: as mmseg's.
+    """
+
+    def __init__(self, num_classes: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+
+    def _load_seg_map(self, results: dict) -> None:
+        """Add `gt_seg_map` `(H, W)`, uint8.
+
+        Raises:
+            LabelError: not one number per pixel, or a label out of range; names the file and the label.
+        """
+        path = results["seg_map_path"]
+        content = fileio.get(path, backend_args=self.backend_args)
+        labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend).squeeze()
+        if labels.ndim != 2:
+            raise LabelError(
+                f"{path} has {labels.shape[-1]} channels; a label map has one, holding class numbers: save it as an "
+                "8-bit grey or palette PNG"
+            )
+        reduce = results["reduce_zero_label"]
+        labels = labels.astype(np.int64)
+        if reduce:
+            labels = np.where((labels == 0) | (labels == IGNORE), IGNORE, labels - 1)
+        if (wrong := (labels != IGNORE) & ((labels < 0) | (labels >= self.num_classes))).any():
+            first, last = (1, self.num_classes) if reduce else (0, self.num_classes - 1)
+            raise LabelError(
+                f"{path} has label {labels[wrong].max() + reduce} in {wrong.sum()} pixels; labels are {first} to "
+                f"{last}{', 0' if reduce else ''} or {IGNORE} (ignored): correct the file or the number of classes"
+            )
+        gt_seg_map = labels.astype(np.uint8)
+        for old, new in (results.get("label_map") or {}).items():
+            gt_seg_map[labels == old] = new
+        results["gt_seg_map"] = gt_seg_map
+        results["seg_fields"].append("gt_seg_map")

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Train with several processes on one or more machines, started by torchrun.
+#
+#   dist_train.sh PROCESSES CONFIG [arguments of train.py]
+#
+# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set. PYTHON names the interpreter.
+set -euo pipefail
+
+if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
+    echo "usage: $0 PROCESSES CONFIG [arguments of train.py]" >&2
+    exit 2
+fi
+processes=$1
+shift
+
+if [[ ${NNODES:-1} == 1 && -z ${PORT:-} ]]; then
+    rendezvous=(--standalone) # takes a free port
+else
+    rendezvous=(
+        --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
+        --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}"
+    )
+fi
+
+exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \
+    "$(dirname "$0")/train.py" "$@" --launcher pytorch

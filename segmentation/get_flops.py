@@ -1,0 +1,16 @@
+"""Print a segmentor's parameters and FLOPs by the published convention.
+
+python segmentation/get_flops.py CONFIG [--shape 512 2048]
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import segmentation.models  # noqa: F401 - before mmseg
+from internimage.integrations.mm_flops import get_flops
+
+if __name__ == "__main__":
+    get_flops((512, 2048))

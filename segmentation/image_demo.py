@@ -1,0 +1,19 @@
+"""Label every pixel of one image and draw the label map over it.
+
+    python segmentation/image_demo.py IMAGE CONFIG CHECKPOINT --out picture.jpg
+
+Released checkpoints work as they are, by path or address.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import segmentation.models  # noqa: F401 - before mmseg
+from internimage.integrations.mm_demo import image_demo
+from internimage.integrations.mm_runner import SEGMENTATION
+
+if __name__ == "__main__":
+    image_demo(SEGMENTATION)

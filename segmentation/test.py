@@ -1,0 +1,19 @@
+"""Evaluate a segmentor; released checkpoints work as they are.
+
+    python segmentation/test.py CONFIG CHECKPOINT
+    python segmentation/test.py CONFIG CHECKPOINT --tta --out label_maps --show-dir pictures
+
+Several processes: `dist_test.sh` and `slurm_test.sh` next to this file. See docs/segmentation.md.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import segmentation.models  # noqa: F401 - before mmseg
+from internimage.integrations.mm_runner import SEGMENTATION, test
+
+if __name__ == "__main__":
+    test(SEGMENTATION)
