@@ -8,7 +8,7 @@ import copy
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ops_dcnv3.linear import Linear, PackedLinear
+from ops_dcnv3.linear import Linear, PackedConv2d, PackedLinear
 from ops_dcnv3.module import ToChannelsFirst, ToChannelsLast
 
 from .layers import Block, MLPLayer
@@ -36,13 +36,15 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         for name, child in module.named_children():
             if type(child) in (nn.Linear, Linear) and _is_plain(child):
                 setattr(module, name, PackedLinear(child))
+            elif type(child) is nn.Conv2d and _is_plain(child) and child.padding_mode == "zeros":
+                setattr(module, name, PackedConv2d(child))
     return model
 
 
 def _is_plain(layer: nn.Module, activation: nn.Module | None = None) -> bool:
     """Whether these are the layers that the model was built with, unobserved."""
     return (
-        type(layer) in (nn.Linear, Linear)
+        type(layer) in (nn.Linear, Linear, nn.Conv2d)
         and type(activation) in (type(None), nn.GELU)
         and not any(module._forward_hooks or module._forward_pre_hooks for module in (layer, activation) if module)
     )

@@ -6,13 +6,14 @@ compilers, exporters and other program transformations, these are the ordinary l
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Linear", "PackedLinear", "activated_linears", "can_fuse", "linear", "mlp", "onednn_works"]
+__all__ = ["Linear", "PackedConv2d", "PackedLinear", "activated_linears", "can_fuse", "linear", "mlp", "onednn_works"]
 
 _NO_GELU, _EXACT_GELU = "", "none"  # the values of nn.GELU.approximate, and one for no activation
 _LEAST_WORK = 2**20  # multiply-adds from which the faster product repays the dearer call (20 microseconds)
@@ -156,8 +157,24 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-class PackedLinear(nn.Linear):
-    """A linear layer for inference: it keeps a second copy of its weight as oneDNN wants it, and may apply a GELU.
+class _Packed(nn.Module):
+    """Keeps a second copy of the weight as oneDNN wants it, made when first used."""
+
+    _packed = _packed_from = None
+
+    def _packed_weight(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
+        weight = self.weight
+        current = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if current != self._packed_from:  # at first, and if somebody has loaded other weights
+            self._packed, self._packed_from = pack(weight.detach()), current
+        return self._packed
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_packed": None, "_packed_from": None}  # opaque to copying and pickling
+
+
+class PackedLinear(_Packed, nn.Linear):
+    """A linear layer for inference with a packed weight, and perhaps a GELU on its result.
 
     Args:
         layer: gives weight and bias, which are shared.
@@ -168,27 +185,35 @@ class PackedLinear(nn.Linear):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
         self.gelu = activation.approximate if activation is not None else _NO_GELU
-        self._packed = self._packed_from = None
 
     def forward(self, input: Tensor) -> Tensor:
         if not _onednn_serves(input, self.weight) or _needs_grad(input, self.weight, self.bias):
             x = linear(input, self.weight, self.bias)
             return F.gelu(x, approximate=self.gelu) if self.gelu else x
-        return _matmul(input, self._packed_weight(), self.bias, self.gelu)
-
-    def _packed_weight(self) -> Tensor:
-        weight = self.weight
-        current = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if current != self._packed_from:  # at first, and if somebody has loaded other weights
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-            self._packed_from = current
-        return self._packed
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_packed": None, "_packed_from": None}  # opaque to copying and pickling
+        weight = self._packed_weight(lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight, None))
+        return _matmul(input, weight, self.bias, self.gelu)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gelu={bool(self.gelu)}"
+
+
+class PackedConv2d(_Packed, nn.Conv2d):
+    """A zero-padded convolution for inference with a packed weight; `layer` gives weight and bias, which are shared."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+        super().__init__(layer.in_channels, layer.out_channels, *sizes, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        channels_last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+        if not (channels_last and _onednn_serves(input, self.weight)) or _needs_grad(input, self.weight, self.bias):
+            return super().forward(input)
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        weight = self._packed_weight(
+            lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(input.shape))
+        )
+        return torch.ops.mkldnn._convolution_pointwise(input, weight, self.bias, *geometry, "none", [], "")
 
 
 def can_fuse(activation: nn.Module, *layers: nn.Module) -> bool:

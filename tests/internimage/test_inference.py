@@ -9,7 +9,7 @@ from torch import nn
 from golden import fill, golden_model, image, relative_error
 from internimage import FlashInternImage, InternImage
 from ops_dcnv3 import linear as onednn
-from ops_dcnv3.linear import PackedLinear
+from ops_dcnv3.linear import PackedConv2d, PackedLinear
 
 SMALL = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8), "num_classes": 5}
 FLAGS = [
@@ -75,6 +75,18 @@ def test_packed_weights_follow_the_weights():
     torch.testing.assert_close(layer(x), nn.functional.gelu(nn.functional.linear(x, layer.weight, layer.bias)))
     torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
     torch.testing.assert_close(layer.double()(x.double()).float(), copy.deepcopy(layer).float()(x))
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@torch.no_grad()
+def test_packed_convolutions_equal_pytorchs_at_any_size(groups, memory_format):
+    conv = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=groups)
+    packed = PackedConv2d(conv)
+    for size in (9, 6):
+        x = image(2, 8, size, size, seed=2).contiguous(memory_format=memory_format)
+        torch.testing.assert_close(packed(x), conv(x))
+        assert packed(x).is_contiguous(memory_format=memory_format)
 
 
 @torch.no_grad()
