@@ -5,7 +5,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from released_recipes import KEYS, NAMES, RECIPES, config, dataset, steps
+from released_recipes import KEYS, NAMES, RECIPES, ROOT, config, dataset, steps
 
 from internimage import FlashInternImage, InternImage
 
@@ -194,3 +194,28 @@ def test_test_time_augmentation_only_adds_to_the_single_scale_configuration():
             ours, single = dict(config(name)), config(name.replace("_ms.py", "_ss.py"))
             assert all(ours.pop(key) for key in added)
             assert ours == single
+
+
+def table_row(name):
+    whole = config(name)
+    rule, loop = whole["optim_wrapper"]["paramwise_cfg"], whole["train_cfg"]
+    layers = f"{rule['layer_decay_rate']:g}" if "layer_decay_rate" in rule else "backbone x 0.1"
+    layers += f", offsets x {rule['offset_lr_scale']:g}" if "offset_lr_scale" in rule else ""
+    length = f"{loop['max_epochs']} epochs" if "max_epochs" in loop else f"{loop['max_iters'] // 1000}k iterations"
+    optimizer = whole["optim_wrapper"]["optimizer"]
+    cells = (
+        f"`{name.removesuffix('.py')}`",
+        length,
+        whole["train_dataloader"]["batch_size"],
+        f"{optimizer['lr']:g}",
+        f"{optimizer['weight_decay']:g}",
+        layers,
+        whole["model"]["backbone"]["drop_path_rate"],
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def test_the_documented_table_is_that_of_the_configurations():
+    lines = (ROOT / "docs" / "detection.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| `") and "/" in line.split("`")[1]]
+    assert rows == [table_row(name) for name in NAMES]
