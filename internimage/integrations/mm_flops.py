@@ -6,6 +6,7 @@ heads, whose sampling needs numbers, run on the CPU, with all weights zero.
 """
 
 import argparse
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -96,7 +97,7 @@ def measure(config: Config, shape: tuple[int, int]) -> tuple[int, int]:
     """Return the parameters and FLOPs of the model of a configuration for one image of `shape` (height, width)."""
     init_default_scope(config.get("default_scope", "mmengine"))
     with torch.device("meta"):
-        model = MODELS.build(config.model).eval()
+        model = MODELS.build(copy.deepcopy(config.model)).eval()  # mmdet adds to what it builds from
     parameters = count_parameters(model)
     backbone, heads = _Backbone(model), _Heads(model, shape)
     flops = count_flops(backbone, torch.empty(1, 3, *shape, device="meta"))

@@ -72,7 +72,8 @@ def _draw_detections(config: Config, folder: str) -> None:
 
 def _draw_label_maps(config: Config, folder: str) -> None:
     config.default_hooks.visualization.update(draw=True, interval=1)
-    config.visualizer.save_dir = folder
+    # A name of its own: mmengine gives a visualizer of a known name as it is, with the folder of an earlier run.
+    config.visualizer.update(save_dir=folder, name=f"visualizer for {folder}")
 
 
 def _detect(model: nn.Module, image: np.ndarray) -> object:

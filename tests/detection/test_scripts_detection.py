@@ -13,12 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.apis import DetInferencer, inference_detector, init_detector
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.runner import Runner
 from PIL import Image
 from tiny_coco import ROOT, make_config, make_data
 
 from internimage.checkpoint import read_state_dict
+from internimage.flops import count_flops, count_parameters
 from internimage.integrations.mm_demo import image_demo
-from internimage.integrations.mm_flops import get_flops
+from internimage.integrations.mm_flops import get_flops, measure
 from internimage.integrations.mm_runner import DETECTION, train
 from internimage.integrations.mm_runner import test as evaluate
 
@@ -74,6 +80,31 @@ def test_flops_are_the_published_ones(capsys):
     assert float(printed.split("parameters, ")[1].split()[0]) == pytest.approx(270, rel=0.005)
 
 
+@pytest.mark.parametrize("name", ["mask_rcnn", "dino"])
+def test_flops_from_the_meta_device_are_those_of_a_real_run(name, trained):
+    config = Config.fromfile(trained / f"{name}.py")
+    parameters, flops = measure(config, (64, 96))
+    model = MODELS.build(config.model).eval()
+    samples = [DetDataSample(metainfo={key: (64, 96) for key in ("img_shape", "batch_input_shape", "ori_shape")})]
+
+    class Dense(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            maps = model.extract_feat(images)
+            if name == "dino":
+                return model.bbox_head(**model.forward_transformer(maps, samples))
+            model.rpn_head(maps)
+            rois = torch.tensor([[0.0, 8.0, 8.0, 40.0, 40.0]])
+            model.roi_head._bbox_forward(maps, rois.expand(1000, 5))
+            return model.roi_head._mask_forward(maps, rois.expand(100, 5))
+
+    assert parameters == count_parameters(model)
+    assert flops == count_flops(Dense(), torch.zeros(1, 3, 64, 96))
+
+
 def test_a_training_starts_from_a_detector_with_other_classes(trained, tmp_path):
     heads = [f"model.roi_head.{head}.num_classes=1" for head in ("bbox_head", "mask_head")]
     data = [f"{phase}_dataloader.dataset.metainfo.classes=('green',)" for phase in ("train", "val")]
@@ -97,6 +128,27 @@ def test_boxes_without_area_are_left_out(trained, tmp_path):
     options = {"metainfo": {"classes": ("red", "green")}, "data_prefix": {"img": "images"}, "pipeline": []}
     dataset = CocoDataset(ann_file=str(tmp_path / "flat.json"), **options)
     assert [len(dataset.get_data_info(index)["instances"]) for index in range(2)] == [1, 2]
+
+
+# mmdet's own tools
+
+
+def test_mmdets_inference_works_on_our_models(trained):
+    files = (str(trained / "mask_rcnn.py"), str(trained / "mask_rcnn/epoch_1.pth"))
+    image = str(trained / "data/images/0.png")
+    model = init_detector(*files, device="cpu")
+    found = inference_detector(model, image).pred_instances
+    assert model.dataset_meta["classes"] == ("red", "green") and found.masks.shape[1:] == (64, 96)
+    results = DetInferencer(*files, device="cpu")(image)
+    assert results["predictions"][0]["scores"] == pytest.approx(found.scores.tolist(), abs=1e-6)
+
+
+def test_mmengines_runner_resumes_our_checkpoints(trained, tmp_path):
+    config = Config.fromfile(trained / "mask_rcnn.py")
+    config.update(work_dir=str(tmp_path), load_from=str(trained / "mask_rcnn/epoch_1.pth"), resume=True)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert (tmp_path / "epoch_2.pth").is_file() and not (tmp_path / "epoch_1.pth").is_file()
 
 
 # Mistakes
@@ -205,6 +257,32 @@ def test_a_missing_image_is_named(trained, capsys):
 # Processes
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "expected"),
+    [
+        ("slurm_train.sh", "part job c.py 16 --resume", "16 8 train.py c.py --resume --launcher slurm"),
+        ("slurm_train.sh", "part job c.py --amp", "8 8 train.py c.py --amp --launcher slurm"),
+        ("slurm_test.sh", "part job c.py w.pth 2 --tta", "2 2 test.py c.py w.pth --tta --launcher slurm"),
+    ],
+)
+def test_slurm_scripts_start_one_task_per_gpu(script, arguments, expected, tmp_path):
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\necho "$@"\n')
+    srun.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "python"}
+    command = [str(ROOT / "detection" / script), *arguments.split()]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    tasks, per_node, program = expected.split(" ", 2)
+    assert f"--ntasks={tasks} --ntasks-per-node={per_node} " in printed
+    assert printed.strip().endswith(program)
+
+
+@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh"])
+def test_scripts_print_their_usage(script):
+    result = subprocess.run([str(ROOT / "detection" / script)], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("usage: ")
+
+
 def weights(run: Path, epoch: int) -> dict[str, torch.Tensor]:
     return read_state_dict(run / f"epoch_{epoch}.pth")
 
@@ -216,13 +294,13 @@ def largest_difference(first: dict, second: dict) -> float:
 
 @pytest.fixture(scope="module")
 def dino_run(trained) -> Path:
-    """Three epochs of DINO in one process, two images at a time, and a test-time augmented test of it."""
+    """Three epochs of DINO in one process, two images at a time."""
     folder = trained / "dino"
     train(DETECTION, [str(trained / "dino.py"), "--work-dir", str(folder), "--cfg-options", "train_cfg.max_epochs=3"])
     return folder
 
 
-def test_test_time_augmentation_runs_and_restores_nothing_of_the_training(dino_run, trained, tmp_path):
+def test_test_time_augmentation_runs(dino_run, trained, tmp_path):
     evaluate(DETECTION, [str(trained / "dino.py"), str(dino_run / "epoch_3.pth"), "--work-dir", str(tmp_path), "--tta"])
     assert "coco/bbox_mAP" in last_log(tmp_path)
 
