@@ -1,12 +1,13 @@
 """Whole models on the CPU: InternImage T, S, B next to timm's ConvNeXt and Swin of the same size.
 
-    python benchmarks/model.py --models t s b --batch 1 8 --train-batch 2 --repeats 5 --compile --png docs/model.png
+    python benchmarks/model.py --models t s b --batch 1 8 --train-batch 2 --repeats 5 --png model.png
 
 Every repeat times each model once, in turn, so that a busy machine slows all of them alike; reported are medians, and
 ratios of medians to ConvNeXt. CPU time is that of all threads of the process. Results: docs/performance_model.md.
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import time
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 import internimage
 from internimage.layers import Block
+from ops_dcnv3.linear import Linear
 
 __all__ = ["main", "saved_bytes"]
 
@@ -71,7 +73,15 @@ def _channels_last(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # a few per cent faster for ConvNeXt, nothing for Swin
 
 
-def contestants(size: str, compiled: bool, training: bool) -> dict[str, nn.Module]:
+def _with_our_linear_layers(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+    return model
+
+
+def contestants(size: str, compiled: bool, training: bool, same_products: bool) -> dict[str, nn.Module]:
     """The models of one size, by the name that the table gives them. ConvNeXt, the yardstick, comes first."""
     torch.manual_seed(0)
     convnext = _channels_last(timm.create_model(f"convnext_{SIZES[size]}"))
@@ -82,13 +92,16 @@ def contestants(size: str, compiled: bool, training: bool) -> dict[str, nn.Modul
         f"Swin-{size.upper()}": timm.create_model(f"swin_{SIZES[size]}_patch4_window7_224"),
         f"InternImage-{size.upper()}": ours,
     }
+    if same_products:
+        for name in list(models)[:2]:
+            models[f"{name}, our linear layers"] = _with_our_linear_layers(models[name])
     for model in models.values():
         model.train(training)
     if not training:
         models[f"InternImage-{size.upper()}, optimised"] = ours.optimize_for_inference()
     if compiled and not training:
-        for name, model in list(models.items()):
-            models[f"{name}, compiled"] = torch.compile(model, fullgraph=True)
+        for name in (f"ConvNeXt-{size.upper()}", f"InternImage-{size.upper()}"):
+            models[f"{name}, compiled"] = torch.compile(models[name], fullgraph=True)
     return models
 
 
@@ -96,8 +109,8 @@ def _spread_sampling_points(model: nn.Module) -> None:
     """New models sample at the regular grid; a trained one does not."""
     for level in model.levels:
         for block in level.blocks:
-            nn.init.normal_(block.dcn.offset.weight, std=0.02)
-            nn.init.normal_(block.dcn.mask.weight, std=0.02)
+            nn.init.normal_(block.dcn.offset.weight, std=0.1)  # about half a pixel to two
+            nn.init.normal_(block.dcn.mask.weight, std=0.1)
 
 
 def timed(steps: dict[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, Time]:
@@ -115,17 +128,17 @@ def timed(steps: dict[str, Callable[[], object]], repeats: int, warmup: int = 2)
 
 
 @torch.inference_mode()
-def time_inference(size: str, batch: int, repeats: int, compiled: bool) -> dict[str, Time]:
+def time_inference(size: str, batch: int, repeats: int, compiled: bool, same_products: bool) -> dict[str, Time]:
     """One forward pass of `batch` images."""
     x = torch.randn(batch, 3, IMAGE, IMAGE)
-    models = contestants(size, compiled, training=False)
+    models = contestants(size, compiled, False, same_products)
     return timed({name: lambda model=model: model(x) for name, model in models.items()}, repeats)
 
 
-def time_training(size: str, batch: int, repeats: int) -> tuple[dict[str, Time], dict[str, int]]:
+def time_training(size: str, batch: int, repeats: int, same_products: bool) -> tuple[dict[str, Time], dict[str, int]]:
     """One forward and backward pass of `batch` images, without the optimizer; and the bytes kept in between."""
     x = torch.randn(batch, 3, IMAGE, IMAGE)
-    models = contestants(size, compiled=False, training=True)
+    models = contestants(size, False, True, same_products)
 
     def step(model: nn.Module) -> None:
         model.zero_grad(set_to_none=True)
@@ -176,8 +189,9 @@ def plot(results: dict[str, dict[str, Time]], path: Path) -> None:
             [time.cpu / base for time in times.values()],
             color=["tab:blue" if "InternImage" in name else "lightgray" for name in times],
         )
-        axis.bar_label(bars, [f" {time.cpu / base:.2f}  ({1e3 * time.cpu:.0f} ms)" for time in times.values()])
-        axis.axvline(1, color="gray", linewidth=0.8)
+        axis.axvline(1, color="gray", linewidth=0.8, zorder=0)
+        labels = [f"{time.cpu / base:.2f}  ({1e3 * time.cpu:.0f} ms)" for time in times.values()]
+        axis.bar_label(bars, labels, padding=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         axis.set_title(title, loc="left", fontsize=10)
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
@@ -195,7 +209,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train-batch", nargs="*", type=int, default=[2], help="training batch sizes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile(fullgraph=True); takes minutes")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="also ConvNeXt and InternImage through torch.compile(fullgraph=True); takes minutes",
+    )
+    parser.add_argument("--same-products", action="store_true", help="also ConvNeXt and Swin with our linear layers")
     parser.add_argument("--png", type=Path, help="PNG file to write")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -205,11 +224,11 @@ def main(argv: list[str] | None = None) -> None:
     for size in args.models:
         for batch in args.batch:
             title = f"{size.upper()}, inference, batch {batch}, {threads}"
-            results[title] = time_inference(size, batch, args.repeats, args.compile)
+            results[title] = time_inference(size, batch, args.repeats, args.compile, args.same_products)
             print(table(title, results[title]), flush=True)
         for batch in args.train_batch:
             title = f"{size.upper()}, training step, batch {batch}, {threads}"
-            results[title], kept = time_training(size, batch, args.repeats)
+            results[title], kept = time_training(size, batch, args.repeats, args.same_products)
             print(table(title, results[title], kept), flush=True)
     if args.png and results:
         plot(results, args.png)
