@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py
+# Compiling CUDA kernels for every architecture takes a minute and is of no use without a GPU.
+export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
 
 .PHONY: setup demo test lint clean
 
@@ -21,7 +23,7 @@ demo: setup
 	$(RUN) -m classification.demo
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --dist loadfile
 
 lint: setup
 	$(RUN) -m ruff check .

@@ -6,35 +6,57 @@ of a compiler, and torch is never a build requirement, so no second torch is dow
 """
 
 import importlib.util
+import os
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# Not `import ops_dcnv3.build`: that would import torch, which may be absent.
-_spec = importlib.util.spec_from_file_location("ops_dcnv3_build", ROOT / "ops_dcnv3" / "build.py")
-build = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(build)
+
+
+def _load(name: str) -> ModuleType:
+    """Load a module of ops_dcnv3 without the package, which would import torch."""
+    spec = importlib.util.spec_from_file_location(f"ops_dcnv3_{name}", ROOT / "ops_dcnv3" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build, cuda_build = _load("build"), _load("cuda_build")
 
 
 def extensions() -> list[Extension]:
-    """Return the libraries to compile here."""
+    """Return the libraries to compile here: the CPU kernels, and the CUDA kernels where there is a toolkit."""
     if importlib.util.find_spec("torch") is None:
         print("ops_dcnv3: torch is not importable here, so no kernels are built now; they are at their first use")
         return []
-    files = [str(file.relative_to(ROOT)) for file in build.sources()]
-    return [Extension("ops_dcnv3._cpu", files, py_limited_api=True, optional=True)]
+    wanted = {"ops_dcnv3._cpu": build.sources()}
+    if os.environ.get("OPS_DCNV3_NO_CUDA") == "1":
+        print("ops_dcnv3: the CUDA kernels are switched off (OPS_DCNV3_NO_CUDA=1)")
+    else:
+        try:
+            cuda_build.find_toolkit()
+            wanted["ops_dcnv3._cuda"] = cuda_build.sources()
+        except cuda_build.CudaBuildError as error:
+            print(f"ops_dcnv3: the CUDA kernels are not built ({error})")
+    return [
+        Extension(name, [str(file.relative_to(ROOT)) for file in files], py_limited_api=True, optional=True)
+        for name, files in wanted.items()
+    ]
 
 
 class BuildLibraries(build_ext):
-    """Compile with build.py's commands, the same that are used at first use."""
+    """Compile with the commands of build.py and cuda_build.py."""
 
     def build_extension(self, ext: Extension) -> None:
+        builder = cuda_build if ext.name.endswith("_cuda") else build
         try:
-            build.compile_library(Path(self.get_ext_fullpath(ext.name)))
-        except build.BuildError as error:
-            print(f"ops_dcnv3: {ext.name} was not built ({error}); it is at its first use")
+            builder.compile_library(Path(self.get_ext_fullpath(ext.name)))
+        except (build.BuildError, cuda_build.CudaBuildError) as error:
+            later = "" if builder is cuda_build else "; it is at its first use"
+            print(f"ops_dcnv3: {ext.name} was not built ({error}){later}")
         else:
             print(f"ops_dcnv3: built {ext.name}")
 
@@ -55,7 +77,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ops_dcnv3*", "internimage*"]),
     package_data={"ops_dcnv3": ["csrc/*.h", "csrc/*/*"], "internimage": ["*.json", "*.json.gz", "*.tsv"]},
-    install_requires=["torch>=2.10", "timm>=1.0.20", "numpy"],
+    install_requires=["torch>=2.10", "timm>=1.0.20", "numpy", "safetensors", "tqdm"],
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildLibraries},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -93,14 +93,26 @@ def _built_library(name: str) -> Path | None:
 
 
 def _load_cpu() -> str | None:
+    library, reason = _built_library("_cpu"), None
+    if library is not None and (reason := _load_library(library)):
+        library = None  # built elsewhere, for another system: build for this one
+    if library is None:
+        try:
+            library = build.cached_library()
+        except build.BuildError as error:
+            return f"{reason}; {error}" if reason else str(error)
+        if reason := _load_library(library):
+            return reason
+    _cpu_library.append(ctypes.CDLL(str(library)))
+    return None
+
+
+def _load_library(library: Path) -> str | None:
+    """Load a library of kernels; return why it cannot be."""
     try:
-        library = _built_library("_cpu") or build.cached_library()
         torch.ops.load_library(str(library))
-    except build.BuildError as error:
-        return str(error)
     except OSError as error:
         return f"the library could not be loaded ({error}); rebuild it (pip install .)"
-    _cpu_library.append(ctypes.CDLL(str(library)))
     return None
 
 
@@ -110,11 +122,7 @@ def _load_cuda() -> str | None:
     library = _built_library("_cuda")
     if library is None:
         return "its library was not built; install a CUDA toolkit and run pip install . again"
-    try:
-        torch.ops.load_library(str(library))
-    except OSError as error:
-        return f"the library could not be loaded ({error}); rebuild it (pip install .)"
-    return None
+    return _load_library(library)
 
 
 def _load_triton() -> str | None:
