@@ -44,11 +44,13 @@ class LoadLabelMap(LoadAnnotations):
         self.num_classes = num_classes
 
     def _load_seg_map(self, results: dict) -> None:
-        """Add `gt_seg_map` `(H, W)`, uint8.
+        """Add `gt_seg_map` `(H, W)`, uint8; nothing where there is an image alone, as in mmseg's inference functions.
 
         Raises:
             LabelError: not one number per pixel, or a label out of range; names the file and the label.
         """
+        if "seg_map_path" not in results:
+            return
         path = results["seg_map_path"]
         content = fileio.get(path, backend_args=self.backend_args)
         labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend).squeeze()
