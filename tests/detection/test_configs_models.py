@@ -16,6 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from PIL import Image
 from released_recipes import KEYS, NAMES, RECIPES, config, load, released_shapes
+from small_detectors import small
 
 from internimage.checkpoint import to_current
 from internimage.optim import mm_param_scales
@@ -179,36 +180,6 @@ def test_offsets_get_the_recipes_smaller_rate(name, meta_model):
 
 
 # Small copies
-
-
-def small(name, num_classes=3):
-    """A configuration with a mini backbone and a short transformer."""
-    shrunk = Config(copy.deepcopy(config(name)))
-    model = shrunk.model
-    depths = [1, 1, 3, 1] if model.backbone.get("level2_post_norm") else [1, 1, 1, 1]
-    model.backbone.update(channels=16, depths=depths, groups=[1, 2, 4, 8], init_cfg=None, drop_path_rate=0.1)
-    if "level2_post_norm_block_ids" in model.backbone:
-        model.backbone.level2_post_norm_block_ids = [1, 2]
-    model.neck.in_channels = [16, 32, 64, 128][-len(model.neck.in_channels) :]
-    if "bbox_head" in model:
-        model.bbox_head.num_classes = num_classes
-        model.update(num_queries=30)
-        model.encoder.num_layers = model.decoder.num_layers = 1
-        model.test_cfg.max_per_img = 10
-    else:
-        boxes = model.roi_head.bbox_head
-        for head in [*(boxes if isinstance(boxes, list) else [boxes]), model.roi_head.get("mask_head")]:
-            if head:
-                head.update(num_classes=num_classes)
-        few = dict(nms_pre=50, max_per_img=10)
-        model.train_cfg.rpn_proposal.update(few)
-        model.test_cfg.rpn.update(few)
-        stages = model.train_cfg.rcnn
-        for stage in stages if isinstance(stages, list) else [stages]:
-            stage.sampler.num = 8
-    if "num_layers" in shrunk.optim_wrapper.paramwise_cfg:
-        shrunk.optim_wrapper.paramwise_cfg.update(depths=depths, num_layers=sum(depths))
-    return shrunk
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,6 @@
 """Every kind of data that a configuration reads, in small: samples for training, and full marks for perfect answers."""
 
 import detection.datasets  # noqa: F401 - isort: skip - before mmdet
-import json
-import pickle
-import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -13,76 +10,10 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from mmengine.structures import InstanceData
-from PIL import Image
 from released_recipes import CONFIGS
-from tiny_coco import HEIGHT, WIDTH, make_data
+from tiny_layouts import coco_2017, crowd_human, lvis, moved, openimages, voc
 
 register_all_modules()
-
-
-def coco(root, categories, layout):
-    """Tiny data as COCO lays them out: `{split: (annotation file, image folder)}`."""
-    source = make_data(root / "source")
-    content = json.loads((source / "instances.json").read_text())
-    names = dict(zip((3, 8), categories))
-    content["categories"] = [{"id": key, "name": name} for key, name in names.items()]
-    content["annotations"] = [one for one in content["annotations"] if one["category_id"] in names]
-    for ann_file, folder in layout:
-        (root / ann_file).parent.mkdir(parents=True, exist_ok=True)
-        (root / ann_file).write_text(json.dumps(content))
-        shutil.copytree(source / "images", root / folder, dirs_exist_ok=True)
-
-
-def coco_2017(root):
-    layout = [(f"annotations/instances_{split}2017.json", f"{split}2017") for split in ("train", "val")]
-    coco(root, ("dog", "cat"), layout)
-
-
-def crowd_human(root):
-    coco(root, ("person",), [(f"annotations/annotation_{split}.json", "Images") for split in ("train", "val")])
-
-
-def voc(root):
-    for year in ("VOC2007", "VOC2012", "VOC2012test"):
-        for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (root / year / folder).mkdir(parents=True)
-        Image.new("RGB", (WIDTH, HEIGHT)).save(root / year / "JPEGImages" / "1.jpg")
-        box = "<xmin>11</xmin><ymin>6</ymin><xmax>60</xmax><ymax>50</ymax>"
-        size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
-        one = f"<object><name>cat</name><difficult>0</difficult><bndbox>{box}</bndbox></object>"
-        (root / year / "Annotations" / "1.xml").write_text(f"<annotation>{size}{one}</annotation>")
-        for split in ("trainval", "test"):
-            (root / year / "ImageSets" / "Main" / f"{split}.txt").write_text("1\n")
-
-
-def openimages(root):
-    annotations = root / "annotations"
-    annotations.mkdir(parents=True)
-    for split, prefix in (("train", "oidv6-train"), ("validation", "validation")):
-        (root / split).mkdir()
-        Image.new("RGB", (WIDTH, HEIGHT)).save(root / split / "a.jpg")
-        (annotations / f"{prefix}-annotations-bbox.csv").write_text("header\na,x,/m/1,1,0.1,0.6,0.2,0.9,0,0,0,0,0\n")
-        metas = [{"filename": "a.jpg", "ori_shape": (HEIGHT, WIDTH, 3)}]
-        (annotations / f"{split}-image-metas.pkl").write_bytes(pickle.dumps(metas))
-    (annotations / "validation-annotations-human-imagelabels-boxable.csv").write_text("header\na,x,/m/1,1\n")
-    (annotations / "class-descriptions-boxable.csv").write_text("/m/1,Thing\n")
-    tree = {"LabelName": "/m/0", "Subcategory": [{"LabelName": "/m/1"}]}
-    (annotations / "bbox_labels_600_hierarchy.json").write_text(json.dumps(tree))
-
-
-def lvis(root):
-    layout = [
-        (f"annotations/lvis_v1_{name}.json", split) for name, split in (("train", "train2017"), ("val", "val2017"))
-    ]
-    coco(root, ("aerosol_can", "air_conditioner"), layout)
-    for ann_file, folder in layout:
-        content = json.loads((root / ann_file).read_text())
-        for one in content["categories"]:
-            one["frequency"] = "f"
-        for one in content["images"]:
-            one["coco_url"] = f"http://images.cocodataset.org/{folder}/{one['file_name']}"
-            one.update(neg_category_ids=[], not_exhaustive_category_ids=[])
-        (root / ann_file).write_text(json.dumps(content))
 
 
 CASES = {
@@ -99,16 +30,6 @@ extra = pytest.mark.skipif(find_spec("lvis") is None, reason="LVIS's own package
 cases = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[extra] if name.startswith("lvis") else []) for name in CASES]
 )
-
-
-def moved(node, root):
-    """The configuration with its data under another folder."""
-    if isinstance(node, dict):
-        node = {key: moved(value, root) for key, value in node.items()}
-        return {**node, "data_root": f"{root}/"} if "data_root" in node else node
-    if isinstance(node, list):
-        return [moved(item, root) for item in node]
-    return str(root / node.split("/", 2)[2]) if isinstance(node, str) and node.startswith("data/") else node
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=1,
-    sampler=dict(type="InfiniteSampler"),
+    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(pipeline=train_pipeline),
 )
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -31,7 +31,7 @@ data_root = "data/OpenImages/"
 dataset_type = "OpenImagesDataset"
 
 train_dataloader = dict(
-    sampler=dict(type="ClassAwareSampler", num_sample_class=1),
+    sampler=dict(_delete_=True, type="ClassAwareSampler", num_sample_class=1),
     dataset=dict(
         _delete_=True,
         type=dataset_type,
