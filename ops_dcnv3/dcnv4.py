@@ -7,6 +7,7 @@ licence). Parameter names are those of the released checkpoints.
 from torch import Tensor, nn
 
 from .functional import dcnv3
+from .linear import Linear
 
 __all__ = ["DCNv4", "dcnv4"]
 
@@ -118,10 +119,10 @@ class DCNv4(nn.Module):
                 channels, channels, dw_kernel_size, stride, (dw_kernel_size - 1) // 2, groups=channels
             )
         points = kernel_size * kernel_size - int(remove_center)
-        self.offset_mask = nn.Linear(channels, _row_length(group, points))
+        self.offset_mask = Linear(channels, _row_length(group, points))
         if not without_pointwise:
-            self.value_proj = nn.Linear(channels, channels)
-            self.output_proj = nn.Linear(channels, channels, bias=output_bias)
+            self.value_proj = Linear(channels, channels)
+            self.output_proj = Linear(channels, channels, bias=output_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Evaluate with several processes on one or more machines, started by torchrun.
 #
-#   dist_test.sh PROCESSES CONFIG CHECKPOINT [arguments of test.py]
+#   dist_test.sh PROCESSES CONFIG CHECKPOINT [arguments of test.py]     (or PROCESSES last, as in the mm-series)
 #
 # On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set. PYTHON names the interpreter.
 set -euo pipefail
 
+[[ ${3:-} =~ ^[1-9][0-9]*$ && -f ${1:-} ]] && set -- "$3" "$1" "$2" "${@:4}"
 if [[ $# -lt 3 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: $0 PROCESSES CONFIG CHECKPOINT [arguments of test.py]" >&2
     exit 2

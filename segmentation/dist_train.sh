@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Train with several processes on one or more machines, started by torchrun.
 #
-#   dist_train.sh PROCESSES CONFIG [arguments of train.py]
+#   dist_train.sh PROCESSES CONFIG [arguments of train.py]     (or CONFIG PROCESSES, the order of the mm-series)
 #
 # On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set. PYTHON names the interpreter.
 set -euo pipefail
 
+[[ ${2:-} =~ ^[1-9][0-9]*$ && -f ${1:-} ]] && set -- "$2" "$1" "${@:3}"
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: $0 PROCESSES CONFIG [arguments of train.py]" >&2
     exit 2
