@@ -53,7 +53,9 @@ class LoadLabelMap(LoadAnnotations):
             return
         path = results["seg_map_path"]
         content = fileio.get(path, backend_args=self.backend_args)
-        labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend).squeeze()
+        labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend)
+        if labels.ndim == 3 and labels.shape[2] == 1:
+            labels = labels[..., 0]
         if labels.ndim != 2:
             raise LabelError(
                 f"{path} has {labels.shape[-1]} channels; a label map has one, holding class numbers: save it as an "

@@ -11,6 +11,7 @@ inherits the given one, for `train.py`, `test.py` and `image_demo.py`.
 import argparse
 import json
 import os
+import pprint
 import sys
 from pathlib import Path
 
@@ -114,6 +115,10 @@ def _pipeline(steps: list, num_classes: int) -> list:
     return changed | ({"num_classes": num_classes} if steps["type"] == "LoadLabelMap" else {})
 
 
+def _text(steps: list) -> str:
+    return pprint.pformat(steps, width=110, sort_dicts=False)
+
+
 def own_config(
     base: str | Path,
     out: str | Path,
@@ -145,12 +150,11 @@ def own_config(
     for images, labels in (train, val):
         _pairs(data_root / images, data_root / labels)
 
-    def loader(folders: tuple[str, str], pipeline: list) -> str:
+    def loader(folders: tuple[str, str], pipeline: str) -> str:
         prefix = f"dict(img_path={folders[0]!r}, seg_map_path={folders[1]!r})"
-        steps = _pipeline(pipeline, count)
         return (
             "dict(\n    dataset=dict(\n        _delete_=True,\n        type='OwnDataset',\n"
-            f"        data_root=data_root,\n        data_prefix={prefix},\n        pipeline={steps!r},\n    )\n)"
+            f"        data_root=data_root,\n        data_prefix={prefix},\n        pipeline={pipeline},\n    )\n)"
         )
 
     heads = [
@@ -165,10 +169,13 @@ def own_config(
         f"_base_ = {relative!r}",
         "",
         f"data_root = {str(data_root)!r}",
-        f"train_dataloader = {loader(train, config['train_dataloader']['dataset']['pipeline'])}",
-        f"val_dataloader = {loader(val, config['val_dataloader']['dataset']['pipeline'])}",
+        f"train_pipeline = {_text(_pipeline(config['train_dataloader']['dataset']['pipeline'], count))}",
+        f"test_pipeline = {_text(_pipeline(config['val_dataloader']['dataset']['pipeline'], count))}",
+        f"tta_pipeline = {_text(_pipeline(config['tta_pipeline'], count))}",
+        "",
+        f"train_dataloader = {loader(train, 'train_pipeline')}",
+        f"val_dataloader = {loader(val, 'test_pipeline')}",
         "test_dataloader = val_dataloader",
-        f"tta_pipeline = {_pipeline(config['tta_pipeline'], count)!r}",
         "",
         f"model = dict({', '.join(heads)})",
     ]

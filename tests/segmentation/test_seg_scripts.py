@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmseg.apis import inference_model, init_model
+from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
 from tiny_scenes import CLASSES, PALETTE, ROOT, make_config, make_data
 
@@ -91,6 +91,8 @@ def test_mmsegs_inference_works_on_our_models(trained):
     found = inference_model(model, str(trained / "data/images/val/0.png")).pred_sem_seg.data[0].numpy()
     labels = np.asarray(Image.open(trained / "data/labels/val/0.png"))
     assert (found == labels)[labels != 255].mean() > 0.8
+    inferencer = MMSegInferencer(files(trained)[0], files(trained)[1], device="cpu")
+    assert np.array_equal(inferencer(str(trained / "data/images/val/0.png"))["predictions"], found)
 
 
 @pytest.mark.parametrize(
