@@ -55,11 +55,10 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     num_workers=0,
-    persistent_workers=False,
     sampler=dict(shuffle=False),
     dataset=dict(pipeline=train_pipeline),
 )
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
+val_dataloader = dict(num_workers=0, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
