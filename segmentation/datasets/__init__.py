@@ -10,9 +10,11 @@ from .labels import LabelError, LoadLabelMap
 from .mapillary import MapillaryDataset, MapillaryToCityscapes
 from .nyu_depth_v2 import NYUDepthV2Dataset
 from .own_data import OwnDataset
+from .pascal_context import LazyPascalContextDataset59
 
 __all__ = [
     "LabelError",
+    "LazyPascalContextDataset59",
     "LoadLabelMap",
     "MapillaryDataset",
     "MapillaryToCityscapes",

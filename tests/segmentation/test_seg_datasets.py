@@ -85,6 +85,14 @@ def test_files_are_found_and_labels_become_classes(name, tmp_path, monkeypatch):
         assert item["data_samples"].gt_sem_seg.data[0, 0].tolist() == list(classes)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_classes_and_colours_are_known_without_the_data(name):
+    init_default_scope("mmseg")
+    dataset = Config({"dataset": config(name)["test_dataloader"]["dataset"]}).dataset
+    meta = DATASETS.build({**dataset, "lazy_init": True}).metainfo
+    assert len(meta["classes"]) == len(meta["palette"]) <= config(name)["model"]["decode_head"]["num_classes"]
+
+
 def test_mapillarys_classes_become_those_of_cityscapes():
     table = MapillaryToCityscapes().table
     old, new = MapillaryDataset_v1.METAINFO["classes"], CityscapesDataset.METAINFO["classes"]

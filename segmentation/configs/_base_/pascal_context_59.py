@@ -40,7 +40,7 @@ train_dataloader = dict(
     num_workers=4,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
-        type="PascalContextDataset59",
+        type="LazyPascalContextDataset59",
         data_root="data/VOCdevkit/VOC2010/",
         ann_file="ImageSets/SegmentationContext/train.txt",
         data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClassContext"),
@@ -52,7 +52,7 @@ val_dataloader = dict(
     num_workers=4,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="PascalContextDataset59",
+        type="LazyPascalContextDataset59",
         data_root="data/VOCdevkit/VOC2010/",
         ann_file="ImageSets/SegmentationContext/val.txt",
         data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClassContext"),
