@@ -7,6 +7,10 @@ from golden_segmentors import GoldenSegmentor, golden_segmentor
 from mmengine.config import ConfigDict
 from torch import Tensor
 
+from golden import filled
+from internimage.checkpoint import load_exact, read_state_dict
+from internimage.errors import CheckpointError
+
 TOLERANCE = 1e-4
 
 
@@ -96,3 +100,14 @@ def test_the_released_attention_names_are_converted(golden):
     assert np.array_equal(
         sorted(golden.model.backbone.state_dict()), sorted(k[9:] for k in keys if k[:9] == "backbone.")
     )
+
+
+def test_a_released_training_checkpoint_is_read_strictly(golden, tmp_path):
+    state = filled(golden.spec["keys"])
+    content = {"meta": {"CLASSES": ("wall",), "PALETTE": [[1, 2, 3]], "iter": 160000}, "optimizer": {}}
+    torch.save(content | {"state_dict": state}, tmp_path / "released.pth")
+    load_exact(golden.model, read_state_dict(tmp_path / "released.pth"))
+    last = [key for key in state if key.startswith("decode_head.") and key.endswith(".weight")][-1]
+    torch.save(content | {"state_dict": {key: state[key] for key in state if key != last}}, tmp_path / "cut.pth")
+    with pytest.raises(CheckpointError, match="missing"):
+        load_exact(golden.model, read_state_dict(tmp_path / "cut.pth"))
