@@ -7,7 +7,7 @@ SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py
 # Compiling CUDA kernels for every architecture takes a minute and is of no use without a GPU.
 export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo demo-detection test lint clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ $(STAMP): requirements.txt requirements-mm.txt pyproject.toml $(SOURCES)
 demo: setup
 	$(RUN) -m classification.demo
 
+demo-detection: setup
+	$(RUN) -m detection.demo
+
 test: setup
 	$(RUN) -m pytest --numprocesses auto --dist loadfile
 
@@ -30,5 +33,5 @@ lint: setup
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf build dist *.egg-info output data/fashion_mnist .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info output data/fashion_mnist data/composites .pytest_cache .ruff_cache
 	find ops_dcnv3 -name '*.so' -delete
