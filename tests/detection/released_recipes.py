@@ -17,7 +17,7 @@ def load(name):
 _RECIPES = load("det_recipes.json.gz")
 RECIPES = {key.removeprefix("flash/").removeprefix("detection/"): value for key, value in _RECIPES.items()}
 KEYS = {key.removeprefix("detection/configs/"): value for key, value in load("det_keys.json.gz").items()}
-NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("[!_]*/*.py"))
+NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("[!_]*/*.py") if path.parent.name != "demo")
 
 
 def released_shapes(name):
