@@ -1,0 +1,11 @@
+"""Names mean mmdet's here, whichever tests ran before in the same process."""
+
+import pytest
+from mmengine.registry import init_default_scope
+
+import detection.models  # noqa: F401 - registers the models
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mmdet_scope() -> None:
+    init_default_scope("mmdet")

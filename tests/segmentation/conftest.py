@@ -1,0 +1,11 @@
+"""Names mean mmseg's here, whichever tests ran before in the same process."""
+
+import pytest
+from mmengine.registry import init_default_scope
+
+import segmentation.models  # noqa: F401 - registers the models
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mmseg_scope() -> None:
+    init_default_scope("mmseg")
