@@ -131,7 +131,7 @@ def _place(garment: np.ndarray, generator: np.random.Generator) -> tuple[np.ndar
     if generator.random() < 0.5:
         garment, inside = garment[:, ::-1], inside[:, ::-1]
     center = np.array([TILE / 2 - 0.5, TILE / 2 - 0.5])
-    affine = cv2.getRotationMatrix2D(tuple(center), generator.uniform(-35, 35), generator.uniform(0.9, 2.0))
+    affine = cv2.getRotationMatrix2D(tuple(center), generator.uniform(-30, 30), generator.uniform(1.2, 2.0))
     affine[:, 2] += generator.uniform(14, SIZE - 14, 2) - center
     size, smooth = (SIZE, SIZE), cv2.INTER_CUBIC
     grey = cv2.warpAffine(garment.astype(np.float32), affine, size, flags=smooth, borderMode=cv2.BORDER_REPLICATE)
@@ -145,7 +145,7 @@ def _place(garment: np.ndarray, generator: np.random.Generator) -> tuple[np.ndar
 def composite(
     photographs: list[np.ndarray], garments: list[np.ndarray], generator: np.random.Generator
 ) -> tuple[np.ndarray, list[Instance]]:
-    """One picture of one to four garments on a part of a photograph.
+    """One picture of one to three garments on a part of a photograph.
 
     Args:
         photographs: `(H, W, 3)` each, uint8, at least `SIZE` wide and high.
@@ -157,7 +157,7 @@ def composite(
     """
     picture = _background(photographs, generator)
     placed: list[tuple[Instance, float]] = []  # with the area each needs
-    target = int(generator.integers(1, 5))
+    target = int(generator.integers(1, 4))
     for _ in range(4 * target):
         if len(placed) == target:
             break

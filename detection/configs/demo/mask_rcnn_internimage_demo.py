@@ -1,7 +1,7 @@
 """A small Mask R-CNN InternImage on composites of garments (`make demo-detection`), for two CPU cores and some minutes.
 
-Everything is what the released configurations have, only small: DCNv3 in every block, FPN, boxes and masks. It starts
-from random weights.
+As in the released configurations, only small: DCNv3 in every block, FPN, boxes and masks. It starts from random weights,
+hence batch normalisation in the neck and heads (as in He et al., Rethinking ImageNet Pre-training, 2019).
 """
 
 _base_ = ["../_base_/mask_rcnn.py", "../_base_/default_runtime.py"]
@@ -9,9 +9,10 @@ _base_ = ["../_base_/mask_rcnn.py", "../_base_/default_runtime.py"]
 data_root = "data/composites/"  # from `python -m detection.demo.compose`
 classes = ("T-shirt", "Trouser", "Dress", "Bag", "Ankle-boot")
 
+norm = dict(type="BN")
 model = dict(
     backbone=dict(channels=32, depths=[1, 1, 3, 1], groups=[2, 4, 8, 16], drop_path_rate=0.0),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4, norm_cfg=norm),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
@@ -19,14 +20,24 @@ model = dict(
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2), finest_scale=28),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=5),
+        bbox_head=dict(
+            type="ConvFCBBoxHead",
+            num_shared_convs=1,
+            num_shared_fcs=1,
+            in_channels=64,
+            conv_out_channels=64,
+            fc_out_channels=256,
+            num_classes=5,
+            reg_class_agnostic=True,
+            norm_cfg=norm,
+        ),
         mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2), finest_scale=28),
-        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=5),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=5, norm_cfg=norm),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=32)),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=30)),
 )
@@ -76,18 +87,18 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoMetric", ann_file=data_root + "annotations/val.json", metric=["bbox", "segm"])
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=8, val_interval=4)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=6, val_interval=2)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=6e-4, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=150),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=8, T_max=8, eta_min=1e-5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=6, T_max=6, eta_min=1e-5, convert_to_iter_based=True),
 ]
 default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=1, save_best=None),
