@@ -1,7 +1,7 @@
 """A small Mask R-CNN InternImage on composites of garments (`make demo-detection`), for two CPU cores and some minutes.
 
-As in the released configurations, only small: DCNv3 in every block, FPN, boxes and masks. It starts from random weights,
-hence batch normalisation in the neck and heads (as in He et al., Rethinking ImageNet Pre-training, 2019).
+As in the released configurations, only small: DCNv3 in every block, FPN, boxes and masks. It starts from random
+weights, hence batch normalisation in the neck and heads (as in He et al., Rethinking ImageNet Pre-training, 2019).
 """
 
 _base_ = ["../_base_/mask_rcnn.py", "../_base_/default_runtime.py"]
