@@ -90,8 +90,8 @@ class Trainer:
                 f"epoch {epoch}/{config.TRAIN.EPOCHS} training: mean loss {record['train_loss']:.4f} "
                 f"({record['images_per_second']:.1f} images/s)"
             )
-            if skipped := self.loaders.bad_images:
-                tracker.log(f"this process has skipped {len(skipped)} bad images so far; the first: {skipped[0]}")
+            if bad := list(self.loaders.train.bad_images):
+                tracker.log(f"bad training images that this process replaced so far: {len(bad)}; the first: {bad[0]}")
             state.epoch = epoch
             best = best_ema = False
             if (epoch + 1) % config.EVAL_FREQ == 0 or epoch == last:

@@ -84,6 +84,8 @@ def evaluate_all(
             f"({figures['images']:.0f} images, {rate:.1f} images/s)"
         )
         results.append(figures)
+    if bad := list(loaders.val.bad_images):
+        log(f"bad validation images that this process left out: {len(bad)}; the first: {bad[0]}")
     return results[0], results[1]
 
 

@@ -19,7 +19,7 @@ class CheckpointError(UserError):
 
 
 def exit_on_user_error(main: Callable[..., T]) -> Callable[..., T]:
-    """Decorate a script's `main` so that a `UserError` ends in one line on stderr and exit code 2."""
+    """Decorate a script's `main` so that a `UserError` ends in one line on stderr and exit code 2, Ctrl-C in 130."""
 
     @functools.wraps(main)
     def wrapper(*args: object, **kwargs: object) -> T:
@@ -28,5 +28,8 @@ def exit_on_user_error(main: Callable[..., T]) -> Callable[..., T]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
     return wrapper

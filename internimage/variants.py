@@ -109,9 +109,8 @@ def create_model(name: str, pretrained: bool | str | os.PathLike = False, **over
     """
     if name not in VARIANTS:
         near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
-        raise UserError(
-            f"unknown model {name!r}; " + (f"did you mean {', '.join(near)}?" if near else "see list_models()")
-        )
+        hint = f"did you mean {', '.join(near)}?" if near else "python -m internimage.zoo lists them"
+        raise UserError(f"unknown model {name!r}; {hint}")
     model = _model_class(name)(**{**VARIANTS[name], **overrides})
     if pretrained:
         if pretrained is True:

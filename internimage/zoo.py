@@ -66,7 +66,7 @@ def _link(text: str, target: str) -> str:
 
 
 def _row(release: Release) -> dict[str, str]:
-    facts = dict(release.facts)
+    facts = {key: "not published" if value == "TBD" else value for key, value in release.facts.items()}
     if release.name in MEASURED:
         parameters, flops = MEASURED[release.name]
         facts["#param measured"] = f"{parameters / 1e6:.1f}M"

@@ -156,6 +156,8 @@ class DCNv3(nn.Module):
         return results if gate else (*results, None)
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.ndim != 4 or input.shape[-1] != self.channels:
+            raise ValueError(f"input must have shape (N, H, W, {self.channels}); got {tuple(input.shape)}")
         value = self.input_proj(input)
         offset, mask_logits, gate_logits = self.sampling(input)
         output = dcnv3(

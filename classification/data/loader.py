@@ -140,7 +140,8 @@ class ImageLoader(DataLoader):
             for batch, bad in super().__iter__():
                 if bad and not self.skip_bad_images:
                     raise UserError(bad[0])
-                self.bad_images.update(dict.fromkeys(bad))
+                # Without the advice, which is what the user has done.
+                self.bad_images.update(dict.fromkeys(line.partition("; replace it")[0] for line in bad))
                 if batch is not None:
                     yield batch
                 elif self.dataset.substitute:

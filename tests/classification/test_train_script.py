@@ -163,7 +163,7 @@ def test_a_corrupt_training_image_is_named_or_skipped(finished, tmp_path, capsys
     with user_error(capsys, str(data / "train" / "class0" / "3.png")):
         run_here(finished[0], tmp_path, "--data-path", str(data))
     run_here(finished[0], tmp_path, "--data-path", str(data), "--skip-bad-images", "--opts", "TRAIN.EPOCHS", "1")
-    assert "skipped 1 bad images" in capsys.readouterr().out
+    assert "bad training images that this process replaced so far: 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", [["--eval", "--resume"], ["--eval", "--pretrained"], ["--pretrained"], ["--resume"]])

@@ -253,6 +253,11 @@ def test_arguments_that_do_not_fit_are_named(change, message):
         dcnv3(*small_inputs(), **{"groups": 2, **change})
 
 
+def test_the_layer_asks_for_channels_last():
+    with pytest.raises(ValueError, match=r"\(N, H, W, 8\); got \(1, 8, 5, 5\)"):
+        ops_dcnv3.DCNv3(8, group=2)(torch.zeros(1, 8, 5, 5))
+
+
 def test_integer_tensors_are_refused_by_name():
     x, offset, mask = small_inputs()
     with pytest.raises(TypeError, match="input must be float64"):
