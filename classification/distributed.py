@@ -88,6 +88,7 @@ def start(launcher: str = "auto", local_rank: int = 0) -> World:
 def close(world: World) -> None:
     """Leave the process group. Called at the end of a good run; after an error the process just ends."""
     if world.size > 1:
+        dist.barrier()  # gloo may abort a process whose peer has gone first
         dist.destroy_process_group()
 
 

@@ -43,6 +43,7 @@ def run_training(config: CfgNode, world: distributed.World) -> None:
     distributed.run_on_main(world, lambda: prepare_folder(folder, config.dump()))
     tracker = Tracker(folder, world)
     loaders = build_loaders(config)
+    loaders.start_workers()
     model = build_model(config, loaders.num_classes).to(world.device)
     tracker.log(
         f"{config.MODEL.NAME}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "

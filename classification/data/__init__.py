@@ -51,6 +51,12 @@ class Loaders:
     class_names: list[str]
     eval_columns: torch.Tensor | None = None
 
+    def start_workers(self) -> None:
+        """Start the workers of both loaders, which then serve all epochs. To be called before any training."""
+        for loader in (self.train, self.val):
+            if loader is not None:
+                loader.start_workers()
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, which decides order and augmentation, of the next iteration over `train`."""
         if self.train is not None:

@@ -135,6 +135,11 @@ class ImageLoader(DataLoader):
         self.skip_bad_images = skip_bad_images
         self.bad_images: dict[str, None] = {}  # messages, in the order of discovery
 
+    def start_workers(self) -> None:
+        """Fork the workers now. Forked in the middle of a run, beside busy threads, one in dozens hung at its start."""
+        if self.num_workers:
+            super().__iter__()
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         try:
             for batch, bad in super().__iter__():

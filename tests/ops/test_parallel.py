@@ -49,6 +49,7 @@ def process(rank, folder):
         results["fsdp", backend] = {name: grad.full_tensor() for name, grad in sharded.items()}
     if rank == 0:
         torch.save(results, f"{folder}/grads.pt")
+    dist.barrier()  # gloo may abort a process whose peer has gone first
     dist.destroy_process_group()
 
 
