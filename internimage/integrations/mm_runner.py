@@ -237,6 +237,13 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
 
 
 @exit_on_user_error
+def _leave_together() -> None:
+    """Close the process group at the end of a good run; gloo may abort a process whose peer has gone first."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def train(task: Task, argv: Sequence[str] | None = None) -> None:
     """`train.py`: train from the configuration's pretrained weights, from `load_from`, or from a checkpoint."""
     parser = _arguments(f"Train a {task.name} model.")
@@ -270,6 +277,7 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
     with explained():
         _build(config, task, ("train", "val")).train()
+    _leave_together()
 
 
 @exit_on_user_error
@@ -298,3 +306,4 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
         if args.out:
             task.save_predictions(runner, args.out)
         runner.test()
+    _leave_together()
