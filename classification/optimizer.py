@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from internimage.errors import UserError
 from internimage.optim import param_groups
 
-__all__ = ["LearningRates", "build_optimizer", "build_scheduler", "freeze_levels", "scaled_learning_rates"]
+__all__ = ["LearningRates", "build_optimizer", "build_scheduler", "scaled_learning_rates"]
 
 REFERENCE_BATCH = 512
 
@@ -37,12 +37,6 @@ def scaled_learning_rates(config: CfgNode, world_size: int) -> LearningRates:
     train = config.TRAIN
     scale = config.DATA.BATCH_SIZE * world_size * max(1, train.ACCUMULATION_STEPS) / REFERENCE_BATCH
     return LearningRates(train.BASE_LR * scale, train.WARMUP_LR * scale, train.MIN_LR * scale)
-
-
-def freeze_levels(model: nn.Module, count: int | None) -> None:
-    """Stop the first `count` levels from learning. The stem keeps learning, as in the original."""
-    for level in model.levels[: count or 0]:
-        level.requires_grad_(False)
 
 
 def build_optimizer(config: CfgNode, model: nn.Module, rates: LearningRates, world_size: int) -> torch.optim.Optimizer:

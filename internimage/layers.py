@@ -114,7 +114,7 @@ class Block(nn.Module):
         return x + self.drop_path(self._branch(x, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad and not torch.jit.is_scripting():
+        if self.with_cp and x.requires_grad:
             return checkpoint(self._forward, x, use_reentrant=False)
         return self._forward(x)
 
