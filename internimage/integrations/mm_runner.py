@@ -236,7 +236,6 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
 # Commands
 
 
-@exit_on_user_error
 def _leave_together() -> None:
     """Close the process group at the end of a good run; gloo may abort a process whose peer has gone first."""
     if distributed.is_initialized():
@@ -244,6 +243,7 @@ def _leave_together() -> None:
         distributed.destroy_process_group()
 
 
+@exit_on_user_error
 def train(task: Task, argv: Sequence[str] | None = None) -> None:
     """`train.py`: train from the configuration's pretrained weights, from `load_from`, or from a checkpoint."""
     parser = _arguments(f"Train a {task.name} model.")
