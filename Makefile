@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+REQUIREMENTS := requirements.txt requirements-mm.txt requirements-deploy.txt
 SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py
 # Compiling CUDA kernels for every architecture takes a minute and is of no use without a GPU.
 export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
@@ -12,9 +13,9 @@ export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
 setup: $(STAMP)
 
 # The package is installed in place and without build isolation: its kernels are compiled against this very torch.
-$(STAMP): requirements.txt requirements-mm.txt pyproject.toml $(SOURCES)
+$(STAMP): $(REQUIREMENTS) pyproject.toml $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --requirement requirements.txt --requirement requirements-mm.txt
+	$(RUN) -m pip install --quiet $(addprefix --requirement ,$(REQUIREMENTS))
 	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(RUN) -m ops_dcnv3
 	touch $@
