@@ -13,7 +13,7 @@ from ops_dcnv3.module import ToChannelsFirst, ToChannelsLast
 
 from .layers import Block, MLPLayer
 
-__all__ = ["optimize_for_inference"]
+__all__ = ["fold_layer_scale", "optimize_for_inference"]
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
@@ -27,7 +27,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model, shared).eval()
     for module in list(model.modules()):
         if isinstance(module, Block):
-            _fold_layer_scale(module)
+            fold_layer_scale(module)
         elif isinstance(module, MLPLayer) and _is_plain(module.fc1, module.act):
             module.fc1, module.act = PackedLinear(module.fc1, module.act), nn.Identity()
     if isinstance(getattr(model, "conv_head", None), nn.Sequential):
@@ -56,7 +56,7 @@ def _scaled(parameter: Tensor, scale: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach() * rows, requires_grad=False)
 
 
-def _fold_layer_scale(block: Block) -> None:
+def fold_layer_scale(block: Block) -> None:
     """Multiply the last affine map of both branches by the layer scales: the norm's (post-norm) or the projection's."""
     if not block.layer_scale:
         return

@@ -1,0 +1,143 @@
+"""Write a classifier for another runtime, compare it with PyTorch, and time both.
+
+    python classification/export.py --model internimage_t_1k_224 --output internimage_t.onnx
+    python classification/export.py --cfg classification/configs/demo.yaml \
+        --checkpoint output/demo/ckpt_epoch_best.pth --images data/fashion_mnist/val --output demo.onnx
+    python classification/export.py --cfg F.yaml --random-weights --static --core deform_conv --output test.onnx
+
+The file takes normalised images and gives logits. Mean, standard deviation, resizing and class names are in its
+metadata. Batch and size are free unless --static. A file that disagrees with PyTorch is renamed to *.failed.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from classification.data.transforms import build_transform
+from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
+from classification.models import build_model
+from internimage import InternImageMetaFormer, create_model
+from internimage.errors import UserError, exit_on_user_error
+from internimage.export.cli import add_arguments, check_arguments, image_size, run
+from internimage.export.exportable import Exportable
+from ops_dcnv3 import DCNv3, DCNv4
+
+__all__ = ["build_exportable"]
+
+_CALIBRATION_IMAGES = 200
+
+
+class Logits(nn.Module):
+    """A classifier of images alone: unknown place and date count as zeros. `(N, 3, H, W)` to `((N, classes),)`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.meta = isinstance(model, InternImageMetaFormer)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        if not self.meta:
+            return (self.model(images),)
+        return (self.model(images, images.new_zeros(len(images), 4), images.new_zeros(len(images), 3)),)
+
+
+def _random_weights(args: argparse.Namespace) -> Classifier:
+    """The classifier of the options with random weights, whose sampling points are spread like a trained one's."""
+    classifier = load_classifier(args, weights=False)
+    torch.manual_seed(0)
+    model = create_model(args.model) if args.model else build_model(classifier.config)
+    for module in model.modules():
+        for name in ("offset", "mask") if isinstance(module, DCNv3) else ("offset_mask",):
+            if isinstance(module, (DCNv3, DCNv4)):
+                nn.init.normal_(getattr(module, name).weight, std=0.1)
+    return classifier._replace(model=model.eval(), device=torch.device("cpu"))
+
+
+def _metadata(classifier: Classifier, size: tuple[int, int]) -> dict[str, str]:
+    config = classifier.config
+    return {
+        "task": "classification",
+        "class_names": json.dumps(classifier.class_names),
+        "mean": json.dumps(list(config.AUG.MEAN)),  # of RGB values from 0 to 1
+        "std": json.dumps(list(config.AUG.STD)),
+        "size": json.dumps(size),
+        "resize": "shorter side, centre crop" if config.TEST.CROP else "stretch",
+        "interpolation": config.DATA.INTERPOLATION,
+    }
+
+
+def _samples(real: Tensor, size: tuple[int, int], dynamic: bool, batch: int) -> list[Tensor]:
+    """Samples of the parity check from three images of `size`: three sizes, one and three images."""
+    if not dynamic:
+        return [real.repeat(-(-batch // len(real)), 1, 1, 1)[:batch]]
+    height, width = size
+    resized = [
+        F.interpolate(real, shape, mode="bilinear", antialias=True)
+        for shape in ((height * 3 // 4, width), (height, width * 5 // 4 + 1))
+    ]
+    return [real[:1], real, resized[0][:1], resized[1]]
+
+
+def _images(args: argparse.Namespace, classifier: Classifier, size: tuple[int, int]) -> tuple[list[Tensor], str]:
+    """Normalised images `(1, 3, H, W)` and what they are: real ones from --images, else noise."""
+    if not args.images:
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randn(1, 3, *size, generator=generator) for _ in range(3)], "noise"
+    paths = list_images(args.images) if args.images.is_dir() else [args.images]
+    count = _CALIBRATION_IMAGES if args.int8 else 3
+    paths = paths[:: max(1, len(paths) // count)][:count]
+    config = classifier.config.clone()
+    config.defrost()
+    config.DATA.IMG_SIZE = min(size)
+    transform = build_transform(config, train=False)
+    images = [transform(read_image(path))[None] for path in paths]
+    if size[0] != size[1]:
+        images = [F.interpolate(image, size, mode="bilinear", antialias=True) for image in images]
+    while len(images) < 3:
+        images.append(images[-1].flip(3))
+    return images, "real"
+
+
+def build_exportable(classifier: Classifier, args: argparse.Namespace) -> Exportable:
+    """What the exporter needs, from a classifier and the options. Raises `UserError` for bad sizes and images."""
+    size = image_size(args, (classifier.config.DATA.IMG_SIZE,) * 2)
+    images, kind = _images(args, classifier, size)
+    samples = _samples(torch.cat(images[:3]), size, not args.static, args.batch)
+    return Exportable(
+        Logits(classifier.model).eval(),
+        ("logits",),
+        size,
+        _metadata(classifier, size),
+        samples,
+        dynamic=not args.static,
+        sample_names=[kind] * len(samples),
+        calibration=images if args.int8 else [],
+    )
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for trying out and timing")
+    add_arguments(parser, checkpoint=False)
+    args = parser.parse_args(argv)
+    check_arguments(args)
+    if args.random_weights and args.checkpoint:
+        raise UserError("--random-weights and --checkpoint exclude each other; give one of them")
+    classifier = _random_weights(args) if args.random_weights else load_classifier(args)
+    if isinstance(classifier.model, InternImageMetaFormer):
+        print("Place and date are no inputs of the exported model: they count as unknown (zeros).")
+    run(build_exportable(classifier, args), args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models for other runtimes: rewriting, writing, checking against PyTorch and timing. See docs/deploy.md."""

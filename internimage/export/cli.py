@@ -1,0 +1,116 @@
+"""The part of `export.py` that all tasks share: options, and write, check, time, print."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from internimage.errors import UserError
+
+from .checks import check_parity, interleaved_times, latency_table, parity_table
+from .cores import CORES
+from .exportable import Exportable
+from .formats import FORMATS, Format, find_format
+
+__all__ = ["add_arguments", "image_size", "run"]
+
+_TOLERANCE, _HALF_TOLERANCE = 1e-4, 5e-2
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, checkpoint: bool = True) -> None:
+    """Add the options that `run` and the task's script read. `checkpoint`: whether to add --checkpoint as well."""
+    if checkpoint:
+        parser.add_argument("--checkpoint", metavar="FILE", help="trained weights (default: random ones)")
+    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="file to write")
+    parser.add_argument("--format", default="onnx", metavar="NAME", help=f"one of {', '.join(FORMATS)} (default onnx)")
+    parser.add_argument(
+        "--core", metavar="NAME", help=f"form of the operator: {', '.join(CORES)} (default: the format's best)"
+    )
+    parser.add_argument("--half", action="store_true", help="float16 weights and activations")
+    parser.add_argument("--int8", action="store_true", help="quantise to int8 after the check; needs --images")
+    parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
+    shapes = parser.add_mutually_exclusive_group()
+    shapes.add_argument("--dynamic", action="store_true", help="any batch and size (default)")
+    shapes.add_argument("--static", action="store_true", help="only --batch and --size: for the last bit of speed")
+    parser.add_argument("--batch", type=int, default=1, help="images per call with --static, and of the timing")
+    parser.add_argument("--images", metavar="PATH", type=Path, help="image, or folder of images, for check and --int8")
+    parser.add_argument("--tolerance", type=float, help="largest relative error allowed (1e-4; with --half 5e-2)")
+    parser.add_argument("--threads", type=int, default=1, help="of check and timing")
+    parser.add_argument("--repeats", type=int, default=10, help="of the timing; 0 for none")
+
+
+def image_size(args: argparse.Namespace, default: tuple[int, int], multiple: int = 1) -> tuple[int, int]:
+    """Height and width that --size asks for. Raises `UserError` if the model cannot take them."""
+    size = tuple(args.size or default)
+    size = size * 2 if len(size) == 1 else size
+    if len(size) != 2 or min(size) < 32:
+        raise UserError(f"--size takes one number or a height and a width, each at least 32; got {args.size}")
+    if any(length % multiple for length in size):
+        raise UserError(f"--size must be multiples of {multiple} for this model; got {size[0]}x{size[1]}")
+    return size
+
+
+def _plan(args: argparse.Namespace) -> tuple[Format, str]:
+    """The format and the core asked for. Raises `UserError` for what cannot be had."""
+    form = find_format(args.format)
+    form.check()
+    core = args.core or form.cores[0]
+    if core not in form.cores:
+        raise UserError(f"--format {form.name} cannot hold --core {core}; it has {', '.join(form.cores)}")
+    if args.output.suffix != form.suffix:
+        raise UserError(f"--output {args.output} must end in {form.suffix} for --format {form.name}")
+    if args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder; give the file to write in it")
+    if args.int8 and not args.images:
+        raise UserError("--int8 needs --images, a folder of some hundred images like those it will see")
+    if args.int8 and form.name != "onnx":
+        raise UserError(f"--int8 is there for --format onnx; got {form.name}")
+    if args.int8 and args.half:
+        raise UserError("--int8 and --half exclude each other; give one of them")
+    return form, core
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise `UserError` for options that cannot work, before a model is built."""
+    _plan(args)
+
+
+def run(exportable: Exportable, args: argparse.Namespace) -> None:
+    """Write the file, compare it with PyTorch, time both, print.
+
+    Raises:
+        UserError: options that cannot work, or results too far from PyTorch's; the file then ends in `.failed`.
+    """
+    form, core = _plan(args)
+    torch.set_num_threads(args.threads)
+    form.write(exportable, args.output, core=core, half=args.half)
+    runtime = form.load(args.output, threads=args.threads)
+    rows = check_parity(exportable, runtime)
+    print(f"{args.output}: {form.name}, {core}, {'float16' if args.half else 'float32'}\n\n{parity_table(rows)}\n")
+    tolerance = args.tolerance or (_HALF_TOLERANCE if args.half else _TOLERANCE)
+    worst = max(row.relative for row in rows)
+    if not worst <= tolerance:
+        failed = args.output.replace(args.output.with_name(f"{args.output.name}.failed"))
+        raise UserError(f"the relative error {worst:.1e} exceeds {tolerance:.1e}; the file is now {failed}")
+    runtimes = {f"{form.name} ({core})": runtime}
+    if args.int8:
+        from .quantize import quantize_onnx
+
+        quantized = args.output.with_name(f"{args.output.stem}.int8{form.suffix}")
+        quantize_onnx(args.output, [images.numpy() for images in exportable.calibration], quantized)
+        runtimes[f"{form.name} int8"] = form.load(quantized, threads=args.threads)
+        print(f"{quantized}: int8\n\n{parity_table(check_parity(exportable, runtimes[f'{form.name} int8']))}\n")
+    if args.repeats:
+        print(latency_table(_times(exportable, runtimes, args)))
+
+
+def _times(exportable: Exportable, runtimes: dict, args: argparse.Namespace) -> dict:
+    images = exportable.samples[0][:1].repeat(args.batch, 1, 1, 1)
+    array = images.numpy()
+    with torch.inference_mode():
+        steps = {f"PyTorch {torch.__version__}": lambda: exportable.model(images)}
+        for name, runtime in runtimes.items():
+            steps[name] = lambda runtime=runtime: runtime(array)
+        shape = " x ".join(map(str, array.shape))
+        print(f"Latency at {shape}, {args.threads} thread{'s' * (args.threads > 1)}, median of {args.repeats}:\n")
+        return interleaved_times(steps, args.repeats)

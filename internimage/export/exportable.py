@@ -1,0 +1,62 @@
+"""What the exporter needs to know about a model, whatever its task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Exportable", "Outputs", "elementwise_error"]
+
+Outputs = tuple[Tensor, ...]
+
+
+def elementwise_error(actual: Outputs, expected: Outputs) -> tuple[float, float]:
+    """Largest absolute difference over all outputs, and the largest one relative to its output's largest value."""
+    worst_absolute = worst_relative = 0.0
+    for a, b in zip(actual, expected, strict=True):
+        if a.shape != b.shape:
+            return float("inf"), float("inf")
+        if not b.numel():
+            continue
+        difference = (a.double() - b.double()).abs().max().item()
+        scale = b.double().abs().max().item()
+        # NaN in either tensor compares as not close.
+        difference = difference if difference == difference else float("inf")
+        worst_absolute = max(worst_absolute, difference)
+        worst_relative = max(worst_relative, difference / scale if scale else difference)
+    return worst_absolute, worst_relative
+
+
+@dataclass
+class Exportable:
+    """A model that takes one tensor of images, and how to feed, describe and judge it.
+
+    Attributes:
+        model: in evaluation mode; `images (N, 3, H, W)` float32, normalised, to a tuple of tensors.
+        output_names: of the tuple's tensors.
+        size: height and width that the model is for.
+        metadata: written into the file where the format allows it: task, mean, std, resize rule, class names (JSON)...
+        samples: images of the parity check, of several sizes and batches if `dynamic`.
+        dynamic: whether batch, height and width are free in the exported file.
+        multiple: heights and widths must be multiples of it.
+        compare: (actual, expected) to the largest absolute and relative error.
+        sample_names: what the samples show, for the report.
+        calibration: real images `(1, 3, H, W)` of `size`, from which quantisation takes the ranges of values.
+    """
+
+    model: nn.Module
+    output_names: tuple[str, ...]
+    size: tuple[int, int]
+    metadata: dict[str, str]
+    samples: list[Tensor]
+    dynamic: bool = True
+    multiple: int = 1
+    compare: Callable[[Outputs, Outputs], tuple[float, float]] = elementwise_error
+    sample_names: list[str] = field(default_factory=list)
+    calibration: list[Tensor] = field(default_factory=list)
+
+    @torch.no_grad()
+    def reference(self, images: Tensor) -> Outputs:
+        """What PyTorch computes."""
+        return tuple(self.model(images))

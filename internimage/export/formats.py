@@ -1,0 +1,84 @@
+"""The formats that models can be exported to. Each has its own module, imported only when it is asked for."""
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from internimage.errors import UserError
+
+__all__ = ["FORMATS", "Format", "Runtime", "find_format"]
+
+
+def _installed(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
+
+
+class Runtime(Protocol):
+    """A loaded model: images `(N, 3, H, W)` float32, normalised, to the outputs."""
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format. Its module has `write` and `load` of these signatures.
+
+    Attributes:
+        name: as in `--format`.
+        suffix: of the file (a folder is made for formats of several files).
+        packages: import name to pip name of what it needs.
+        cores: the operator's forms that it can hold (see `cores.py`), the default first.
+    """
+
+    name: str
+    suffix: str
+    packages: dict[str, str]
+    cores: tuple[str, ...]
+
+    def _module(self):
+        missing = [pip for module, pip in self.packages.items() if not _installed(module)]
+        if missing:
+            raise UserError(f"--format {self.name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        return importlib.import_module(f"internimage.export.{self.name}")
+
+    def check(self) -> None:
+        """Raise `UserError` if a package is missing."""
+        self._module()
+
+    @property
+    def write(self) -> Callable[..., None]:
+        """`write(exportable: Exportable, path: Path, *, core: str, half: bool) -> None`."""
+        return self._module().write
+
+    @property
+    def load(self) -> Callable[..., Runtime]:
+        """`load(path: Path, *, threads: int) -> Runtime`."""
+        return self._module().load
+
+
+_ONNX = {"onnx": "onnx", "onnxscript": "onnxscript"}
+_FORMATS = (
+    Format(
+        "onnx", ".onnx", {**_ONNX, "onnxruntime": "onnxruntime"}, ("grid_sample", "deform_conv", "gather", "custom")
+    ),
+    Format("openvino", ".xml", {**_ONNX, "openvino": "openvino"}, ("grid_sample", "deform_conv", "gather")),
+    Format("aoti", ".pt2", {}, ("gather", "grid_sample")),
+    Format("executorch", ".pte", {"executorch": "executorch"}, ("grid_sample", "gather")),
+    Format("tensorrt", ".engine", {**_ONNX, "tensorrt": "tensorrt"}, ("grid_sample", "deform_conv")),
+)
+FORMATS = {item.name: item for item in _FORMATS}
+
+
+def find_format(name: str) -> Format:
+    """The format of that name. Raises `UserError` naming the nearest ones."""
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"unknown format {name!r}; {hint}formats are {', '.join(FORMATS)}")
+    return FORMATS[name]
