@@ -14,9 +14,17 @@ from classification.demo.__main__ import ROOT, run
 from detection.demo.compose import photograph_path
 from internimage.errors import UserError, exit_on_user_error
 
-__all__ = ["main"]
+__all__ = ["last_checkpoint", "main"]
 
 CONFIG = "detection/configs/demo/mask_rcnn_internimage_demo.py"
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint in `folder`, relative to the repository root. Raises `UserError` if there is none."""
+    note = ROOT / folder / "last_checkpoint"  # mmengine's note of its path
+    if not note.is_file():
+        raise UserError(f"{note} is missing: the training wrote no checkpoint; remove {folder} and start again")
+    return folder / Path(note.read_text().strip()).name
 
 
 @exit_on_user_error
@@ -31,10 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     options = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     run("-m", "detection.demo.compose", "--out", "data/composites")
     run("detection/train.py", CONFIG, "--work-dir", folder, "--resume", *options)
-    latest = ROOT / folder / "last_checkpoint"  # mmengine notes the name of the newest checkpoint here
-    if not latest.is_file():
-        raise UserError(f"{latest} is missing: the training wrote no checkpoint; remove {folder} and start again")
-    checkpoint = folder / Path(latest.read_text().strip()).name
+    checkpoint = last_checkpoint(folder)
     run("detection/test.py", CONFIG, checkpoint, "--work-dir", folder / "test", *options)
     run("detection/demo/pictures.py", CONFIG, checkpoint, "--out", folder / "detections.png")
     photograph = photograph_path("astronaut.png")
