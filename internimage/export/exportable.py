@@ -43,6 +43,7 @@ class Exportable:
         compare: (actual, expected) to the largest absolute and relative error.
         sample_names: what the samples show, for the report.
         calibration: real images `(1, 3, H, W)` of `size`, from which quantisation takes the ranges of values.
+        translations: gives the ONNX form of operators that PyTorch's exporter does not know.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class Exportable:
     compare: Callable[[Outputs, Outputs], tuple[float, float]] = elementwise_error
     sample_names: list[str] = field(default_factory=list)
     calibration: list[Tensor] = field(default_factory=list)
+    translations: Callable[[], dict] = dict
 
     @torch.no_grad()
     def reference(self, images: Tensor) -> Outputs:

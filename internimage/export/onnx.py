@@ -75,7 +75,7 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx.ModelProto:
             dynamic_shapes=dynamic_shapes,
             input_names=["images"],
             output_names=list(exportable.output_names),
-            custom_translation_table=_translations(core),
+            custom_translation_table=_translations(core) | exportable.translations(),
             verbose=False,
         )
     proto = program.model_proto

@@ -1,0 +1,76 @@
+"""DINO of mmdet as one module from images to boxes and labels, for exporters (Zhang et al., 2023).
+
+Encoder, decoder and head are mmdet's, with deformable attention from `mm_layers.py`; what prepares their input takes
+the sizes of the pictures from their padding. Results are those of mmdet's test path.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .mm_boxes import clip, picture_sizes, take
+from .mm_layers import exportable_copy
+
+__all__ = ["DINO"]
+
+
+class DINO(nn.Module):
+    """A DINO detector.
+
+    `forward` takes normalised images `(N, 3, H, W)`, padded with zeros at the right and bottom, and returns boxes and
+    scores `(N, K, 5)` in pixels and labels `(N, K)` int64. Scores fall.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = exportable_copy(detector)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        detector = self.detector
+        sizes = picture_sizes(images)
+        features = detector.extract_feat(images)
+        tokens, positions, padding, ratios, shapes = self._tokens(features, images.shape[2:], sizes)
+        geometry = {"spatial_shapes": shapes, "level_start_index": None, "valid_ratios": ratios}
+        memory = detector.encoder(query=tokens, query_pos=positions, key_padding_mask=padding, **geometry)
+        start, _ = detector.pre_decoder(memory, padding, shapes)
+        states, references = detector.decoder(
+            query=start["query"],
+            value=memory,
+            key_padding_mask=padding,
+            self_attn_mask=None,
+            reference_points=start["reference_points"],
+            reg_branches=detector.bbox_head.reg_branches,
+            **geometry,
+        )
+        logits, boxes = detector.bbox_head(states, list(references))
+        return self._select(logits[-1].float(), boxes[-1].float(), sizes)
+
+    def _tokens(self, features: tuple[Tensor, ...], whole: tuple[int, int], sizes: Tensor):
+        """The levels as tokens `(N, keys, C)`, their positions, which are padding, the pictures' shares, the shapes."""
+        detector = self.detector
+        dtype = features[0].dtype
+        x = torch.arange(whole[1], device=sizes.device) >= sizes[:, :1]  # (N, W)
+        y = torch.arange(whole[0], device=sizes.device) >= sizes[:, 1:]
+        outside = (y[:, None, :, None] | x[:, None, None, :]).float()
+        tokens, positions, padding, ratios, shapes = [], [], [], [], []
+        for level, feature in enumerate(features):
+            height, width = feature.shape[2:]
+            mask = F.interpolate(outside, size=(height, width))[:, 0] > 0.5
+            position = detector.positional_encoding(mask) + detector.level_embed[level].view(1, -1, 1, 1)
+            share = [(~mask[:, 0, :]).sum(1) / width, (~mask[:, :, 0]).sum(1) / height]
+            tokens.append(feature.flatten(2).transpose(1, 2))
+            positions.append(position.flatten(2).transpose(1, 2))
+            padding.append(mask.flatten(1))
+            ratios.append(torch.stack(share, -1))
+            shapes.append((height, width))
+        position, ratio = torch.cat(positions, 1).to(dtype), torch.stack(ratios, 1).to(dtype)
+        return torch.cat(tokens, 1), position, torch.cat(padding, 1), ratio, shapes
+
+    def _select(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """The best pairs of query and class; boxes are centres and extents in 0 to 1 of the picture."""
+        head = self.detector.bbox_head
+        scores, index = logits.sigmoid().flatten(1).topk(head.test_cfg.get("max_per_img", logits.shape[1]), dim=1)
+        boxes = take(boxes, index // head.num_classes)
+        center, half = boxes[..., :2], boxes[..., 2:] * 0.5
+        boxes = torch.cat([center - half, center + half], -1) * torch.cat([sizes, sizes], 1)[:, None]
+        return torch.cat([clip(boxes, sizes), scores[..., None]], -1), index % head.num_classes
