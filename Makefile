@@ -8,7 +8,7 @@ SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py
 # Compiling CUDA kernels for every architecture takes a minute and is of no use without a GPU.
 export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
 
-.PHONY: setup demo demo-detection test lint clean
+.PHONY: setup demo demo-detection demo-segmentation test lint clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,9 @@ demo: setup
 
 demo-detection: setup
 	$(RUN) -m detection.demo
+
+demo-segmentation: setup
+	$(RUN) -m segmentation.demo
 
 test: setup
 	$(RUN) -m pytest --numprocesses auto --dist loadfile

@@ -16,7 +16,7 @@ def load(name):
 
 RECIPES = load("seg_recipes.json.gz")
 KEYS = load("seg_keys.json.gz")
-NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("[!_]*/*.py"))
+NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("[!_]*/*.py") if path.parent.name != "demo")
 
 
 def released_shapes(name):

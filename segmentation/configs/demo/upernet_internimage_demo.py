@@ -1,0 +1,81 @@
+"""A small UperNet InternImage on composites of garments (`make demo-segmentation`), for two CPU cores and some minutes.
+
+As in the released configurations, only small: DCNv3 in every block, UperNet, an auxiliary head, layer-wise rates. It
+starts from random weights.
+"""
+
+_base_ = ["../_base_/upernet.py", "../_base_/schedule.py"]
+
+data_root = "data/composites/"  # from `python -m detection.demo.compose`
+classes = ("background", "T-shirt", "Trouser", "Dress", "Bag", "Ankle-boot")
+palette = [[0, 0, 0], [31, 119, 180], [255, 127, 14], [44, 160, 44], [214, 39, 40], [148, 103, 189]]
+
+crop_size = (96, 96)
+# Four pixels in five are background: it counts less, so that no class is left out.
+loss = dict(class_weight=[0.5, 1.0, 1.0, 1.0, 1.0, 1.0])
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(channels=32, depths=[1, 1, 3, 1], groups=[2, 4, 8, 16], drop_path_rate=0.0, post_norm=False),
+    decode_head=dict(
+        in_channels=[32, 64, 128, 256], channels=64, pool_scales=(1, 2, 3), num_classes=6, loss_decode=loss
+    ),
+    auxiliary_head=dict(in_channels=128, channels=64, num_classes=6, loss_decode=loss),
+)
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadLabelMap", num_classes=6),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadLabelMap", num_classes=6),
+    dict(type="PackSegInputs"),
+]
+_dataset = dict(
+    type="BaseSegDataset", data_root=data_root, img_suffix=".png", metainfo=dict(classes=classes, palette=palette)
+)
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type="InfiniteSampler", shuffle=True),
+    dataset=dict(
+        **_dataset,
+        data_prefix=dict(img_path="images/train", seg_map_path="labels/train"),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=20,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        **_dataset,
+        data_prefix=dict(img_path="images/val", seg_map_path="labels/val"),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+test_evaluator = val_evaluator
+
+train_cfg = dict(max_iters=2000, val_interval=250)
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-3),
+    paramwise_cfg=dict(num_layers=6, layer_decay_rate=1.0, depths=[1, 1, 3, 1]),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=0, end=2000, T_max=2000, eta_min=1e-5),
+]
+default_hooks = dict(
+    logger=dict(interval=25),
+    checkpoint=dict(interval=125, max_keep_ckpts=1, save_best=None),
+)
+visualizer = dict(vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")])
+randomness = dict(seed=0)

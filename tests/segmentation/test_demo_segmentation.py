@@ -1,0 +1,79 @@
+"""`python -m segmentation.demo`, its real commands on few composites, and its pictures."""
+
+import segmentation.models  # noqa: F401 - isort: skip - before mmseg
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_scenes import ROOT
+
+from detection.demo.compose import CLASSES, compose
+from internimage.integrations.mm_checks import read_config
+from internimage.integrations.mm_demo import image_demo
+from internimage.integrations.mm_runner import SEGMENTATION, train
+from internimage.integrations.mm_runner import test as evaluate
+from ops_dcnv3 import DCNv3
+from segmentation.demo import __main__ as demo
+from segmentation.demo import pictures
+
+
+@pytest.fixture
+def few_composites(tmp_path, monkeypatch):
+    """A working folder with the repository's configurations and some composites."""
+    compose(tmp_path / "data/composites", train=16, val=4)
+    (tmp_path / "segmentation").symlink_to(ROOT / "segmentation")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_demo_model_is_an_upernet_internimage_for_the_classes_of_the_composites():
+    from mmengine.registry import MODELS
+
+    config = read_config(str(ROOT / demo.CONFIG))
+    assert config.classes == ("background", *CLASSES)
+    model = MODELS.build(config.model)
+    levels = model.backbone.levels
+    assert len(levels) == 4 and all(isinstance(block.dcn, DCNv3) for level in levels for block in level.blocks)
+    assert model.decode_head.num_classes == model.auxiliary_head.num_classes == len(config.palette) == 6
+    assert sum(parameter.numel() for parameter in model.parameters()) < 4e6
+
+
+def test_the_demo_trains_evaluates_and_draws(few_composites, monkeypatch, capsys):
+    options = ["train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2"]
+    options += [f"{phase}_dataloader.num_workers=0" for phase in ("train", "val", "test")]
+    options += [f"{phase}_dataloader.persistent_workers=False" for phase in ("train", "val", "test")]
+    options += ["train_dataloader.batch_size=4", "default_hooks.logger.interval=1"]
+    scripts = {
+        "segmentation/train.py": lambda arguments: train(SEGMENTATION, arguments),
+        "segmentation/test.py": lambda arguments: evaluate(SEGMENTATION, arguments),
+        "segmentation/demo/pictures.py": pictures.main,
+        "segmentation/image_demo.py": lambda arguments: image_demo(SEGMENTATION, arguments),
+        "-m": lambda arguments: None,  # the composites are there
+    }
+    steps = []
+
+    def run_in_this_process(script, *arguments):
+        steps.append(script)
+        scripts[script]([str(argument) for argument in arguments])
+
+    monkeypatch.setattr(demo, "run", run_in_this_process)
+    monkeypatch.setattr("detection.demo.__main__.ROOT", few_composites)
+    demo.main(["--cfg-options", *options])
+
+    assert list(dict.fromkeys(steps)) == ["-m", *[name for name in scripts if name != "-m"]]
+    folder = few_composites / "output/demo_segmentation"
+    (metrics,) = (folder / "test").glob("*/*.json")
+    assert set(json.loads(metrics.read_text())) >= {"aAcc", "mIoU"}
+    assert list(folder.glob("*/vis_data/events.out.tfevents.*"))  # for TensorBoard
+    assert len(re.findall(r"classes; drawn to", capsys.readouterr().out)) == len(demo.PHOTOGRAPHS)
+    for name in ("label_maps.png", "astronaut.jpg", "chelsea.jpg"):
+        assert Image.open(folder / name).size > (400, 100)
+
+
+def test_every_label_has_its_colour_and_ignored_pixels_are_white():
+    labels = np.array([[0, 1], [2, 255]], np.uint8)
+    colors = [[0, 0, 0], [10, 20, 30], [40, 50, 60]]
+    expected = [[colors[0], colors[1]], [colors[2], [255, 255, 255]]]
+    np.testing.assert_array_equal(pictures.colored(labels, colors), expected)
