@@ -14,11 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["BuildError", "cached_library", "compile_library", "find_compiler", "headers", "sources"]
+__all__ = [
+    "BuildError",
+    "cached",
+    "cached_library",
+    "compile_library",
+    "compile_sources",
+    "find_compiler",
+    "headers",
+    "sources",
+]
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 TORCH_TARGET = "0x020a000000000000"  # the oldest torch whose stable ABI is used: 2.10
@@ -77,28 +86,38 @@ def compile_library(target: Path, extra_flags: list[str] | None = None) -> None:
     Raises:
         BuildError: no compiler, no torch, or the compiler's first error.
     """
-    compiler = find_compiler()
     include, library = _torch_folders()
-    extra = extra_flags or []
+    define, path = ("/D", "/I") if WINDOWS else ("-D", "-I")
+    flags = [f"{define}TORCH_TARGET_VERSION={TORCH_TARGET}", f"{path}{include}", *(extra_flags or [])]
+    link = ["/link", f"/LIBPATH:{library}", "torch_cpu.lib"] if WINDOWS else [f"-L{library}", "-ltorch_cpu"]
+    compile_sources(target, sources(), flags, [*link, *(extra_flags or [])])
+
+
+def compile_sources(target: Path, files: list[Path], flags: Sequence[str] = (), link: Sequence[str] = ()) -> None:
+    """Compile `files`, each with the flags of its instruction set and `flags`, and link them to `target` with `link`.
+
+    Raises:
+        BuildError: no compiler, or the compiler's first error.
+    """
+    compiler = find_compiler()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ops_dcnv3_") as folder:
-        objects = {source: Path(folder) / f"{source.stem}.{'obj' if WINDOWS else 'o'}" for source in sources()}
+        objects = {source: Path(folder) / f"{source.stem}.{'obj' if WINDOWS else 'o'}" for source in files}
 
         def compile_one(source: Path) -> None:
-            define, path, out = ("/D", "/I", "/Fo") if WINDOWS else ("-D", "-I", "-o")
-            flags = [*_FLAGS, *_FILE_FLAGS.get(source.name, []), f"{define}TORCH_TARGET_VERSION={TORCH_TARGET}", *extra]
-            output = [f"{out}{objects[source]}"] if WINDOWS else [out, str(objects[source])]
-            _run([compiler, "/c" if WINDOWS else "-c", *flags, f"{path}{include}", str(source), *output])
+            output = [f"/Fo{objects[source]}"] if WINDOWS else ["-o", str(objects[source])]
+            own = [*_FLAGS, *_FILE_FLAGS.get(source.name, []), *flags]
+            _run([compiler, "/c" if WINDOWS else "-c", *own, str(source), *output])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_one, objects))
-        files = [str(file) for file in objects.values()]
+        compiled = [str(file) for file in objects.values()]
         linked = Path(folder) / target.name
         if WINDOWS:
-            _run([compiler, "/LD", *files, f"/Fe{linked}", "/link", f"/LIBPATH:{library}", "torch_cpu.lib"])
+            _run([compiler, "/LD", *compiled, f"/Fe{linked}", *link])
         else:
             shared = "-dynamiclib" if sys.platform == "darwin" else "-shared"
-            _run([compiler, shared, *files, "-o", str(linked), f"-L{library}", "-ltorch_cpu", *extra])
+            _run([compiler, shared, *compiled, "-o", str(linked), *link])
         # Under its final name only when whole: another process may be waiting to load it.
         staged = target.with_name(f"{target.name}.{os.getpid()}")
         shutil.copy2(linked, staged)
@@ -108,8 +127,23 @@ def compile_library(target: Path, extra_flags: list[str] | None = None) -> None:
 def cached_library() -> Path:
     """Return the CPU library built for this torch, these sources and this compiler, building it if need be.
 
+    Raises:
+        BuildError: building is forbidden or failed.
+    """
+    import torch
+
+    return cached("_cpu", "CPU kernels", [*sources(), *headers()], torch.__version__, compile_library)
+
+
+def cached(name: str, what: str, files: list[Path], version: str, compile_to: Callable[[Path], None]) -> Path:
+    """Return the library `name` made of `files`, building it with `compile_to` if need be.
+
     It lies in a folder of the user (`OPS_DCNV3_CACHE`, else the system's cache folder). Several processes that ask at
     once (torchrun) wait for the first. `OPS_DCNV3_NO_BUILD=1` forbids all of this.
+
+    Args:
+        what: the contents, for the progress line.
+        version: of what the library is built against, if anything; part of its key.
 
     Raises:
         BuildError: building is forbidden or failed.
@@ -117,16 +151,16 @@ def cached_library() -> Path:
     if os.environ.get("OPS_DCNV3_NO_BUILD") == "1":
         raise BuildError("building is switched off; unset OPS_DCNV3_NO_BUILD or run pip install --no-build-isolation .")
     compiler = find_compiler()
-    target = _cache_folder() / _key(compiler) / f"_cpu.{'dll' if WINDOWS else 'so'}"
+    target = _cache_folder() / _key(compiler, files, version) / f"{name}.{'dll' if WINDOWS else 'so'}"
     if target.exists():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.parent / "lock"):
             if not target.exists():
-                _say(f"building the CPU kernels once with {compiler} (about half a minute) ...")
+                _say(f"building the {what} once with {compiler} (up to half a minute) ...")
                 start = time.monotonic()
-                compile_library(target)
+                compile_to(target)
                 _say(f"built in {time.monotonic() - start:.0f} s: {target}")
     except OSError as error:
         raise BuildError(f"{error}; set OPS_DCNV3_CACHE to a folder that can be written") from error
@@ -152,14 +186,12 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{Path(command[0]).name} failed: {reason[:300]}; another compiler can be named with CXX")
 
 
-def _key(compiler: str) -> str:
-    import torch
-
-    version = subprocess.run(
+def _key(compiler: str, files: list[Path], version: str) -> str:
+    compiler_version = subprocess.run(
         [compiler] if WINDOWS else [compiler, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ).stdout
-    digest = hashlib.sha256(repr((torch.__version__, platform.machine(), version, _FLAGS, _FILE_FLAGS)).encode())
-    for file in [*sources(), *headers()]:
+    digest = hashlib.sha256(repr((version, platform.machine(), compiler_version, _FLAGS, _FILE_FLAGS)).encode())
+    for file in files:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -11,7 +11,7 @@
 #include "cpu_simd.h"
 #include "cpu_types.h"
 
-// Sums captured by a lambda stay in registers only if it is inlined before the compiler decides where they live.
+// Vectors passed to or captured by a function stay in registers only if it is inlined: a call goes through memory.
 #if defined(__GNUC__)
 #define DCNV3_INLINE __attribute__((always_inline))
 #else
@@ -107,7 +107,7 @@ struct Location {
 
 // The point counts if -1 < x < width and -1 < y < height, each corner only if inside.
 template <class V, class A>
-inline Location<V> locate(V x, V y, const Scratch<A>& s, int64_t at, const Problem& p) {
+DCNV3_INLINE inline Location<V> locate(V x, V y, const Scratch<A>& s, int64_t at, const Problem& p) {
   Location<V> l;
   if (s.fractional_taps) {
     x = fma(x, V::all(A(p.offset_scale)), V::load(s.tap_fraction_x + at));
@@ -188,7 +188,7 @@ void locate_run(const T* offset, const T* mask, int64_t first, int64_t units, co
     column = 0, x = int32_t(-p.padding_w), y += int32_t(p.stride_h);
   }
   load_mask<V>(mask, units, p, s);
-  for_offsets<V>(offset, units * p.points, [&](int64_t at, V x, V y, int) {
+  for_offsets<V>(offset, units * p.points, [&](int64_t at, V x, V y, int) DCNV3_INLINE {
     const Location<V> l = locate(x, y, s, at, p);
     const V mask_k = V::load(s.mask + at), one = V::all(1);
     const V x0 = keep(l.x0, one - l.lx), x1 = keep(l.x1, l.lx);
@@ -404,7 +404,7 @@ template <class A, class T>
 void finish_run(const T* offset, int64_t units, const Problem& p, Scratch<A>& s, T* grad_offset, T* grad_mask) {
   using V = Vec<A, Lanes<A>::count>;
   const int64_t count = units * p.points;
-  for_offsets<V>(offset, count, [&](int64_t at, V x, V y, int n) {
+  for_offsets<V>(offset, count, [&](int64_t at, V x, V y, int n) DCNV3_INLINE {
     const Location<V> l = locate(x, y, s, at, p);
     V d00, d01, d10, d11;
     V::load_quads(s.dots + 4 * at, d00, d01, d10, d11);
@@ -497,6 +497,10 @@ void forward_any(DType dtype, const Problem& p, const ForwardTensors& t, int64_t
   }
 }
 
+// A library for inference leaves the gradients out, which take most of the time of compiling.
+#if defined(DCNV3_FORWARD_ONLY)
+constexpr decltype(ops_dcnv3::Kernels::backward) backward_any = nullptr;
+#else
 void backward_any(DType dtype, const Problem& p, const BackwardTensors& t, int64_t begin, int64_t end, void* memory) {
   switch (dtype) {
     case DType::f32: return backward<float, float>(p, t, begin, end, memory);
@@ -505,6 +509,7 @@ void backward_any(DType dtype, const Problem& p, const BackwardTensors& t, int64
     case DType::f16: return backward<float, Half>(p, t, begin, end, memory);
   }
 }
+#endif
 
 int64_t scratch_bytes(DType dtype, const Problem& p, bool backward) {
   if (dtype == DType::f64) return Scratch<double>(p, nullptr, backward, false).bytes;

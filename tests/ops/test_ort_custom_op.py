@@ -1,0 +1,125 @@
+"""The operator for ONNX Runtime: parity with PyTorch as one node and in whole models, threads, and bad input."""
+
+import dataclasses
+
+import pytest
+import torch
+from dcnv3_cases import Case, reference
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from internimage.errors import UserError  # noqa: E402
+from internimage.export import custom_op  # noqa: E402
+from ops_dcnv3 import build, ort_build  # noqa: E402
+
+try:
+    ort_build.library()
+except build.BuildError as reason:
+    pytest.skip(f"the operator cannot be built here: {reason}", allow_module_level=True)
+
+CASES = {
+    "small": Case(),
+    "strided and dilated": Case(2, 9, 11, 3, 5, (3, 5), (2, 1), (2, 3), (2, 1), 1.5),
+    "without centre": Case(batch=3, groups=4, channels=16, remove_center=True, offset_scale=0.7),
+    "many rows": Case(1, 40, 40, 4, 16, logits=True),
+    "empty batch": Case(batch=0),
+}
+
+
+def node_model(case: Case, dtype: torch.dtype = torch.float32, **changes) -> bytes:
+    """An ONNX model of one DCNv3 node with free shapes."""
+    names = ("kernel", "stride", "padding", "dilation")
+    attributes = {f"{name}_{axis}": getattr(case, name)[i] for name in names for i, axis in enumerate("hw")}
+    attributes |= {"groups": case.groups, "offset_scale": float(case.offset_scale)}
+    attributes |= {"remove_center": int(case.remove_center), "mask_is_logits": int(case.logits), **changes}
+    kind = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}[dtype]
+    inputs = ["input", "offset", "mask"]
+    node = onnx.helper.make_node("DCNv3", inputs, ["output"], domain=custom_op.DOMAIN, **attributes)
+    values = {name: onnx.helper.make_tensor_value_info(name, kind, None) for name in [*inputs, "output"]}
+    graph = onnx.helper.make_graph([node], "node", [values[name] for name in inputs], [values["output"]])
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid(custom_op.DOMAIN, 1)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def session(model: bytes, threads: int = 1):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    custom_op.register(options)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(case: Case, tensors, dtype: torch.dtype = torch.float32, threads: int = 1) -> torch.Tensor:
+    feeds = {name: tensor.numpy() for name, tensor in zip(("input", "offset", "mask"), tensors)}
+    return torch.from_numpy(session(node_model(case, dtype), threads).run(None, feeds)[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_node_computes_what_the_definition_says(name):
+    case = CASES[name]
+    tensors = case.tensors(torch.float32)[:3]
+    torch.testing.assert_close(run(case, tensors), reference(case, *tensors).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_is_summed_in_single():
+    case = CASES["many rows"]
+    tensors = case.tensors(torch.float16)[:3]
+    result = run(case, tensors, torch.float16)
+    assert result.dtype == torch.float16
+    torch.testing.assert_close(result.double(), reference(case, *tensors), atol=2e-3, rtol=2e-3)
+
+
+def test_threads_do_not_change_the_result():
+    case = dataclasses.replace(CASES["many rows"], batch=3)
+    tensors = case.tensors(torch.float32)[:3]
+    torch.testing.assert_close(run(case, tensors, threads=4), run(case, tensors), atol=0, rtol=0)
+
+
+def test_sessions_come_and_go_in_any_order():
+    case = CASES["small"]
+    tensors = case.tensors(torch.float32)[:3]
+    first, second = session(node_model(case)), session(node_model(case))
+    del first
+    feeds = {name: tensor.numpy() for name, tensor in zip(("input", "offset", "mask"), tensors)}
+    torch.testing.assert_close(torch.from_numpy(second.run(None, feeds)[0]), run(case, tensors), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "which, shape, message",
+    [
+        (0, (1, 5, 6, 7), r"groups must divide the channels; there are 2 groups and input is \(1, 5, 6, 7\)"),
+        (0, (5, 6, 16), r"input must have 4 dimensions, channels last; it has shape \(5, 6, 16\)"),
+        (1, (1, 5, 6, 35), r"offset must have shape \(1, 5, 6, 36\) for input \(1, 5, 6, 16\); it has \(1, 5, 6, 35\)"),
+        (1, (2, 5, 6, 36), r"offset must have shape \(1, 5, 6, 36\) .* it has \(2, 5, 6, 36\)"),
+        (2, (1, 6, 6, 18), r"mask must have shape \(1, 5, 6, 18\) for input \(1, 5, 6, 16\); it has \(1, 6, 6, 18\)"),
+    ],
+)
+def test_a_wrong_shape_is_named(which, shape, message):
+    case = CASES["small"]
+    tensors = list(case.tensors(torch.float32)[:3])
+    tensors[which] = torch.zeros(shape)
+    with pytest.raises(Exception, match=message):
+        run(case, tensors)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"stride_h": 0}, "attribute stride_h must be at least 1; it is 0"),
+        ({"kernel_h": 4, "remove_center": 1}, "remove_center needs odd kernel sizes"),
+        ({"kernel_h": 1, "kernel_w": 1, "remove_center": 1}, "leaves no point"),
+    ],
+)
+def test_wrong_attributes_are_named_when_the_model_is_loaded(changes, message):
+    with pytest.raises(Exception, match=message):
+        session(node_model(CASES["small"], **changes))
+
+
+def test_a_missing_compiler_is_one_clear_line(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        UserError, match="the custom operator cannot be built: .*CXX; or export with --core grid_sample"
+    ):
+        custom_op.library()
