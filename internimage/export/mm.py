@@ -1,0 +1,279 @@
+"""What the exporter needs of a detector or segmentor: its module, pre-processing, sample images and how to compare.
+
+`detection/export.py` and `segmentation/export.py` are made of this. Metadata have the keys of
+`classification/export.py` and those that `predict_onnx.py` needs besides.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from PIL import Image
+from torch import Tensor, nn
+
+from internimage.errors import UserError
+from internimage.integrations.mm_demo import load_model
+from ops_dcnv3 import DCNv3, DCNv4
+
+from .cli import image_size
+from .exportable import Exportable
+from .mm_compare import detection_error, framework_boxes, framework_labels, segmentation_error
+from .mm_dino import DINO
+from .mm_rcnn import RCNN
+from .mm_segmentors import Segmentor
+
+__all__ = [
+    "build_model",
+    "detector_exportable",
+    "preprocessing",
+    "segmentor_exportable",
+]
+
+Prepare = Callable[[Image.Image, dict, tuple[int, int]], Tensor]
+
+# Steps of test pipelines that leave the picture as it is.
+_NEUTRAL = ("Load", "Pack", "ToTensor", "ImageToTensor", "Collect")
+_CALIBRATION_IMAGES = 200
+
+
+# The model
+
+
+def build_model(config: Config, checkpoint: str | None) -> nn.Module:
+    """The detector or segmentor of a configuration, with weights of a checkpoint or random ones.
+
+    Raises:
+        UserError, CheckpointError: no such checkpoint, or it does not fit.
+    """
+    if checkpoint:
+        return load_model(config, checkpoint)
+    init_default_scope(config.get("default_scope", "mmengine"))
+    torch.manual_seed(0)
+    config.model.backbone.pop("init_cfg", None)
+    model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
+    model.init_weights()
+    for module in model.modules():  # spread the sampling points as training does
+        for name in ("offset", "mask") if isinstance(module, DCNv3) else ("offset_mask",):
+            if isinstance(module, (DCNv3, DCNv4)):
+                nn.init.normal_(getattr(module, name).weight, std=0.1)
+    dataset = config.test_dataloader.dataset
+    model.dataset_meta = dict(DATASETS.build({**dataset, "lazy_init": True}).metainfo)
+    model.cfg = config
+    return model
+
+
+# Pre-processing
+
+
+def preprocessing(config: Config) -> dict[str, object]:
+    """How a configuration's test pipeline makes a network's input of a picture, in the words of the metadata.
+
+    Raises:
+        UserError: a step that `predict_onnx.py` does not have.
+    """
+    source = config.model.data_preprocessor
+    rule, scale, multiple = "keep size", None, 1
+    for step in config.test_dataloader.dataset.pipeline:
+        kind = step["type"]
+        if kind == "Resize":
+            rule, scale = "keep ratio" if step.get("keep_ratio") else "stretch", list(step["scale"])
+        elif kind == "ResizeToMultiple":
+            multiple = step.get("size_divisor", 32)
+        elif not kind.startswith(_NEUTRAL):
+            raise UserError(f"cannot export the step {kind} of the test pipeline; supported: Resize, ResizeToMultiple")
+    end = "stretch to multiple"
+    if divisor := source.get("pad_size_divisor", 1 if "pad_size_divisor" in source else None):
+        multiple, end = divisor, "pad to multiple"
+    if rule == "stretch" and any(length % multiple for length in scale):
+        raise UserError(
+            f"cannot export Resize to {scale} without keep_ratio: the sides must be multiples of {multiple}"
+        )
+    return {
+        "mean": [value / 255 for value in source.mean],
+        "std": [value / 255 for value in source.std],
+        "channels": "RGB" if source.get("bgr_to_rgb") else "BGR",
+        "resize": rule if rule == "stretch" else f"{rule}, {end}",
+        "multiple": multiple,
+        "interpolation": "opencv bilinear",
+        **({"scale": scale} if rule == "keep ratio" else {"size": scale[::-1]} if scale else {}),
+    }
+
+
+def _default_size(meta: Mapping, config: Config) -> tuple[int, int]:
+    """Height and width of a 4 to 3 photograph after the resizing, at most that of the frame."""
+    if "size" in meta:
+        return tuple(meta["size"])
+    if "scale" not in meta:
+        return tuple(config.get("crop_size", (512, 512)))
+    shorter, longer = sorted(meta["scale"])
+    up = lambda length: math.ceil(length / meta["multiple"]) * meta["multiple"]  # noqa: E731
+    return up(shorter), up(min(longer, round(shorter * 4 / 3)))
+
+
+# Sample images
+
+
+def _photographs() -> list[Image.Image]:
+    """Three photographs that come with scikit-image."""
+    from skimage import data
+
+    return [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea)]
+
+
+def _pictures(source: Path | None, count: int) -> list[Image.Image]:
+    """Up to `count` pictures of a file or folder, evenly spaced, at least three; without a source, photographs."""
+    if source is None:
+        return _photographs()
+    extensions = Image.registered_extensions()
+    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in extensions) if source.is_dir() else [source]
+    if not paths:
+        raise UserError(f"{source} has no images; check the path of --images")
+    try:
+        pictures = [Image.open(path).convert("RGB") for path in paths[:: max(1, len(paths) // count)][:count]]
+    except OSError as error:
+        raise UserError(f"--images {source}: {error}; give an image or a folder of images") from error
+    while len(pictures) < 3:
+        pictures.append(pictures[-1].transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    return pictures
+
+
+def _samples(pictures: Sequence[Image.Image], prepare: Callable, size: tuple[int, int], multiple: int) -> list[Tensor]:
+    """One picture of `size`, three of about two thirds of it, and one of another shape."""
+
+    def part(length: int, share: float) -> int:
+        return max(multiple * math.ceil(length * share / multiple), min(length, 64))
+
+    height, width = size
+    middle = part(height, 0.66), part(width, 0.66)
+    return [
+        prepare(pictures[0], size),
+        torch.cat([prepare(picture, middle) for picture in pictures[:3]]),
+        prepare(pictures[1], (part(height, 0.75), part(width, 0.5))),
+    ]
+
+
+# Together
+
+
+def _common(model: nn.Module, task: str, meta: Mapping) -> dict[str, str]:
+    words = {"task": task, **meta, "class_names": list(model.dataset_meta.get("classes") or [])}
+    if isinstance(palette := model.dataset_meta.get("palette"), Sequence) and not isinstance(palette, str):
+        words["palette"] = np.asarray(palette).tolist()
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in words.items()}
+
+
+def _exportable(
+    framework_model: nn.Module, args: argparse.Namespace, prepare: Prepare, task: str, **options
+) -> Exportable:
+    meta = preprocessing(framework_model.cfg)
+    multiple = meta["multiple"]
+    size = image_size(args, _default_size(meta, framework_model.cfg), multiple)
+    pictures = _pictures(args.images, _CALIBRATION_IMAGES if args.int8 else 3)
+
+    def tensor(picture: Image.Image, shape: tuple[int, int]) -> Tensor:
+        return torch.from_numpy(prepare(picture, meta, shape).images)
+
+    if args.static:
+        samples = [torch.cat([tensor(pictures[index % len(pictures)], size) for index in range(args.batch)])]
+    else:
+        samples = _samples(pictures, tensor, size, multiple)
+    words = {**meta, "size": size, **options.pop("words", {})}
+    return Exportable(
+        size=size,
+        metadata=_common(framework_model, task, words),
+        samples=samples,
+        dynamic=not args.static,
+        multiple=multiple,
+        sample_names=["photographs" if args.images is None else "real"] * len(samples),
+        calibration=[tensor(picture, size) for picture in pictures] if args.int8 else [],
+        **options,
+    )
+
+
+def _report(name: str, errors: list[tuple[float, float]], tolerance: float) -> None:
+    """Print how far the rewritten module is from the framework. Raises `UserError` if it is too far."""
+    worst = max(relative for _, relative in errors)
+    print(f"Against {name}'s own test path, in PyTorch: max abs error {max(a for a, _ in errors):.1e}, rel {worst:.1e}")
+    if not worst <= tolerance:
+        raise UserError(
+            f"the rewritten post-processing differs from {name}'s by {worst:.1e}, more than {tolerance:.1e}"
+        )
+
+
+def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Exportable:
+    """What the exporter needs of a detector.
+
+    Args:
+        model: from `build_model`.
+        args: options of `cli.add_arguments`.
+        prepare: `predict_onnx.prepare`.
+
+    Raises:
+        UserError: an architecture or option that cannot be exported.
+    """
+    from .mm_onnx import translations
+
+    config = model.roi_head.test_cfg if hasattr(model, "roi_head") else model.bbox_head.test_cfg
+    kind = getattr(config, "nms", {}).get("type", "nms") if hasattr(model, "roi_head") else "nms"
+    if kind != "nms":
+        raise UserError(f"cannot export {kind}; set model.test_cfg.rcnn.nms.type=nms")
+    if hasattr(model, "roi_head"):
+        module = RCNN(model)
+    elif hasattr(model, "encoder"):
+        module = DINO(model)
+    else:
+        raise UserError(f"cannot export {type(model).__name__}; Mask R-CNN, Cascade Mask R-CNN and DINO can be")
+    masks = getattr(module, "has_masks", False)
+    names = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
+    words = {
+        "threshold": 0.3,
+        "boxes": "x1, y1, x2, y2 in pixels of the input, and score; places without detection have label -1",
+        **({"masks": "probabilities over each box", "mask_threshold": config.mask_thr_binary} if masks else {}),
+    }
+    module.eval()
+    exportable = _exportable(
+        model,
+        args,
+        prepare,
+        "detection",
+        model=module,
+        output_names=names,
+        compare=detection_error,
+        translations=translations,
+        words=words,
+    )
+    errors = []
+    for images in exportable.samples:
+        ours = exportable.reference(images)[:2]
+        errors.append(detection_error(ours, framework_boxes(model, images, ours[0].shape[1])))
+    _report("mmdet", errors, args.tolerance or 1e-4)
+    return exportable
+
+
+def segmentor_exportable(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Exportable:
+    """What the exporter needs of a segmentor; as `detector_exportable`."""
+    if model.out_channels == 1:
+        raise UserError("cannot export a segmentor of one channel; give its head num_classes=2 and out_channels=2")
+    if model.test_cfg.mode == "slide":
+        print(
+            f"The configuration tests in windows of {model.test_cfg.crop_size}; the exported model takes whole images."
+        )
+    exportable = _exportable(
+        model,
+        args,
+        prepare,
+        "segmentation",
+        model=Segmentor(model).eval(),
+        output_names=("labels", "scores"),
+        compare=segmentation_error,
+    )
+    errors = [segmentation_error(exportable.reference(i), framework_labels(model, i)) for i in exportable.samples]
+    _report("mmseg", errors, args.tolerance or 1e-4)
+    return exportable

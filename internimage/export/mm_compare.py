@@ -1,0 +1,110 @@
+"""How far exported detectors and segmentors are from PyTorch, and rewritten ones from mmdet's and mmseg's test path."""
+
+import math
+
+import torch
+from mmdet.structures import DetDataSample
+from torch import Tensor, nn
+
+from .exportable import Outputs
+from .mm_boxes import picture_sizes
+
+__all__ = [
+    "detection_error",
+    "framework_boxes",
+    "framework_detections",
+    "framework_labels",
+    "segmentation_error",
+]
+
+
+def detection_error(actual: Outputs, expected: Outputs) -> tuple[float, float]:
+    """How far two sets of detections are apart, in the units of the outputs, and with boxes in shares of the picture.
+
+    Detections are paired by label, nearest first. One without partner counts with its score or, if the other side has
+    no place left, with what its score is above the lowest there.
+    """
+    absolute = relative = 0.0
+    for image in range(expected[0].shape[0]):
+        sides = [[output[image].float() for output in side] for side in (actual, expected)]
+        for found, others in (sides, sides[::-1]):
+            far = _unpaired(found, others)
+            absolute, relative = max(absolute, far), max(relative, far)
+        exact, shares = _paired(*sides)
+        absolute, relative = max(absolute, exact), max(relative, shares)
+    return absolute, relative
+
+
+def _distances(found: list[Tensor], others: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Distances of all pairs `(F, O)` in pixels and scores, and in shares; infinite where labels differ."""
+    (boxes, labels, *masks), (other_boxes, other_labels, *other_masks) = found, others
+    difference = (boxes[:, None] - other_boxes[None]).abs()
+    largest = torch.cat([boxes, other_boxes])[:, :4].max().clamp(min=1)
+    exact, shares = difference.amax(-1), torch.maximum(difference[..., :4].amax(-1) / largest, difference[..., 4])
+    for mask, other in zip(masks, other_masks):
+        between = torch.cdist(mask.flatten(1), other.flatten(1), p=float("inf"))
+        exact, shares = torch.maximum(exact, between), torch.maximum(shares, between)
+    apart = (labels[:, None] != other_labels[None]) | (labels[:, None] < 0) | exact.isnan()
+    return exact.masked_fill(apart, float("inf")), shares.masked_fill(apart, float("inf"))
+
+
+_NEAR = 0.01  # share of the picture, and of a score: pairs farther apart are two different detections
+
+
+def _paired(found: list[Tensor], others: list[Tensor]) -> tuple[float, float]:
+    exact, shares = _distances(found, others)
+    nearest, index = shares.min(1)
+    near = nearest < _NEAR
+    if not near.any():
+        return 0.0, 0.0
+    return exact.gather(1, index[:, None])[:, 0][near].max().item(), nearest[near].max().item()
+
+
+def _unpaired(found: list[Tensor], others: list[Tensor]) -> float:
+    """The worst score among the detections of the first side that the second has not."""
+    alone = (found[1] >= 0) & (_distances(found, others)[1].min(1)[0] >= _NEAR)
+    if not alone.any():
+        return 0.0
+    full = (others[1] >= 0).all()
+    floor = others[0][:, 4].min().item() if full else 0.0
+    return max(found[0][alone, 4].max().item() - floor, 0.0)
+
+
+def segmentation_error(actual: Outputs, expected: Outputs) -> tuple[float, float]:
+    """The largest difference of scores; and the larger of it and the share of pixels whose labels differ."""
+    differing = (actual[0] != expected[0]).double().mean().item()
+    scores = (actual[1].double() - expected[1].double()).abs().max().item()
+    scores = scores if scores == scores else math.inf
+    return scores, max(scores, differing)
+
+
+@torch.no_grad()
+def framework_detections(model: nn.Module, images: Tensor) -> list[DetDataSample]:
+    """What mmdet's own test path finds in a padded batch, in pixels of the batch; masks as large as each picture."""
+    samples = []
+    for width, height in picture_sizes(images).int().tolist():
+        shape = {"img_shape": (height, width), "ori_shape": (height, width), "scale_factor": (1.0, 1.0)}
+        whole = {"batch_input_shape": tuple(images.shape[2:]), "pad_shape": tuple(images.shape[2:])}
+        samples.append(DetDataSample(metainfo={**shape, **whole}))
+    return model.predict(images, samples, rescale=True)
+
+
+def framework_boxes(model: nn.Module, images: Tensor, places: int) -> Outputs:
+    """`framework_detections` in the form of the exported outputs, without masks."""
+    boxes = torch.zeros(len(images), places, 5)
+    labels = torch.full((len(images), places), -1)
+    for index, sample in enumerate(framework_detections(model, images)):
+        found = sample.pred_instances
+        boxes[index, : len(found)] = torch.cat([found.bboxes, found.scores[:, None]], 1)
+        labels[index, : len(found)] = found.labels
+    return boxes, labels
+
+
+@torch.no_grad()
+def framework_labels(model: nn.Module, images: Tensor) -> Outputs:
+    """Label maps and scores of mmseg's own test path."""
+    meta = {"img_shape": tuple(images.shape[2:]), "ori_shape": tuple(images.shape[2:])}
+    maps = model.encode_decode(images, [meta] * len(images))
+    maps = maps if hasattr(model.decode_head, "transformer_decoder") else maps.softmax(1)
+    scores, labels = maps.max(1)
+    return labels, scores
