@@ -23,7 +23,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torchvision.ops import deform_conv2d  # noqa: E402
 
-from ops_dcnv3 import backends  # noqa: E402
+from ops_dcnv3 import backends, dcnv3  # noqa: E402
 from ops_dcnv3.reference import Geometry, grid_sample_core  # noqa: E402
 
 __all__ = ["MODELS", "Row", "measure", "scaling", "table"]
@@ -117,7 +117,7 @@ def _measure_shape(model: str, batch: int, size: int, groups: int, depth: int, r
     geometry = Geometry(3, 3, 1, 1, 1, 1, 1, 1, groups, 1.0, False, False)
     vision = _as_torchvision(input, offset, mask, groups)
     forward = {
-        "kernels": lambda: torch.ops.ops_dcnv3.forward(input, offset, mask, *geometry),
+        "kernels": lambda: dcnv3(input, offset, mask, groups=groups),
         "pytorch": lambda: grid_sample_core(input, offset, mask, geometry),
         "torchvision": lambda: deform_conv2d(vision[0], vision[1], vision[2], padding=1, mask=vision[3]),
     }

@@ -39,7 +39,7 @@ def select(name: str, device: torch.device) -> str:
     Raises:
         BackendError: the named backend is unknown, cannot run here or does not serve `device`.
     """
-    return _select(name, torch.device(device).type)
+    return _select(name, device.type)
 
 
 @functools.cache

