@@ -151,12 +151,11 @@ def _parse(trt: ModuleType, builder, onnx_path: Path, weak: bool):
     if not parser.parse_from_file(str(onnx_path)):
         error = parser.get_error(0) if parser.num_errors else None
         reason = f"{error.desc()} (node {error.node_name() or error.node()})" if error else logger(trt).reason()
-        hint = (
-            "; give the plugin's library (--plugin), or export with --core grid_sample"
-            if "lugin not found" in reason
-            else ""
-        )
-        raise UserError(f"TensorRT cannot read {onnx_path}: {reason}{hint}")
+        if "lugin not found" in reason:
+            reason += "; give the plugin's library (--plugin), or export with --core grid_sample"
+        raise UserError(f"TensorRT cannot read {onnx_path}: {reason}")
+    if not network.num_outputs:  # TensorRT's parser takes some files of other kinds for empty models
+        raise UserError(f"{onnx_path} is not an ONNX model, or an empty one")
     return network
 
 
