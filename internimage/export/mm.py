@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
@@ -55,6 +56,7 @@ def build_model(config: Config, checkpoint: str | None) -> nn.Module:
     if checkpoint:
         return load_model(config, checkpoint)
     init_default_scope(config.get("default_scope", "mmengine"))
+    MMLogger.get_current_instance().setLevel("WARNING")  # it would tell how each of the weights was drawn
     torch.manual_seed(0)
     config.model.backbone.pop("init_cfg", None)
     model = revert_sync_batchnorm(MODELS.build(config.model)).eval()

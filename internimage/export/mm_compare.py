@@ -24,6 +24,8 @@ def detection_error(actual: Outputs, expected: Outputs) -> tuple[float, float]:
     Detections are paired by label, nearest first. One without partner counts with its score or, if the other side has
     no place left, with what its score is above the lowest there.
     """
+    if not all(output.isfinite().all() for output in (*actual, *expected)):
+        return math.inf, math.inf
     absolute = relative = 0.0
     for image in range(expected[0].shape[0]):
         sides = [[output[image].float() for output in side] for side in (actual, expected)]
@@ -44,7 +46,7 @@ def _distances(found: list[Tensor], others: list[Tensor]) -> tuple[Tensor, Tenso
     for mask, other in zip(masks, other_masks):
         between = torch.cdist(mask.flatten(1), other.flatten(1), p=float("inf"))
         exact, shares = torch.maximum(exact, between), torch.maximum(shares, between)
-    apart = (labels[:, None] != other_labels[None]) | (labels[:, None] < 0) | exact.isnan()
+    apart = (labels[:, None] != other_labels[None]) | (labels[:, None] < 0)
     return exact.masked_fill(apart, float("inf")), shares.masked_fill(apart, float("inf"))
 
 
