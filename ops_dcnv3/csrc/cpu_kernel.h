@@ -31,6 +31,9 @@ constexpr int64_t kRunPoints = 512;
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t units_per_run(const Problem& p) { return p.points >= kRunPoints ? 1 : kRunPoints / p.points; }
 
+// Groups whose 16-bit gradients are summed in one fp32 buffer, which is then as large as an image of the output.
+inline int64_t groups_at_once(const Problem& p) { return p.groups > 2 ? p.groups / 2 : 1; }
+
 // Lanes of the vectors over points: whole bytes of bits are stored, so at least 8.
 template <class A>
 struct Lanes {
@@ -58,7 +61,7 @@ struct Scratch {
     take(base_x, n), take(base_y, n), take(pixel, n), take(tap_x, p.points + N), take(tap_y, p.points + N);
     take(valid, n / 8 + 8), take(inner, n / 8 + 8), take(pair_x, n / 8 + 8), take(pair_y, n / 8 + 8);
     take(dots, backward ? 4 * n : 0), take(grad_mask, backward ? n : 0);
-    take(grad_input, own_grad_input ? p.height * p.width * p.groups * p.depth : 0);
+    take(grad_input, own_grad_input ? p.height * p.width * groups_at_once(p) * p.depth : 0);
     bytes = next - static_cast<char*>(memory);
     if (memory == nullptr) return;
     for (int64_t k = 0; k < p.points + N; ++k) {
@@ -445,7 +448,9 @@ void backward(const Problem& p, const BackwardTensors& t, int64_t begin, int64_t
   const int64_t input_pixels = p.height * p.width;
   while (begin < end) {
     const int64_t image = begin / p.groups, group_begin = begin % p.groups;
-    const int64_t stop = min64(end, (image + 1) * p.groups), group_end = group_begin + (stop - begin);
+    int64_t stop = min64(end, (image + 1) * p.groups);
+    if constexpr (own_grad_input) stop = min64(stop, begin + groups_at_once(p));
+    const int64_t group_end = group_begin + (stop - begin);
     const int64_t width = (group_end - group_begin) * p.depth;
     const T* input = static_cast<const T*>(t.input) + image * input_pixels * p.input_stride;
     T* grad_input = static_cast<T*>(t.grad_input) + image * input_pixels * channels + group_begin * p.depth;
