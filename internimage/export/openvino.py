@@ -1,0 +1,82 @@
+"""OpenVINO's own format, an `.xml` beside a `.bin`, from the same graph that is written as ONNX.
+
+float32 is asked for when the file is loaded: by default OpenVINO may compute in bfloat16 on processors that have it.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import openvino
+
+from internimage.errors import UserError
+
+from . import onnx as onnx_format
+from .exportable import Exportable
+
+__all__ = ["load", "write"]
+
+
+def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:
+    """Write `path` and its weights beside it, as float16 if `half` (OpenVINO computes in float32 all the same).
+
+    The metadata become the section `internimage` of the file's runtime information.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source = Path(folder) / "model.onnx"
+        onnx_format.write(exportable, source, core=core, half=False)
+        convert(source, path, half=half)
+
+
+def convert(source: Path, path: Path, *, half: bool = False) -> None:
+    """Turn an ONNX file into `path` and its weights; quantised files keep their int8 layers.
+
+    Raises:
+        UserError: OpenVINO cannot read the file.
+    """
+    try:
+        model = openvino.Core().read_model(source)
+    except RuntimeError as error:
+        raise UserError(f"OpenVINO cannot read {source}: {_first_line(error)}") from None
+    for key, value in _metadata(source).items():
+        model.set_rt_info(value, ["internimage", key])
+    openvino.save_model(model, path, compress_to_fp16=half)
+
+
+def _metadata(source: Path) -> dict[str, str]:
+    import onnx
+
+    proto = onnx.load(source, load_external_data=False)
+    return {item.key: item.value for item in proto.metadata_props}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+class load:
+    """A file on OpenVINO's CPU device, in float32; see `formats.Runtime`.
+
+    A file of free sizes runs faster with the size fixed when it is loaded: `core.read_model`, `model.reshape`.
+
+    Raises:
+        UserError: OpenVINO cannot read the file.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        config = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            self.model = openvino.Core().compile_model(path, "CPU", config)
+        except RuntimeError as error:
+            raise UserError(f"OpenVINO cannot read {path}: {_first_line(error)}") from None
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        results = self.model(images)
+        return [results[output] for output in self.model.outputs]
