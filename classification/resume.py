@@ -164,7 +164,10 @@ def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], N
             f"{path} is not a training checkpoint of this configuration: it lacks {', '.join(missing)}; "
             "resume from one that train.py wrote with the same EMA setting, or start from its weights with --pretrained"
         )
-    _load_weights(state.model, checkpoint, path)
+    try:
+        _load_weights(state.model, checkpoint, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; to train another model, give it its own folder: --tag NAME") from None
     if state.ema is not None:
         _load_weights(state.ema.module, checkpoint, path, ema=True)
     try:

@@ -59,6 +59,10 @@ def open_splits(config: CfgNode, report: Callable[[str], None]) -> Splits:
     expected = _CLASSES.get(config.DATA.DATASET, splits.num_classes)
     if splits.num_classes != expected:
         report(f"{root} has {splits.num_classes} classes instead of {expected}: the model gets as many outputs")
+    unseen = sorted(set(range(splits.num_classes)) - set(splits.val.labels.tolist()))
+    if unseen and config.DATA.DATASET != "imagenet22K":
+        names = ", ".join(splits.class_names[label] for label in unseen[:3])
+        report(f"{len(unseen)} classes have no validation images ({names}{', ...' if len(unseen) > 3 else ''})")
     return splits
 
 

@@ -1,5 +1,7 @@
 """Loaders over image folders: shapes, order, reproducibility, transforms."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -227,3 +229,10 @@ def test_evaluation_images_are_all_there_with_workers(folder):
     alone = [fingerprint(batch) for batch in build_loaders(configure(folder)).val]
     assert [fingerprint(batch) for batch in build_loaders(configure(folder, workers=2)).val] == alone
     assert len(pixels_and_labels(build_loaders(configure(folder)).val)) == 9
+
+
+def test_a_class_without_validation_images_is_named(tmp_path, capsys):
+    folder = make_folder(tmp_path)
+    shutil.rmtree(folder / "val" / "dog")
+    build_loaders(configure(folder))
+    assert "1 classes have no validation images (dog)" in capsys.readouterr().out

@@ -104,6 +104,13 @@ def test_resuming_needs_every_part(key, tmp_path):
         restore(make_state(), checkpoint, tmp_path / "x.pth", print)
 
 
+def test_resuming_another_model_points_to_a_folder_of_its_own(tmp_path):
+    checkpoint = make_state().state_dict("")
+    del checkpoint["model"][next(iter(checkpoint["model"]))]
+    with pytest.raises(CheckpointError, match="--tag NAME"):
+        restore(make_state(), checkpoint, tmp_path / "x.pth", print)
+
+
 def test_resuming_refuses_the_state_of_another_optimizer(tmp_path):
     checkpoint = make_state().state_dict("")
     other = make_state()
