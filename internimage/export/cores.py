@@ -5,75 +5,21 @@ DeformConv; `gather` is arithmetic and gathers, which compilers fuse; `custom` k
 """
 
 import copy
-from collections.abc import Callable
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from internimage.errors import UserError
 from internimage.inference import fold_layer_scale
 from internimage.layers import Block
 from ops_dcnv3 import DCNv3, DCNv4
-from ops_dcnv3.reference import Geometry, gather_core, grid_sample_core
+from ops_dcnv3.reference import Geometry
+
+from .sampling import SAMPLERS, Predictors
 
 __all__ = ["CORES", "prepare"]
 
-
-def deform_conv_core(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> Tensor:
-    """DCNv3 by `torchvision.ops.deform_conv2d`. Shapes and dtypes as in `ops_dcnv3.dcnv3`."""
-    g = geometry
-    batch, out_h, out_w, _ = offset.shape
-    channels = input.shape[3]
-    mask = mask.reshape(batch, out_h, out_w, g.groups, g.points)
-    if g.mask_is_logits:
-        mask = mask.softmax(-1)
-    offset = offset.reshape(batch, out_h, out_w, g.groups, g.points, 2) * g.offset_scale
-    full = g.kernel_h * g.kernel_w
-    # The kernel's extent is scaled as well; DeformConv's is not, so the difference goes into the offsets.
-    index = torch.arange(full, device=input.device)
-    columns, rows = index // g.kernel_h, index % g.kernel_h
-    taps = torch.stack(
-        [
-            (columns * g.dilation_w - g.dilation_w * (g.kernel_w - 1) // 2) * (g.offset_scale - 1),
-            (rows * g.dilation_h - g.dilation_h * (g.kernel_h - 1) // 2) * (g.offset_scale - 1),
-        ],
-        dim=-1,
-    ).to(offset.dtype)
-    if g.remove_center:
-        middle = full // 2
-        mask = torch.cat([mask[..., :middle], torch.zeros_like(mask[..., :1]), mask[..., middle:]], -1)
-        offset = torch.cat([offset[..., :middle, :], torch.zeros_like(offset[..., :1, :]), offset[..., middle:, :]], -2)
-    offset = offset + taps
-    # Row-major taps, (y, x) pairs.
-    order = (columns.view(g.kernel_w, g.kernel_h).t() * g.kernel_h + torch.arange(g.kernel_h)[:, None]).flatten()
-    offset = offset[..., order, :].flip(-1).flatten(3).permute(0, 3, 1, 2)
-    mask = mask[..., order].flatten(3).permute(0, 3, 1, 2)
-    depth = channels // g.groups
-    weight = torch.eye(depth, dtype=input.dtype)[:, :, None, None].repeat(g.groups, 1, g.kernel_h, g.kernel_w)
-    output = deform_conv2d(
-        input.permute(0, 3, 1, 2),
-        offset,
-        weight,
-        stride=(g.stride_h, g.stride_w),
-        padding=(g.padding_h, g.padding_w),
-        dilation=(g.dilation_h, g.dilation_w),
-        mask=mask,
-    )
-    return output.permute(0, 2, 3, 1)
-
-
-def custom_core(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> Tensor:
-    """DCNv3 as the one operator that it is, for a runtime that knows it."""
-    return torch.ops.ops_dcnv3.forward(input, offset, mask, *geometry)
-
-
-CORES: dict[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
-    "grid_sample": grid_sample_core,
-    "deform_conv": deform_conv_core,
-    "gather": gather_core,
-    "custom": custom_core,
-}
+CORES = tuple(SAMPLERS)
 
 
 def _geometry(layer: DCNv3 | DCNv4, mask_is_logits: bool) -> Geometry:
@@ -87,24 +33,34 @@ def _geometry(layer: DCNv3 | DCNv4, mask_is_logits: bool) -> Geometry:
     )
 
 
+def _rows(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer on `(..., C)` as one matrix product, which runtimes have with its bias."""
+    return layer(x.flatten(0, -2)).view(*x.shape[:-1], layer.out_features)
+
+
 class CoreDCNv3(nn.Module):
     """A `DCNv3` layer that computes with one of `CORES`: `(N, H, W, C)` to `(N, Ho, Wo, C)`."""
 
     def __init__(self, layer: DCNv3, core: str) -> None:
         super().__init__()
-        self.layer = layer
-        self.core = CORES[core]
-        self.geometry = _geometry(layer, mask_is_logits=True)
+        predictors = Predictors(layer.offset.weight, layer.offset.bias, layer.mask.weight, layer.mask.bias)
+        self.dw_conv = layer.dw_conv
+        self.input_proj, self.output_proj = layer.input_proj, layer.output_proj
+        self.sampler = SAMPLERS[core](_geometry(layer, mask_is_logits=True), predictors)
+        self.gate = None
+        if layer.center_feature_scale:
+            # Repeated for the channels of a group in the weights, not in the activations.
+            weight = layer.center_feature_scale_proj_weight.repeat_interleave(layer.group_channels, 0)
+            bias = layer.center_feature_scale_proj_bias.repeat_interleave(layer.group_channels, 0)
+            self.gate = nn.ParameterList([nn.Parameter(tensor.detach(), False) for tensor in (weight, bias)])
 
     def forward(self, input: Tensor) -> Tensor:
-        layer = self.layer
-        value = layer.input_proj(input)
-        offset, logits, gate_logits = layer.sampling(input)
-        output = self.core(value, offset, logits, self.geometry)
-        if gate_logits is not None:
-            gate = gate_logits.sigmoid().repeat_interleave(layer.group_channels, dim=-1)
-            output = output + (value - output) * gate
-        return layer.output_proj(output)
+        value = _rows(self.input_proj, input)
+        features = self.dw_conv(input.permute(0, 3, 1, 2))
+        output = self.sampler(value, features)
+        if self.gate is not None:
+            output = output + (value - output) * F.linear(features, *self.gate).sigmoid()
+        return _rows(self.output_proj, output)
 
 
 class CoreDCNv4(nn.Module):
@@ -112,24 +68,48 @@ class CoreDCNv4(nn.Module):
 
     def __init__(self, layer: DCNv4, core: str) -> None:
         super().__init__()
-        self.layer = layer
-        self.core = CORES[core]
-        self.geometry = _geometry(layer, mask_is_logits=False)
+        geometry = _geometry(layer, mask_is_logits=False)
+        self.value_proj = None if layer.without_pointwise else layer.value_proj
+        self.output_proj = None if layer.without_pointwise else layer.output_proj
+        self.offset_mask_dw = None if layer.dw_kernel_size is None else layer.offset_mask_dw
+        parts = []
+        for tensor in (layer.offset_mask.weight, layer.offset_mask.bias):
+            # Groups in a row, each with its offsets, then its mask; then padding.
+            rows = tensor[: layer.group * geometry.points * 3].unflatten(0, (layer.group, geometry.points * 3))
+            parts.append([part.flatten(0, 1) for part in rows.split([geometry.points * 2, geometry.points], dim=1)])
+        (offset_weight, mask_weight), (offset_bias, mask_bias) = parts
+        self.sampler = SAMPLERS[core](geometry, Predictors(offset_weight, offset_bias, mask_weight, mask_bias))
 
-    def forward(self, input: Tensor) -> Tensor:
-        layer, points = self.layer, self.geometry.points
-        value = input if layer.without_pointwise else layer.value_proj(input)
-        features = input
-        if layer.dw_kernel_size is not None:
-            features = layer.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        rows = layer.offset_mask(features)[..., : layer.group * points * 3].unflatten(-1, (layer.group, points * 3))
-        offset, mask = rows.split([points * 2, points], dim=-1)
-        output = self.core(value, offset.flatten(3), mask.flatten(3), self.geometry)
-        return output if layer.without_pointwise else layer.output_proj(output)
+    def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        x = input if input.ndim == 4 else input.unflatten(1, shape)
+        value = x if self.value_proj is None else _rows(self.value_proj, x)
+        features = x
+        if self.offset_mask_dw is not None:
+            features = self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        output = self.sampler(value, features)
+        output = output if self.output_proj is None else _rows(self.output_proj, output)
+        return output if input.ndim == 4 else output.flatten(1, 2)
+
+
+class FlatMLP(nn.Module):
+    """An MLP that sees the pixels of all images as the rows of one matrix."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = mlp.fc1, mlp.act, mlp.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.fc2(self.act(self.fc1(x.flatten(0, -2))))
+        return rows.view(*x.shape[:-1], self.fc2.out_features)
+
+
+_REPLACEMENTS = {DCNv3: CoreDCNv3, DCNv4: CoreDCNv4}
 
 
 def prepare(model: nn.Module, core: str = "grid_sample") -> nn.Module:
     """Return a copy of `model` for exporting: in evaluation mode, without gradients, the operator as `core` has it.
+
+    Layer scales go into neighbouring weights. What is no DCNv3 or DCNv4 layer stays as it is.
 
     Raises:
         UserError: a core that does not exist.
@@ -141,10 +121,10 @@ def prepare(model: nn.Module, core: str = "grid_sample") -> nn.Module:
     for module in list(model.modules()):
         if isinstance(module, Block):
             fold_layer_scale(module)
-    replacements = {DCNv3: CoreDCNv3, DCNv4: CoreDCNv4}
+            module.mlp = FlatMLP(module.mlp)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            for kind, replacement in replacements.items():
+            for kind, replacement in _REPLACEMENTS.items():
                 if isinstance(child, kind):
                     setattr(module, name, replacement(child, core))
     return model
