@@ -115,6 +115,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.repeats < 1:
         raise UserError(f"--repeats must be at least 1; got {args.repeats}")
+    if args.plugin and not args.half:
+        raise UserError("--plugin needs --half: float32 files of --core custom have nodes of ONNX Runtime's own")
     trt = library()
     require_gpu("timing")
     print(f"{trt.__name__} {trt.__version__}, {torch.cuda.get_device_name()}, {'float16' if args.half else 'float32'}")

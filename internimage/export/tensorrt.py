@@ -152,7 +152,7 @@ def _parse(trt: ModuleType, builder, onnx_path: Path, weak: bool):
         error = parser.get_error(0) if parser.num_errors else None
         reason = f"{error.desc()} (node {error.node_name() or error.node()})" if error else logger(trt).reason()
         if "lugin not found" in reason:
-            reason += "; give the plugin's library (--plugin), or export with --core grid_sample"
+            reason += "; export with --core grid_sample, or with --core custom --half and give the plugin (--plugin)"
         raise UserError(f"TensorRT cannot read {onnx_path}: {reason}")
     if not network.num_outputs:  # TensorRT's parser takes some files of other kinds for empty models
         raise UserError(f"{onnx_path} is not an ONNX model, or an empty one")
