@@ -24,6 +24,7 @@ __all__ = [
     "cached_library",
     "compile_library",
     "compile_sources",
+    "compiled_here",
     "find_compiler",
     "headers",
     "sources",
@@ -36,9 +37,10 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 _FLAGS = ["/O2", "/std:c++17", "/EHsc", "/MD"] if WINDOWS else ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden"]
 # Never -march=native: what is built here may run elsewhere. The instruction set is chosen at run time.
+# By the end of a source's name, after the underscore.
 _FILE_FLAGS = {
-    "kernel_avx2.cpp": ["/arch:AVX2"] if WINDOWS else ["-mavx2", "-mfma", "-mf16c"],
-    "kernel_avx512.cpp": ["/arch:AVX512"]
+    "avx2": ["/arch:AVX2"] if WINDOWS else ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["/arch:AVX512"]
     if WINDOWS
     else [
         "-mavx2",
@@ -59,8 +61,16 @@ class BuildError(RuntimeError):
 
 def sources() -> list[Path]:
     """Return the files of the CPU library."""
-    files = sorted((CSRC / "cpu").glob("*.cpp"))
-    return files if X86 else [file for file in files if file.name not in _FILE_FLAGS]
+    return compiled_here(sorted((CSRC / "cpu").glob("*.cpp")))
+
+
+def compiled_here(files: list[Path]) -> list[Path]:
+    """Return those of `files` that are for this kind of processor."""
+    return files if X86 else [file for file in files if _capability(file) not in _FILE_FLAGS]
+
+
+def _capability(source: Path) -> str:
+    return source.stem.rpartition("_")[2]
 
 
 def headers() -> list[Path]:
@@ -106,7 +116,7 @@ def compile_sources(target: Path, files: list[Path], flags: Sequence[str] = (), 
 
         def compile_one(source: Path) -> None:
             output = [f"/Fo{objects[source]}"] if WINDOWS else ["-o", str(objects[source])]
-            own = [*_FLAGS, *_FILE_FLAGS.get(source.name, []), *flags]
+            own = [*_FLAGS, *_FILE_FLAGS.get(_capability(source), []), *flags]
             _run([compiler, "/c" if WINDOWS else "-c", *own, str(source), *output])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:

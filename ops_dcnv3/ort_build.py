@@ -16,7 +16,7 @@ _FLAGS = ["/DDCNV3_FORWARD_ONLY"] if build.WINDOWS else ["-DDCNV3_FORWARD_ONLY"]
 def sources() -> list[Path]:
     """Return the files of the library: the kernels, and in place of torch's binding that of ONNX Runtime."""
     kernels = [file for file in build.sources() if file.name != "binding.cpp"]
-    return kernels + sorted((build.CSRC / "onnxruntime").glob("*.cpp"))
+    return kernels + build.compiled_here(sorted((build.CSRC / "onnxruntime").glob("*.cpp")))
 
 
 def headers() -> list[Path]:

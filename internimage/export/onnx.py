@@ -1,6 +1,6 @@
 """ONNX by PyTorch's exporter, run by ONNX Runtime.
 
-The default file uses opset 20 and standard operators only; `--core custom` has one operator of the domain `ops_dcnv3`.
+The default file uses opset 20 and standard operators only; `--core custom` has operators of the domain `ops_dcnv3`.
 """
 
 import logging
@@ -16,6 +16,7 @@ from torch.export import Dim
 
 from internimage.errors import UserError
 
+from . import custom_op
 from .cores import prepare
 from .exportable import Exportable
 
@@ -48,9 +49,7 @@ def _translations(core: str) -> dict:
     """How to write operators that PyTorch's exporter does not know."""
     table = {torch.ops.torchvision.deform_conv2d.default: _deform_conv2d}
     if core == "custom":
-        from .custom_op import translations
-
-        table.update(translations())
+        table.update(custom_op.translations())
     return table
 
 
@@ -65,6 +64,8 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx.ModelProto:
         dynamic_shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     if half:
         model, images = _HalfInside(model.half()), images
+    elif core == "custom":
+        custom_op.fuse(model)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -129,6 +130,8 @@ class load:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if custom_op.is_used(path):
+            custom_op.register(options)
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base class of its errors

@@ -1,17 +1,22 @@
 """The operator for ONNX Runtime: parity with PyTorch as one node and in whole models, threads, and bad input."""
 
+import ctypes
 import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from dcnv3_cases import Case, reference
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from internimage import InternImage  # noqa: E402
 from internimage.errors import UserError  # noqa: E402
 from internimage.export import custom_op  # noqa: E402
+from internimage.export import onnx as onnx_format  # noqa: E402
+from internimage.export.exportable import Exportable, elementwise_error  # noqa: E402
 from ops_dcnv3 import build, ort_build  # noqa: E402
 
 try:
@@ -28,19 +33,23 @@ CASES = {
 }
 
 
+def one_node(type: str, inputs: list[str], kind: int = onnx.TensorProto.FLOAT, **attributes) -> bytes:
+    """An ONNX model of one node with free shapes."""
+    node = onnx.helper.make_node(type, inputs, ["output"], domain=custom_op.DOMAIN, **attributes)
+    values = {name: onnx.helper.make_tensor_value_info(name, kind, None) for name in [*inputs, "output"]}
+    graph = onnx.helper.make_graph([node], "node", [values[name] for name in inputs], [values["output"]])
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid(custom_op.DOMAIN, 1)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
 def node_model(case: Case, dtype: torch.dtype = torch.float32, **changes) -> bytes:
-    """An ONNX model of one DCNv3 node with free shapes."""
+    """An ONNX model of one DCNv3 node."""
     names = ("kernel", "stride", "padding", "dilation")
     attributes = {f"{name}_{axis}": getattr(case, name)[i] for name in names for i, axis in enumerate("hw")}
     attributes |= {"groups": case.groups, "offset_scale": float(case.offset_scale)}
     attributes |= {"remove_center": int(case.remove_center), "mask_is_logits": int(case.logits), **changes}
     kind = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}[dtype]
-    inputs = ["input", "offset", "mask"]
-    node = onnx.helper.make_node("DCNv3", inputs, ["output"], domain=custom_op.DOMAIN, **attributes)
-    values = {name: onnx.helper.make_tensor_value_info(name, kind, None) for name in [*inputs, "output"]}
-    graph = onnx.helper.make_graph([node], "node", [values[name] for name in inputs], [values["output"]])
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid(custom_op.DOMAIN, 1)]
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return one_node("DCNv3", ["input", "offset", "mask"], kind, **attributes)
 
 
 def session(model: bytes, threads: int = 1):
@@ -61,6 +70,76 @@ def test_the_node_computes_what_the_definition_says(name):
     case = CASES[name]
     tensors = case.tensors(torch.float32)[:3]
     torch.testing.assert_close(run(case, tensors), reference(case, *tensors).float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def capability(request):
+    """Each instruction set of this machine in turn."""
+    loaded = ctypes.CDLL(str(custom_op.library()))
+    loaded.ops_dcnv3_cpu_capability.restype = ctypes.c_char_p
+    before = loaded.ops_dcnv3_cpu_capability()
+    if not loaded.ops_dcnv3_set_cpu_capability(request.param.encode()):
+        pytest.skip(f"this machine or this build has no {request.param}")
+    yield request.param
+    loaded.ops_dcnv3_set_cpu_capability(before)
+
+
+@pytest.mark.parametrize("channels", [8, 40, 67, 256])
+@pytest.mark.parametrize("kernel, stride, padding", [((3, 3), (1, 1), (1, 1)), ((5, 3), (2, 1), (2, 0))])
+def test_features_are_convolved_normalised_and_activated(capability, channels, kernel, stride, padding):
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 7, 9, channels), torch.randn(*kernel, channels)
+    bias, scale, shift = torch.randn(3, channels).unbind()
+    expected = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(2, 0, 1)[:, None], bias, stride, padding, 1, channels)
+    expected = F.gelu(F.layer_norm(expected.permute(0, 2, 3, 1), (channels,), scale, shift, 1e-6))
+    pairs = {
+        f"{name}_{axis}": v[i] for name, v in (("stride", stride), ("padding", padding)) for i, axis in enumerate("hw")
+    }
+    feeds = dict(input=x, weight=weight, bias=bias, scale=scale, shift=shift)
+    model = one_node("DCNv3Features", list(feeds), epsilon=1e-6, **pairs)
+    result = session(model, threads=2).run(None, {name: tensor.numpy() for name, tensor in feeds.items()})[0]
+    torch.testing.assert_close(torch.from_numpy(result), expected, atol=1e-5, rtol=1e-5)
+    feeds["scale"] = torch.ones(channels + 1)
+    with pytest.raises(Exception, match=rf"scale must have shape \({channels}\) .* it has \({channels + 1}\)"):
+        session(model).run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+
+
+class Logits(torch.nn.Module):
+    """A classifier whose output is a tuple."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = InternImage(depths=[1, 1, 1, 1], num_classes=7, **settings).eval()
+        for name, parameter in self.model.named_parameters():
+            if ".offset." in name or ".mask." in name or ".center_feature_scale" in name:
+                torch.nn.init.normal_(parameter, std=0.1)  # zero in a new model
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.model(images),)
+
+
+MODELS = {
+    "huge": dict(
+        channels=16, groups=[1, 2, 4, 8], layer_scale=0.5, res_post_norm=True, dw_kernel_size=5,
+        center_feature_scale=True, remove_center=True, offset_scale=1.5,
+    ),
+    "batch norm": dict(channels=16, groups=[2, 4, 8, 16], norm_layer="BN", post_norm=True, layer_scale=1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_whole_models_agree_with_pytorch_at_several_sizes_and_batches(name, tmp_path):
+    samples = [torch.randn(n, 3, h, w) for n, h, w in ((1, 64, 64), (3, 64, 96), (1, 90, 70))]
+    exportable = Exportable(Logits(**MODELS[name]), ("logits",), (64, 64), {}, samples)
+    path = tmp_path / "model.onnx"
+    onnx_format.write(exportable, path, core="custom")
+    types = [node.op_type for node in onnx.load(path).graph.node if node.domain == custom_op.DOMAIN]
+    assert types.count("DCNv3") == 4 and types.count("DCNv3Features") == (0 if name == "batch norm" else 4)
+    runtime = onnx_format.load(path)
+    for sample in samples:
+        actual = tuple(torch.from_numpy(output) for output in runtime(sample.numpy()))
+        assert elementwise_error(actual, exportable.reference(sample))[0] < 1e-4
 
 
 def test_half_precision_is_summed_in_single():

@@ -78,8 +78,7 @@ struct ApiBase {
   const char*(ORT_CALL* GetVersionString)();
 };
 
-// An operator as the runtime sees it; it passes a pointer to this struct to each of the functions. Those that may be
-// null are declared as plain pointers.
+// An operator as the runtime sees it. Functions of no use here are declared as plain pointers and stay null.
 struct CustomOp {
   uint32_t version;
   void* CreateKernel;
