@@ -68,7 +68,7 @@ def fold_layer_scale(block: Block) -> None:
         for key, parameter in list(last.named_parameters()):
             setattr(last, key, _scaled(parameter, getattr(block, name)))
         delattr(block, name)
-    block.layer_scale = False
+    block.layer_scale = block.res_post_norm = False  # layer scales come in place of these norms
 
 
 def _folded_head(head: nn.Sequential) -> nn.Sequential:

@@ -17,6 +17,7 @@ FLAGS = [
     {"layer_scale": 0.5},
     {"layer_scale": 0.5, "post_norm": True},
     {"res_post_norm": True, "dw_kernel_size": 5, "center_feature_scale": True, "use_clip_projector": True},
+    {"res_post_norm": True, "layer_scale": 0.5},
     {"act_layer": "SiLU", "norm_layer": "BN"},
     {"features_only": True},
 ]
