@@ -22,7 +22,7 @@ from internimage.export.tensorrt_library import library
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("onnx", type=Path, help="file of --format onnx (float32, --half, or int8)")
+    parser.add_argument("onnx", type=Path, help="file of --format onnx (float32 or --half)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="engine to write (default: beside, .engine)")
     parser.add_argument("--library", choices=("tensorrt", "tensorrt_rtx"), help="default: the first one installed")
     sizes = parser.add_argument_group("sizes of a file that takes any: one number, or smallest, usual and largest")
@@ -30,11 +30,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sizes.add_argument("--size", type=int, nargs="+", metavar="PIXELS", help="of height and width")
     sizes.add_argument("--height", type=int, nargs="+", metavar="PIXELS", help="where it differs")
     sizes.add_argument("--width", type=int, nargs="+", metavar="PIXELS", help="where it differs")
-    types = parser.add_argument_group("types (other than the file's: TensorRT 10 only)")
-    types.add_argument("--tf32", action="store_true", help="round factors of float32 products to 10 bits")
-    types.add_argument("--fp16", action="store_true", help="let TensorRT choose float16")
-    types.add_argument(
-        "--calibration", type=Path, metavar="NPY", help="normalised float32 images (N, 3, H, W), to choose int8 with"
+    parser.add_argument("--tf32", action="store_true", help="round factors of float32 products to 10 bits")
+    parser.add_argument(
+        "--int8",
+        type=Path,
+        metavar="NPY",
+        help="quantise a float32 file first, by normalised float32 images (N, 3, H, W) such as it will see",
     )
     parser.add_argument("--workspace", type=float, metavar="GIB", help="upper limit of temporary GPU memory")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel timings, kept between builds")
@@ -45,14 +46,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def options_of(args: argparse.Namespace) -> BuildOptions:
     """What the command line asks for."""
     height, width = args.height or args.size, args.width or args.size
-    batch = _range(args.batch, "--batch")
     return BuildOptions(
-        batch=batch,
+        batch=_range(args.batch, "--batch"),
         height=height and _range(height, "--height or --size"),
         width=width and _range(width, "--width or --size"),
         tf32=args.tf32,
-        half=args.fp16,
-        calibration=args.calibration and _batches(args.calibration, batch[1]),
         workspace=args.workspace and int(args.workspace * 2**30),
         timing_cache=args.timing_cache,
         plugins=args.plugin,
@@ -66,15 +64,28 @@ def _range(numbers: list[int], option: str) -> Range:
     return tuple(numbers * 3)[:3]
 
 
-def _batches(path: Path, batch: int) -> list[np.ndarray]:
+def _images(path: Path) -> np.ndarray:
     try:
         images = np.load(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an array of images: {error}") from None
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.float32 or len(images) < batch:
-        expected = f"float32 (N, 3, H, W) with N of at least {batch}"
-        raise UserError(f"{path} holds {images.dtype} {images.shape}; expected {expected}")
-    return [images[i : i + batch] for i in range(0, len(images) - batch + 1, batch)]
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.float32 or not len(images):
+        raise UserError(f"{path} holds {images.dtype} {images.shape}; expected float32 (N, 3, H, W)")
+    return images
+
+
+def quantized(source: Path, images_path: Path) -> Path:
+    """The int8 version of an ONNX file, beside it."""
+    images = _images(images_path)
+    try:
+        from internimage.export.tensorrt_int8 import quantize
+    except ImportError as error:
+        raise UserError(f"--int8 needs onnx and onnxruntime: pip install onnx onnxruntime ({error})") from None
+    if not source.is_file():
+        raise UserError(f"{source} does not exist; export a model with --format onnx first")
+    path = source.with_name(f"{source.stem}.int8.onnx")
+    quantize(source, images, path)
+    return path
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -92,8 +103,10 @@ def _metadata(path: Path) -> dict[str, str]:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    output = args.output or args.onnx.with_suffix(".engine")
-    about = build(args.onnx, output, options_of(args), library(args.library))
+    trt, options = library(args.library), options_of(args)
+    source = quantized(args.onnx, args.int8) if args.int8 else args.onnx
+    output = args.output or source.with_suffix(".engine")
+    about = build(source, output, options, trt)
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, {about['library']} {about['version']}")
     for name, shapes in about["inputs"].items():
         print(f"  {name}: " + ", ".join("x".join(map(str, shape)) for shape in shapes))

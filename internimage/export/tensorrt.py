@@ -1,27 +1,26 @@
 """TensorRT engines: building from ONNX files, and the export format; `tensorrt_engine.py` runs them.
 
-TensorRT 11 and TensorRT for RTX take every type from the file (export it with `--half`, or quantised); only version 10
-can also choose lower precisions by itself (`half`, `calibration`). A file with the GridSample core needs no plugin.
+Every type is the file's: export it with `--half` for float16, quantise it (`tensorrt_int8.py`) for int8. Choosing types
+and calibration are gone from TensorRT 11, and version 10 is used the same way. A file with the GridSample core needs no
+plugin.
 
 State: parsing and building were run with TensorRT for RTX 1.7, on a machine without a GPU. Nothing was run with
 `tensorrt`, nor on a GPU: there, each call was only checked against the signatures of versions 10.16, 11.4 and 1.7.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 
 from internimage.errors import UserError
 
-from . import tensorrt_engine
 from .exportable import Exportable
 from .tensorrt_engine import Engine, Shape, description, description_path
-from .tensorrt_library import chooses_types, is_rtx, library, load_plugins, logger, require_gpu
+from .tensorrt_library import is_rtx, library, load_plugins, logger, require_gpu
 
 __all__ = ["BuildOptions", "build", "load", "write"]
 
@@ -36,8 +35,6 @@ class BuildOptions:
         batch, height, width: smallest, usual and largest, for the dimensions that the file leaves open; None where the
             file says them all.
         tf32: let matrix products of float32 round their factors to 10 bits, faster and off by about 1e-3.
-        half: let TensorRT choose float16 for the layers of a float32 file (version 10 only).
-        calibration: normalised float32 batches of the usual shape, to choose int8 with (version 10 only).
         workspace: upper limit of temporary GPU memory in bytes.
         timing_cache: a file of kernel timings, read if there and written back: later builds are faster.
         plugins: libraries of plugins that the file needs.
@@ -48,8 +45,6 @@ class BuildOptions:
     height: Range | None = None
     width: Range | None = None
     tf32: bool = False
-    half: bool = False
-    calibration: Iterable[np.ndarray] | None = None
     workspace: int | None = None
     timing_cache: Path | None = None
     plugins: Sequence[Path] = ()
@@ -80,7 +75,8 @@ def build(onnx_path: Path, engine_path: Path, options: BuildOptions, trt: Module
         UserError: the file cannot be parsed or built, or an option does not fit the library's version.
     """
     trt = trt or library()
-    _check_options(trt, options)
+    if is_rtx(trt) and options.timing_cache is not None:
+        raise UserError("TensorRT for RTX has no timing cache; leave out --timing-cache")
     if not is_rtx(trt):
         require_gpu("building with TensorRT")
     if not onnx_path.is_file():
@@ -89,7 +85,7 @@ def build(onnx_path: Path, engine_path: Path, options: BuildOptions, trt: Module
     log = logger(trt)
     log.messages.clear()
     builder = trt.Builder(log)
-    network = _parse(trt, builder, onnx_path, weak=options.half or options.calibration is not None)
+    network = _parse(trt, builder, onnx_path)
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
@@ -100,12 +96,6 @@ def build(onnx_path: Path, engine_path: Path, options: BuildOptions, trt: Module
         raise UserError(f"TensorRT rejects the sizes {shapes}: {log.reason()}")
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if options.half:
-        config.set_flag(trt.BuilderFlag.FP16)
-    if options.calibration is not None:
-        config.set_flag(trt.BuilderFlag.INT8)
-        config.set_calibration_profile(profile)
-        config.int8_calibrator = _calibrator(trt, options.calibration, next(iter(shapes.values()))[1])
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.timing_cache is not None:
@@ -131,61 +121,21 @@ def build(onnx_path: Path, engine_path: Path, options: BuildOptions, trt: Module
     return description(engine_path)
 
 
-def _check_options(trt: ModuleType, options: BuildOptions) -> None:
-    title = f"{trt.__name__} {trt.__version__}"
-    if options.half and not chooses_types(trt):
-        raise UserError(f"{title} takes float16 from the file only: export with --half and build that")
-    if options.calibration is not None and not chooses_types(trt):
-        raise UserError(f"{title} has no calibration: quantise the ONNX file (--int8 at its export) and build that")
-    if options.timing_cache is not None and is_rtx(trt):
-        raise UserError(f"{title} has no timing cache; leave out --timing-cache")
-
-
-def _parse(trt: ModuleType, builder, onnx_path: Path, weak: bool):
-    """The network of an ONNX file, with the file's types, or (`weak`) those that version 10 will choose."""
-    flags = 0
-    if chooses_types(trt) and not weak:
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
+def _parse(trt: ModuleType, builder, onnx_path: Path):
+    """The network of an ONNX file, with the file's types."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger(trt))
     if not parser.parse_from_file(str(onnx_path)):
-        error = parser.get_error(0) if parser.num_errors else None
-        reason = f"{error.desc()} (node {error.node_name() or error.node()})" if error else logger(trt).reason()
+        reason = logger(trt).reason()
+        if parser.num_errors:
+            error = parser.get_error(0)
+            reason = f"{error.desc().splitlines()[0]} (node {error.node_name() or error.node()})"
         if "lugin not found" in reason:
             reason += "; export with --core grid_sample, or with --core custom --half and give the plugin (--plugin)"
         raise UserError(f"TensorRT cannot read {onnx_path}: {reason}")
     if not network.num_outputs:  # TensorRT's parser takes some files of other kinds for empty models
         raise UserError(f"{onnx_path} is not an ONNX model, or an empty one")
     return network
-
-
-def _calibrator(trt: ModuleType, batches: Iterable[np.ndarray], shape: Shape):
-    """TensorRT 10's entropy calibration over batches of one shape."""
-
-    class Calibrator(trt.IInt8EntropyCalibrator2):
-        def __init__(self) -> None:
-            trt.IInt8EntropyCalibrator2.__init__(self)
-            self.batches = iter(batches)
-            self.images = torch.empty(shape, device=tensorrt_engine.DEVICE)
-
-        def get_batch_size(self) -> int:
-            return shape[0]
-
-        def get_batch(self, names: list[str]) -> list[int]:
-            batch = next(self.batches, None)
-            # A last, smaller batch is left out: the calibration's shape is fixed.
-            if batch is None or batch.shape != shape:
-                return []
-            self.images.copy_(torch.from_numpy(np.ascontiguousarray(batch, np.float32)))
-            return [self.images.data_ptr()]
-
-        def read_calibration_cache(self) -> None:
-            return None
-
-        def write_calibration_cache(self, cache: bytes) -> None:
-            """Nothing is kept: calibrating again is cheap beside building."""
-
-    return Calibrator()
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:

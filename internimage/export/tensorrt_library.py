@@ -14,7 +14,7 @@ import torch
 
 from internimage.errors import UserError
 
-__all__ = ["chooses_types", "is_rtx", "library", "load_plugins", "logger", "require_gpu"]
+__all__ = ["is_rtx", "library", "load_plugins", "logger", "require_gpu"]
 
 LIBRARIES = {"tensorrt": (10, 11), "tensorrt_rtx": (1,)}  # the major versions whose API is known here
 
@@ -49,11 +49,6 @@ def library(name: str | None = None) -> ModuleType:
 def is_rtx(trt: ModuleType) -> bool:
     """Whether the library is TensorRT for RTX."""
     return trt.__name__.startswith("tensorrt_rtx")
-
-
-def chooses_types(trt: ModuleType) -> bool:
-    """Whether the library can lower precisions by itself: TensorRT 10 only."""
-    return hasattr(trt.BuilderFlag, "FP16")
 
 
 @functools.cache

@@ -195,8 +195,7 @@ def _classes(trt: types.ModuleType) -> list[type]:
 
     class IBuilderConfig:
         def __init__(self):
-            self._profiles, self._flags, self._cache, self._calibrator = [], {trt.BuilderFlag.TF32}, None, None
-            self._pools = {}
+            self._profiles, self._flags, self._cache, self._pools = [], {trt.BuilderFlag.TF32}, None, {}
 
         def add_optimization_profile(self, profile):
             self._profiles.append(profile)
@@ -221,22 +220,6 @@ def _classes(trt: types.ModuleType) -> list[type]:
         def get_timing_cache(self):
             return self._cache
 
-        def set_calibration_profile(self, profile):
-            self._calibration_profile = profile
-
-        @property
-        def int8_calibrator(self):
-            return self._calibrator
-
-        @int8_calibrator.setter
-        def int8_calibrator(self, calibrator):
-            assert isinstance(calibrator, IInt8EntropyCalibrator2)
-            self._calibrator = calibrator
-
-    class IInt8EntropyCalibrator2:
-        def __init__(self):
-            pass
-
     class Builder:
         def __init__(self, logger):
             self._logger = logger
@@ -251,23 +234,15 @@ def _classes(trt: types.ModuleType) -> list[type]:
             return IOptimizationProfile()
 
         def build_serialized_network(self, network, config):
-            flags = sorted(flag.name for flag in config._flags)
-            if network._strong and {"FP16", "INT8"} & set(flags):
-                self._logger.log(ILogger.Severity.ERROR, "Error Code 3: API Usage Error (precision flags)")
-                return None
-            seen = []
-            if "INT8" in flags:
-                shape = config._calibration_profile._shapes["images"][1]
-                assert config._calibrator.get_batch_size() == shape[0]
-                while pointers := config._calibrator.get_batch(["images"]):
-                    seen.append(float(_array(pointers[0], np.float32, shape).sum()))
             engine = {
                 "profile": config._profiles[0]._shapes,
                 "strong": network._strong,
-                "flags": flags,
-                "calibrated": seen,
+                "flags": sorted(flag.name for flag in config._flags),
                 "pools": config._pools,
             }
+            if not config._profiles[0]._shapes:
+                self._logger.log(ILogger.Severity.ERROR, "Error Code 4: API Usage Error (no profile)")
+                return None
             return IHostMemory(json.dumps(engine).encode())
 
     class Runtime:

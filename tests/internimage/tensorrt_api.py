@@ -37,8 +37,6 @@ MEMBERS = {
         "create_timing_cache",
         "set_timing_cache",
         "get_timing_cache",
-        "set_calibration_profile",
-        "int8_calibrator",
     ),
     "ITimingCache": ("serialize",),
     "Runtime": ("__init__", "deserialize_cuda_engine"),
@@ -59,13 +57,6 @@ MEMBERS = {
     ),
     "IOutputAllocator": ("__init__",),
     "ILogger": ("__init__", "log"),
-    "IInt8EntropyCalibrator2": (
-        "__init__",
-        "get_batch_size",
-        "get_batch",
-        "read_calibration_cache",
-        "write_calibration_cache",
-    ),
     "IPluginRegistry": ("load_library",),
 }
 ENUMS = ("BuilderFlag", "NetworkDefinitionCreationFlag", "MemoryPoolType", "TensorIOMode", "DataType")

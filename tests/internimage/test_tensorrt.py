@@ -2,6 +2,7 @@
 where that is installed (it builds without a GPU). Nothing here runs an engine on a GPU."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import re
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import fake_tensorrt
 import numpy as np
+import onnx
 import pytest
 import tensorrt_api
 import torch
@@ -20,7 +22,7 @@ from torch import nn
 from internimage import InternImage
 from internimage.errors import UserError
 from internimage.export import onnx as onnx_format
-from internimage.export import tensorrt, tensorrt_engine, tensorrt_library
+from internimage.export import tensorrt, tensorrt_engine, tensorrt_int8, tensorrt_library
 from internimage.export.exportable import Exportable
 from internimage.export.tensorrt import BuildOptions, build, load
 from internimage.export.tensorrt_engine import Engine
@@ -144,29 +146,6 @@ def test_workspace_tf32_and_timing_cache_reach_the_builder(use, model, tmp_path)
     cache.write_bytes(b"other")
     with pytest.raises(UserError, match="another TensorRT version or GPU; delete it"):
         build(model, tmp_path / "e.engine", options)
-
-
-def test_version_10_chooses_float16_and_calibrates_int8(use, model, tmp_path):
-    use("tensorrt 10")
-    batches = [np.full((2, 3, 64, 64), value, np.float32) for value in (1, 2)]
-    batches.append(batches[0][:1])  # smaller: left out
-    options = BuildOptions((1, 2, 4), (64,) * 3, (64,) * 3, half=True, calibration=batches)
-    build(model, tmp_path / "e.engine", options)
-    engine = json.loads((tmp_path / "e.engine").read_bytes())
-    assert not engine["strong"]
-    assert engine["flags"] == ["FP16", "INT8"]
-    assert engine["calibrated"] == [2 * 3 * 64 * 64, 2 * 2 * 3 * 64 * 64]
-
-
-@pytest.mark.parametrize("name", VERSIONS[1:])
-@pytest.mark.parametrize(
-    ("options", "hint"),
-    [({"half": True}, "export with --half"), ({"calibration": []}, "quantise the ONNX file")],
-)
-def test_later_libraries_take_low_precisions_from_the_file_only(use, model, tmp_path, name, options, hint):
-    use(name)
-    with pytest.raises(UserError, match=hint):
-        build(model, tmp_path / "e.engine", BuildOptions(**options))
 
 
 @pytest.mark.parametrize(
@@ -308,20 +287,25 @@ def test_the_build_script_reads_ranges_and_writes_the_engine_beside_the_file(use
     assert "1x3x64x64, 2x3x64x64, 4x3x64x96" in capsys.readouterr().out
 
 
-def test_the_build_script_calibrates_from_an_array(use, model, tmp_path):
-    use("tensorrt 10")
+def test_the_build_script_quantises_first_if_asked_to(use, model, tmp_path, monkeypatch):
+    use("tensorrt 11")
     np.save(tmp_path / "images.npy", np.ones((5, 3, 64, 64), np.float32))
-    arguments = [str(model), "--batch", "2", "--size", "64", "--calibration", str(tmp_path / "images.npy")]
-    script("build").main(arguments)
-    assert json.loads(model.with_suffix(".engine").read_bytes())["calibrated"] == [2 * 3 * 64 * 64] * 2
+
+    def quantize(source, images, path):
+        assert (source, images.shape) == (model, (5, 3, 64, 64))
+        fake_tensorrt.write_onnx(path, images=[1, 3, 32, 32])
+
+    monkeypatch.setattr(tensorrt_int8, "quantize", quantize)
+    script("build").main([str(model), "--int8", str(tmp_path / "images.npy")])
+    assert tensorrt_engine.description(tmp_path / "model.int8.engine")["inputs"]["images"] == [[1, 3, 32, 32]] * 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["--size", "64", "96"], "takes one number, or smallest, usual and largest"),
-        (["--size", "64", "--calibration", "{folder}/none.npy"], "cannot be read as an array of images"),
-        (["--size", "64", "--calibration", "{folder}/bytes.npy"], r"holds uint8 \(2, 4\); expected float32"),
+        (["--size", "64", "--int8", "{folder}/none.npy"], "cannot be read as an array of images"),
+        (["--size", "64", "--int8", "{folder}/bytes.npy"], r"holds uint8 \(2, 4\); expected float32"),
         (["--library", "tensorrt_rtx"], "tensorrt_rtx is not installed"),
     ],
 )
@@ -410,18 +394,53 @@ class Logits(nn.Module):
         return (self.model(images),)
 
 
-@needs_rtx
-@pytest.mark.parametrize(("half", "dynamic"), [(False, False), (True, True)], ids=["float32", "float16, any size"])
-def test_tensorrt_for_rtx_builds_an_engine_from_our_onnx_file(tmp_path, half, dynamic):
-    trt = installed_rtx()
+@pytest.fixture(scope="module")
+def small_onnx(tmp_path_factory):
+    """Our exporter's files of a small classifier: path by (half, dynamic)."""
+    folder = tmp_path_factory.mktemp("onnx")
     torch.manual_seed(0)
     model = Logits(InternImage(channels=16, depths=[1] * 4, groups=[1, 2, 4, 8], num_classes=5).eval())
-    exportable = Exportable(model, ("logits",), (64, 64), {}, [torch.zeros(1, 3, 64, 64)], dynamic=dynamic)
-    onnx_format.write(exportable, tmp_path / "m.onnx", core="grid_sample", half=half)
+
+    @functools.cache
+    def export(half: bool, dynamic: bool) -> Path:
+        path = folder / f"{half}{dynamic}.onnx"
+        exportable = Exportable(model, ("logits",), (64, 64), {}, [torch.zeros(1, 3, 64, 64)], dynamic=dynamic)
+        onnx_format.write(exportable, path, core="grid_sample", half=half)
+        return path
+
+    return export
+
+
+def test_int8_files_have_symmetric_types_and_compute_nearly_the_same(small_onnx, tmp_path):
+    images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
+    tensorrt_int8.quantize(small_onnx(False, False), images, tmp_path / "int8.onnx")
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    constants = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(nodes) > 20
+    for node in nodes:
+        zero = constants[node.input[2]]
+        assert zero.dtype == np.int8 and not zero.any()
+    expected = onnx_format.load(small_onnx(False, False))(images[:1])[0]
+    actual = onnx_format.load(tmp_path / "int8.onnx")(images[:1])[0]
+    assert 0 < np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@needs_rtx
+@pytest.mark.parametrize(("half", "dynamic"), [(False, False), (True, True)], ids=["float32", "float16, any size"])
+def test_tensorrt_for_rtx_builds_an_engine_from_our_onnx_file(small_onnx, tmp_path, half, dynamic):
     options = BuildOptions((1, 1, 2), (64, 64, 96), (64, 64, 96), workspace=2**30)
-    about = build(tmp_path / "m.onnx", tmp_path / "m.engine", options, trt)
+    about = build(small_onnx(half, dynamic), tmp_path / "m.engine", options, installed_rtx())
     assert about["outputs"] == ["logits"]
     assert about["inputs"]["images"][2] == ([2, 3, 96, 96] if dynamic else [1, 3, 64, 64])
+    assert (tmp_path / "m.engine").stat().st_size > 2**20
+
+
+@needs_rtx
+def test_tensorrt_for_rtx_builds_an_engine_from_our_int8_file(small_onnx, tmp_path):
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    tensorrt_int8.quantize(small_onnx(False, False), images, tmp_path / "int8.onnx")
+    build(tmp_path / "int8.onnx", tmp_path / "m.engine", BuildOptions(), installed_rtx())
     assert (tmp_path / "m.engine").stat().st_size > 2**20
 
 
