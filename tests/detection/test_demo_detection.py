@@ -145,8 +145,22 @@ def test_the_configuration_trains_a_small_detector(folder):
     before = runner.model.backbone.patch_embed.conv1.weight.detach().clone()
     runner.train()
     assert runner.iter == 2
+    groups = {id(group["params"][0]): group for group in runner.optim_wrapper.param_groups}
+    wide, deep = runner.model.roi_head.bbox_head.shared_fcs[0].weight, runner.model.backbone.patch_embed.conv1.weight
+    assert groups[id(wide)]["initial_lr"] == pytest.approx(0.1 * groups[id(deep)]["initial_lr"])
     assert not before.equal(runner.model.backbone.patch_embed.conv1.weight)
     assert {"val/coco/bbox_mAP_50", "val/coco/segm_mAP_50"} <= set(runner.message_hub.log_scalars)
+
+
+def test_the_demo_composes_what_the_configuration_reads(monkeypatch, tmp_path):
+    from detection.demo import __main__ as demo
+
+    commands = []
+    monkeypatch.setattr(demo, "run", lambda *command: commands.append([str(part) for part in command]))
+    with pytest.raises(SystemExit):  # no checkpoint: nothing ran
+        demo.main(["--output", str(tmp_path)])
+    composed = commands[0][commands[0].index("--out") + 1]
+    assert f'data_root = "{composed}/"' in CONFIG.read_text()
 
 
 def test_what_was_found_is_drawn_in_its_place():
