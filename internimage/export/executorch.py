@@ -1,0 +1,79 @@
+"""ExecuTorch's `.pte`, one static shape, for devices without Python (Android, iOS, embedded Linux).
+
+XNNPACK takes the convolutions, linear layers and element-wise steps; norms, GridSample and what lies between run on
+ExecuTorch's portable kernels, which are written for size rather than speed.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from executorch.extension.pybindings import portable_lib
+from executorch.runtime import Runtime as ExecuTorch
+
+from internimage.errors import UserError
+
+from .cores import prepare
+from .exportable import Exportable
+
+__all__ = ["load", "write"]
+
+
+def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:
+    """Write `path` for the shape of the first sample.
+
+    Raises:
+        UserError: sizes that are to stay free, float16, or a model that cannot be lowered.
+    """
+    if half:
+        raise UserError("--format executorch is float32 only: ExecuTorch's XNNPACK computes these layers in float32")
+    if exportable.dynamic:
+        raise UserError("--format executorch holds one shape: add --static, and --batch and --size if need be")
+    images = exportable.samples[0]
+    program = torch.export.export(prepare(exportable.model, core), (images,))
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        lowered.write_to_file(file)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silences the lowering's log of steps that are no news to the user."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(previous)
+
+
+class load:
+    """A file in ExecuTorch's runtime for Python; the number of threads is the process's; see `formats.Runtime`.
+
+    Raises:
+        UserError: a file that cannot be read, or images of another shape than the file's.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        portable_lib._unsafe_reset_threadpool(threads)  # there is no public call
+        try:
+            self.program = ExecuTorch.get().load_program(path)
+            self.method = self.program.load_method("forward")
+        except RuntimeError as error:
+            raise UserError(f"ExecuTorch cannot read {path}: {str(error).splitlines()[0]}") from None
+        self.shape = tuple(self.method.metadata.input_tensor_meta(0).sizes())
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        if images.shape != self.shape:
+            raise UserError(f"this ExecuTorch file takes images {self.shape}; got {images.shape}: export that shape")
+        return [output.numpy() for output in self.method.execute([torch.from_numpy(images)])]
