@@ -130,8 +130,9 @@ def _parse(trt: ModuleType, builder, onnx_path: Path):
         if parser.num_errors:
             error = parser.get_error(0)
             reason = f"{error.desc().splitlines()[0]} (node {error.node_name() or error.node()})"
-        if "lugin not found" in reason:
-            reason += "; export with --core grid_sample, or with --core custom --half and give the plugin (--plugin)"
+        if "plugin" in reason.lower():
+            hint = "export with --core grid_sample, or with --core custom --half and give the plugin (--plugin)"
+            reason += f"; {'TensorRT for RTX has no plugin layers, tensorrt has' if is_rtx(trt) else hint}"
         raise UserError(f"TensorRT cannot read {onnx_path}: {reason}")
     if not network.num_outputs:  # TensorRT's parser takes some files of other kinds for empty models
         raise UserError(f"{onnx_path} is not an ONNX model, or an empty one")

@@ -85,13 +85,16 @@ def require_gpu(purpose: str) -> None:
 
 
 def load_plugins(trt: ModuleType, paths: Sequence[Path]) -> None:
-    """Register the plugins of these libraries, such as that of tensorrt/plugin.
+    """Register TensorRT's own plugins (RoiAlign is one), and those of these libraries, such as that of tensorrt/plugin.
 
     Raises:
         UserError: a file is missing or cannot be loaded, or the library has no plugin layers.
     """
-    if paths and is_rtx(trt):
-        raise UserError("TensorRT for RTX has no plugin layers: export without --core custom, or use tensorrt")
+    if is_rtx(trt):
+        if paths:
+            raise UserError("TensorRT for RTX has no plugin layers: export without --core custom, or use tensorrt")
+        return
+    trt.init_libnvinfer_plugins(logger(trt), "")
     for path in paths:
         _load_plugin(trt, path.resolve())
 

@@ -34,6 +34,8 @@ def _fits(module: types.ModuleType, value: object, kind: str) -> bool:
         return isinstance(value, (int, np.integer, enum.Enum)) and not isinstance(value, bool)
     if kind == "Dims":
         return isinstance(value, (tuple, list)) and all(type(size) is int for size in value)
+    if kind == "CapsuleType":  # any pointer: pybind11 takes its own objects
+        return isinstance(value, module.ILogger)
     if kind == "Buffer":
         return isinstance(value, (bytes, bytearray, memoryview))
     plain = {"str": str, "bool": bool, "tuple": tuple, "list": list}
@@ -83,6 +85,10 @@ def make(name: str) -> types.ModuleType:
         if cls.__name__ in owners or cls.__name__ == "IHostMemory":
             module.__dict__[cls.__name__] = _declared(module, cls)
     module.Logger = module.ILogger
+    if ".init_libnvinfer_plugins" in module.api:
+        module.init_libnvinfer_plugins = lambda *args: _checked(
+            module, ".init_libnvinfer_plugins", lambda self, *args: module.calls.append("own plugins")
+        )(None, *args)
     registry = module.IPluginRegistry()
     module.get_plugin_registry = lambda: registry
     return module

@@ -58,6 +58,7 @@ MEMBERS = {
     "IOutputAllocator": ("__init__",),
     "ILogger": ("__init__", "log"),
     "IPluginRegistry": ("load_library",),
+    "": ("init_libnvinfer_plugins",),  # of the module
 }
 ENUMS = ("BuilderFlag", "NetworkDefinitionCreationFlag", "MemoryPoolType", "TensorIOMode", "DataType")
 
@@ -91,7 +92,7 @@ def read(trt: ModuleType) -> dict[str, list[str] | str]:
     api: dict[str, list[str] | str] = {"__version__": trt.__version__}
     for owner, names in MEMBERS.items():
         for name in names:
-            member = getattr(getattr(trt, owner, None), name, None)
+            member = getattr(getattr(trt, owner, None) if owner else trt, name, None)
             if isinstance(member, property):
                 api[f"{owner}.{name}"] = "property"
             elif member is not None:
