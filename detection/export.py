@@ -1,7 +1,7 @@
 """Write a detector for another runtime, compare it with PyTorch and with mmdet, and time it.
 
     python detection/export.py detection/configs/demo/mask_rcnn_internimage_demo.py \
-        --checkpoint output/demo_detection/epoch_6.pth --output demo.onnx
+        --checkpoint CHECKPOINT --output demo.onnx
     python detection/export.py CONFIG --checkpoint CHECKPOINT --images FOLDER --output model.onnx
     python detection/export.py detection/configs/coco/mask_rcnn_internimage_t_fpn_1x_coco.py \
         --output random.onnx --size 256 320 --repeats 0

@@ -1,7 +1,7 @@
 """Write a segmentor for another runtime, compare it with PyTorch and with mmseg, and time it.
 
     python segmentation/export.py segmentation/configs/demo/upernet_internimage_demo.py \
-        --checkpoint output/demo_segmentation/iter_2000.pth --output demo.onnx
+        --checkpoint CHECKPOINT --output demo.onnx
     python segmentation/export.py CONFIG --checkpoint CHECKPOINT --images FOLDER --output model.onnx
     python segmentation/export.py segmentation/configs/ade20k/upernet_internimage_t_512_160k_ade20k.py \
         --output random.onnx --size 256 320 --repeats 0

@@ -209,6 +209,17 @@ def _report(name: str, errors: list[tuple[float, float]], tolerance: float) -> N
         )
 
 
+def _check_queries(model: nn.Module, samples: list[Tensor]) -> None:
+    """Raise `UserError` if an image has fewer pixels in its feature maps than the decoder has queries."""
+    strides = [4 * 2 ** (model.backbone.out_indices[0] + level) for level in range(model.num_feature_levels)]
+    for height, width in (images.shape[2:] for images in samples):
+        count = sum(math.ceil(height / stride) * math.ceil(width / stride) for stride in strides)
+        if count < model.num_queries:
+            raise UserError(
+                f"images of {height}x{width} give {count} places for {model.num_queries} queries; set a larger --size"
+            )
+
+
 def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Exportable:
     """What the exporter needs of a detector.
 
@@ -251,6 +262,8 @@ def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Pre
         translations=translations,
         words=words,
     )
+    if isinstance(module, DINO):
+        _check_queries(model, exportable.samples)
     errors = []
     for images in exportable.samples:
         ours = exportable.reference(images)[:2]
