@@ -80,9 +80,21 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx.ModelProto:
             verbose=False,
         )
     proto = program.model_proto
+    _strip(proto.graph)
     for key, value in exportable.metadata.items():
         proto.metadata_props.add(key=key, value=value)
     return proto
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    """Remove the exporter's notes on every node: stack traces with this machine's paths, larger than the graph."""
+    for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                _strip(inner)
 
 
 class _HalfInside(torch.nn.Module):

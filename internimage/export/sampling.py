@@ -50,7 +50,7 @@ class Sampler(nn.Module):
     def mask_planes(self, features: Tensor) -> Tensor:
         """Features `(N, C, L)` to point weights `(N, G, points, L)`."""
         logits = torch.matmul(self.mask_weight, features) + self.mask_bias[:, None]
-        logits = logits.unflatten(1, (self.geometry.groups, -1))
+        logits = logits.unflatten(1, (self.geometry.groups, len(self.mask_bias) // self.geometry.groups))
         return logits.softmax(2) if self.geometry.mask_is_logits else logits
 
 
@@ -91,20 +91,21 @@ class GridSampler(Sampler):
         return torch.stack(scales), torch.stack([x, y]).reshape(2, 1, -1)
 
     def forward(self, value: Tensor, features: Tensor) -> Tensor:
-        batch, height, width, channels = value.shape
-        _, out_h, out_w, _ = features.shape
+        _, height, width, channels = value.shape
+        batch, out_h, out_w, _ = features.shape
         groups, points = self.geometry.groups, self.geometry.points
+        # Shapes without -1: exporters take long over symbolic divisions.
         features = features.flatten(1, 2).transpose(1, 2)
         # Sampling is in float32: half-precision coordinates miss by pixels.
         pixels = (torch.matmul(self.offset_weight, features) + self.offset_bias[:, None]).float()
         scale, shift = self._places((out_h, out_w), (height, width), pixels)
-        grid = pixels.view(batch, groups, 2, points, -1) * scale + shift
-        grid = grid.reshape(batch * groups, 2, -1).transpose(1, 2).reshape(batch * groups, points, -1, 2)
-        planes = value.permute(0, 3, 1, 2).reshape(batch * groups, -1, height, width).float()
+        grid = pixels.unflatten(1, (groups, 2, points)) * scale + shift
+        grid = grid.flatten(0, 1).flatten(2).transpose(1, 2).view(batch * groups, points, out_h * out_w, 2)
+        planes = value.permute(0, 3, 1, 2).unflatten(1, (groups, channels // groups)).flatten(0, 1).float()
         sampled = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        mask = self.mask_planes(features).float().reshape(batch * groups, 1, points, -1)
-        output = (sampled * mask).sum(2).reshape(batch, channels, -1).transpose(1, 2)
-        return output.to(value.dtype).reshape(batch, out_h, out_w, channels)
+        mask = self.mask_planes(features).float().flatten(0, 1)
+        output = (sampled * mask[:, None]).sum(2).view(batch, channels, out_h * out_w).transpose(1, 2)
+        return output.to(value.dtype).unflatten(1, (out_h, out_w))
 
 
 class DeformConvSampler(Sampler):
@@ -135,21 +136,21 @@ class DeformConvSampler(Sampler):
 
     def forward(self, value: Tensor, features: Tensor) -> Tensor:
         g = self.geometry
-        batch, height, width, channels = value.shape
-        _, out_h, out_w, _ = features.shape
+        out_h, out_w = features.shape[1:3]
+        channels = value.shape[3]
         features = features.flatten(1, 2).transpose(1, 2)
         offset = (torch.matmul(self.offset_weight, features) + self.offset_bias[:, None]).float()
         mask = self.mask_planes(features).float()
         output = deform_conv2d(
             value.permute(0, 3, 1, 2).float(),
-            offset.view(batch, -1, out_h, out_w),
+            offset.unflatten(2, (out_h, out_w)),
             torch.ones(channels, 1, g.kernel_h, g.kernel_w),
             stride=(g.stride_h, g.stride_w),
             padding=(g.padding_h, g.padding_w),
             dilation=(g.dilation_h, g.dilation_w),
-            mask=mask.reshape(batch, -1, out_h, out_w),
+            mask=mask.flatten(1, 2).unflatten(2, (out_h, out_w)),
         )
-        return output.to(value.dtype).flatten(2).transpose(1, 2).reshape(batch, out_h, out_w, channels)
+        return output.to(value.dtype).permute(0, 2, 3, 1)
 
 
 def _insert(tensor: Tensor, index: int, value: float) -> Tensor:
