@@ -41,10 +41,9 @@ def test_the_demo_model_is_an_upernet_internimage_for_the_classes_of_the_composi
 
 
 def test_the_demo_trains_evaluates_and_draws(few_composites, monkeypatch, capsys):
-    options = ["train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2"]
+    options = ["train_cfg.max_epochs=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=8"]
     options += [f"{phase}_dataloader.num_workers=0" for phase in ("train", "val", "test")]
     options += [f"{phase}_dataloader.persistent_workers=False" for phase in ("train", "val", "test")]
-    options += ["train_dataloader.batch_size=4", "default_hooks.logger.interval=1"]
     scripts = {
         "segmentation/train.py": lambda arguments: train(SEGMENTATION, arguments),
         "segmentation/test.py": lambda arguments: evaluate(SEGMENTATION, arguments),

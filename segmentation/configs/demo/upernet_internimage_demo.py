@@ -1,6 +1,6 @@
 """A small UperNet InternImage on composites of garments (`make demo-segmentation`), for two CPU cores and some minutes.
 
-As in the released configurations, only small: DCNv3 in every block, UperNet, an auxiliary head, layer-wise rates. It
+As in the released configurations, only small: DCNv3 in every block, UperNet, an auxiliary head. It
 starts from random weights.
 """
 
@@ -21,6 +21,7 @@ model = dict(
         in_channels=[32, 64, 128, 256],
         channels=48,
         pool_scales=(1, 2, 3),
+        dropout_ratio=0.0,
         num_classes=6,
         loss_decode=[cross_entropy, dice],
     ),
@@ -47,7 +48,8 @@ train_dataloader = dict(
     batch_size=16,
     num_workers=1,
     persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
+    drop_last=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         **_dataset,
         data_prefix=dict(img_path="images/train", seg_map_path="labels/train"),
@@ -69,7 +71,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_iters=2000, val_interval=500)
+# Epochs, not iterations: starting again after the last one costs nothing.
+train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=20, val_interval=5)
 optim_wrapper = dict(
     optimizer=dict(lr=3e-3, fused=True),
     paramwise_cfg=dict(num_layers=6, layer_decay_rate=1.0, depths=[1, 1, 3, 1]),
@@ -77,11 +80,12 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", by_epoch=False, begin=0, end=2000, T_max=2000, eta_min=1e-5),
+    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=20, T_max=20, eta_min=1e-5, convert_to_iter_based=True),
 ]
 default_hooks = dict(
-    logger=dict(interval=50),
-    checkpoint=dict(interval=250, max_keep_ckpts=1, save_best=None),
+    logger=dict(log_metric_by_epoch=True),
+    checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=1, save_best=None),
 )
+log_processor = dict(by_epoch=True)
 visualizer = dict(vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")])
 randomness = dict(seed=0)
