@@ -1,0 +1,165 @@
+"""Models rewritten for export compute the same; files are standard ONNX and say what the model needs."""
+
+import argparse
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import golden
+from internimage import FlashInternImage, InternImage, UserError
+from internimage.export import cli, formats
+from internimage.export import onnx as onnx_format
+from internimage.export.checks import check_parity
+from internimage.export.cores import CORES, prepare
+from internimage.export.exportable import Exportable, elementwise_error
+from internimage.export.sampling import SAMPLERS, Predictors
+from ops_dcnv3 import dcnv3
+from ops_dcnv3.reference import Geometry
+
+GEOMETRIES = {
+    "plain": Geometry(3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False, True),
+    "scaled, no centre": Geometry(3, 3, 1, 1, 1, 1, 1, 1, 4, 2.0, True, True),
+    "strided, dilated, rectangular": Geometry(3, 5, 2, 1, 2, 3, 2, 1, 2, 1.5, False, True),
+    "given weights, no centre": Geometry(5, 3, 1, 2, 1, 0, 1, 2, 1, 0.5, True, False),
+}
+SMALL = {"channels": 16, "depths": [1, 1], "groups": [1, 2], "num_classes": 5}
+
+
+class Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.model(images),)
+
+
+def small_exportable(dynamic: bool, *shapes: tuple[int, ...], **kwargs) -> Exportable:
+    model = golden.fill(InternImage(**{**SMALL, **kwargs}))
+    samples = [golden.image(*shape, seed=i) for i, shape in enumerate(shapes)]
+    return Exportable(Logits(model), ("logits",), (64, 64), {"task": "classification"}, samples, dynamic=dynamic)
+
+
+@pytest.mark.parametrize("core", [core for core in CORES if core != "custom"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_every_core_computes_the_operator_from_features(core, name):
+    g = GEOMETRIES[name]
+    value, features = golden.image(2, 9, 8, 16, seed=1), golden.image(2, *g.output_size(9, 8), 12, seed=2)
+    rows = g.groups * g.points
+    weights = [
+        golden.image(*shape, seed=i) / 4 for i, shape in enumerate([(2 * rows, 12), (2 * rows,), (rows, 12), (rows,)])
+    ]
+    sampler = SAMPLERS[core](g, Predictors(*weights))
+    offset, mask = nn.functional.linear(features, *weights[:2]), nn.functional.linear(features, *weights[2:])
+    pairs = [(g[i], g[i + 1]) for i in (0, 2, 4, 6)]
+    expected = dcnv3(value, offset, mask, *pairs, *g[8:11], backend="torch", mask_is_logits=g.mask_is_logits)
+    assert golden.relative_error(sampler(value, features), expected) < 1e-5
+
+
+@pytest.mark.parametrize("core", ["grid_sample", "deform_conv"])
+@pytest.mark.parametrize("name", ["mini_h_96", "mini_l_64", "mini_flash_64"])
+def test_rewritten_models_give_the_original_projects_logits(core, name):
+    reference = golden.golden_model(name)
+    model = golden.fill((FlashInternImage if "flash" in name else InternImage)(**reference.kwargs))
+    with torch.no_grad():
+        logits = prepare(model, core)(reference.input)
+    assert golden.relative_error(logits, torch.from_numpy(reference.outputs["logits"])) < 1e-5
+
+
+def test_the_model_itself_is_left_as_it_was():
+    model = golden.fill(InternImage(**SMALL, layer_scale=0.1))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    prepare(model, "deform_conv")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_default_file_is_standard_and_right_at_any_size(tmp_path):
+    exportable = small_exportable(True, (1, 3, 64, 64), (3, 3, 64, 64), (1, 3, 48, 80), (3, 3, 75, 50))
+    path = tmp_path / "model.onnx"
+    onnx_format.write(exportable, path, core="grid_sample")
+    rows = check_parity(exportable, onnx_format.load(path, threads=1))
+    assert max(row.relative for row in rows) < 1e-5
+    proto = onnx.load(path)
+    assert [(item.domain, item.version) for item in proto.opset_import] == [("", 20)]
+    assert {item.key: item.value for item in proto.metadata_props} == {"task": "classification"}
+    assert b"/internimage/" not in path.read_bytes()  # no stack traces
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_static_file_of_deformable_convolutions_is_right(half, tmp_path):
+    exportable = small_exportable(False, (2, 3, 64, 48), remove_center=True, offset_scale=1.5, layer_scale=0.5)
+    path = tmp_path / "model.onnx"
+    onnx_format.write(exportable, path, core="deform_conv", half=half)
+    (row,) = check_parity(exportable, onnx_format.load(path, threads=1))
+    assert row.relative < (2e-2 if half else 1e-5)
+    assert sum(node.op_type == "DeformConv" for node in onnx.load(path).graph.node) == 2
+
+
+def test_errors_count_what_is_not_a_number_and_what_has_another_shape():
+    good = torch.tensor([1.0, -2.0])
+    assert elementwise_error((good + 1e-2,), (good,)) == pytest.approx((1e-2, 5e-3), rel=1e-4)
+    for bad in (torch.tensor([1.0, float("nan")]), torch.ones(3)):
+        assert elementwise_error((bad,), (good,)) == (float("inf"), float("inf"))
+
+
+def options(tmp_path, *words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    return parser.parse_args(["--output", str(tmp_path / "model.onnx"), "--repeats", "0", *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "onnxx"], "did you mean onnx"),
+        (["--core", "magic"], "grid_sample"),
+        (["--output", "model.pb"], "must end in .onnx"),
+        (["--int8"], "needs --images"),
+        (["--int8", "--half", "--images", "."], "exclude each other"),
+    ],
+)
+def test_requests_that_cannot_be_met_end_in_one_line(words, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        cli.check_arguments(options(tmp_path, *words))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(formats.FORMATS, "onnx", formats.Format("onnx", ".onnx", {"no_such": "no-such"}, ("custom",)))
+    with pytest.raises(UserError, match="pip install no-such"):
+        formats.find_format("onnx").check()
+
+
+@pytest.mark.parametrize("size", [[16], [64, 64, 64], [64, 50]])
+def test_sizes_that_the_model_cannot_take_are_refused(size, tmp_path):
+    with pytest.raises(UserError, match="--size"):
+        cli.image_size(options(tmp_path, "--size", *map(str, size)), (64, 64), multiple=32)
+
+
+class WrongRuntime:
+    """Writes a file, and computes something else."""
+
+    @staticmethod
+    def check() -> None:
+        pass
+
+    name, suffix, cores = "onnx", ".onnx", ("grid_sample",)
+
+    @staticmethod
+    def write(exportable, path, *, core, half) -> None:
+        path.write_bytes(b"file")
+
+    @staticmethod
+    def load(path, *, threads):
+        return lambda images: [np.zeros((len(images), 5), np.float32)]
+
+
+def test_a_file_that_disagrees_is_renamed_and_fails(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(formats.FORMATS, "onnx", WrongRuntime())
+    with pytest.raises(UserError, match="exceeds"):
+        cli.run(small_exportable(True, (1, 3, 64, 64)), options(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx.failed"]
+    assert "max rel error" in capsys.readouterr().out
