@@ -85,7 +85,7 @@ def build(onnx_path: Path, engine_path: Path, options: BuildOptions, trt: Module
     log = logger(trt)
     log.messages.clear()
     builder = trt.Builder(log)
-    network = _parse(trt, builder, onnx_path)
+    network, parser = _parse(trt, builder, onnx_path)
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
@@ -103,6 +103,7 @@ def build(onnx_path: Path, engine_path: Path, options: BuildOptions, trt: Module
         if not config.set_timing_cache(config.create_timing_cache(saved), False):
             raise UserError(f"{options.timing_cache} is of another TensorRT version or GPU; delete it")
     serialized = builder.build_serialized_network(network, config)
+    del parser  # owns the weights until here
     if serialized is None:
         raise UserError(f"TensorRT cannot build {onnx_path}: {log.reason()}")
     if options.timing_cache is not None:
@@ -121,8 +122,8 @@ def build(onnx_path: Path, engine_path: Path, options: BuildOptions, trt: Module
     return description(engine_path)
 
 
-def _parse(trt: ModuleType, builder, onnx_path: Path):
-    """The network of an ONNX file, with the file's types."""
+def _parse(trt: ModuleType, builder, onnx_path: Path) -> tuple:
+    """The network of an ONNX file, with the file's types, and the parser that made it."""
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger(trt))
     if not parser.parse_from_file(str(onnx_path)):
@@ -136,7 +137,7 @@ def _parse(trt: ModuleType, builder, onnx_path: Path):
         raise UserError(f"TensorRT cannot read {onnx_path}: {reason}")
     if not network.num_outputs:  # TensorRT's parser takes some files of other kinds for empty models
         raise UserError(f"{onnx_path} is not an ONNX model, or an empty one")
-    return network
+    return network, parser
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:

@@ -56,6 +56,8 @@ class Engine:
         if self.engine is None:
             raise UserError(f"TensorRT cannot load {path} (built on {self.about['gpu']}): {log.reason()}")
         self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise UserError(f"TensorRT cannot run {path}: {log.reason()}")
         self.dtypes = {
             trt.float32: torch.float32,
             trt.float16: torch.float16,

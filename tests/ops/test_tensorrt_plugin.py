@@ -92,6 +92,25 @@ def test_the_plugin_reads_every_argument_of_the_operator(plugins):
     assert sorted(plugins.field_names().decode().split()) == sorted(x.name for x in schema.arguments[3:])
 
 
+def test_the_exported_node_has_the_attributes_that_the_plugin_reads(plugins):
+    from internimage.export import custom_op
+
+    class Operator(torch.nn.Module):
+        def forward(self, input, offset, mask):
+            window = (3, 3, 1, 1, 1, 1, 1, 1)
+            return torch.ops.ops_dcnv3.forward(input, offset, mask, *window, 2, 1.5, False, True)
+
+    *tensors, _ = Case().tensors(torch.float16)
+    table = custom_op.translations()
+    operator = Operator().eval()
+    program = torch.onnx.export(operator, tuple(tensors), dynamo=True, custom_translation_table=table, verbose=False)
+    (node,) = [node for node in program.model_proto.graph.node if node.op_type == "DCNv3"]
+    assert node.domain == "ops_dcnv3"
+    values = {attribute.name: attribute.f if attribute.type == 1 else attribute.i for attribute in node.attribute}
+    assert sorted(values) == sorted(plugins.field_names().decode().split())
+    assert (values["groups"], values["offset_scale"], values["mask_is_logits"]) == (2, 1.5, 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_saved_and_loaded_plugin_computes_the_operator(plugins, case, dtype):
