@@ -6,9 +6,9 @@
     python segmentation/export.py segmentation/configs/ade20k/upernet_internimage_t_512_160k_ade20k.py \
         --output random.onnx --size 256 320 --repeats 0
 
-The file takes normalised images and gives label maps and their scores. How to make images
-of pictures is in its metadata; `predict_onnx.py` does it. Without --checkpoint the weights are random; without --images
-the photographs of the check are scikit-image's. A file that disagrees with PyTorch is renamed to *.failed.
+The file takes normalised images and gives label maps and their scores. How to make images of pictures is in its
+metadata; `predict_onnx.py` does it. Without --checkpoint the weights are random; without --images the photographs of
+the check are scikit-image's. A file that disagrees with PyTorch is renamed to *.failed.
 """
 
 import argparse

@@ -264,10 +264,14 @@ def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Pre
     )
     if isinstance(module, DINO):
         _check_queries(model, exportable.samples)
-    errors = []
+    errors, found = [], 0
     for images in exportable.samples:
         ours = exportable.reference(images)[:2]
+        found += int((ours[1] >= 0).sum())
         errors.append(detection_error(ours, framework_boxes(model, images, ours[0].shape[1])))
+    print(
+        f"{found} objects in the sample images{'' if found else ': there is nothing to compare; give other --images'}"
+    )
     _report("mmdet", errors, args.tolerance or 1e-4)
     return exportable
 
