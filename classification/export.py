@@ -12,6 +12,7 @@ metadata. Batch and size are free unless --static. A file that disagrees with Py
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from classification.data.samples import class_folders, read_folder
 from classification.data.transforms import build_transform
 from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
 from classification.models import build_model
@@ -33,6 +35,7 @@ from ops_dcnv3 import DCNv3, DCNv4
 __all__ = ["build_exportable"]
 
 _CALIBRATION_IMAGES = 200
+_VALIDATION_BATCH = 50
 
 
 class Logits(nn.Module):
@@ -86,6 +89,40 @@ def _samples(real: Tensor, size: tuple[int, int], dynamic: bool, batch: int) -> 
     return [real[:1], real, resized[0][:1], resized[1]]
 
 
+def _reader(classifier: Classifier, size: tuple[int, int]) -> Callable[[Path], Tensor]:
+    """Reads an image file as the normalised `(1, 3, H, W)` of `size` that the model is evaluated with."""
+    config = classifier.config.clone()
+    config.defrost()
+    config.DATA.IMG_SIZE = min(size)
+    transform = build_transform(config, train=False)
+
+    def read(path: Path) -> Tensor:
+        image = transform(read_image(path))[None]
+        return image if size[0] == size[1] else F.interpolate(image, size, mode="bilinear", antialias=True)
+
+    return read
+
+
+def _labelled(folder: Path, classifier: Classifier, size: tuple[int, int]) -> Callable[[], Iterator]:
+    """Batches of the images in `folder/<class>/` with their labels, in the order of the class folders' names.
+
+    Raises:
+        UserError: a folder that does not have as many classes as the model.
+    """
+    names, count = class_folders(folder) if folder.is_dir() else [], len(classifier.class_names)
+    if len(names) != count:
+        raise UserError(f"--validation {folder} has {len(names)} class folders, but the model has {count} classes")
+    samples = read_folder(folder, {name: index for index, name in enumerate(names)})
+    read = _reader(classifier, size)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(samples), _VALIDATION_BATCH):
+            chosen = range(start, min(start + _VALIDATION_BATCH, len(samples)))
+            yield torch.cat([read(Path(samples.name(index))) for index in chosen]), torch.tensor(samples.labels[chosen])
+
+    return batches
+
+
 def _images(args: argparse.Namespace, classifier: Classifier, size: tuple[int, int]) -> tuple[list[Tensor], str]:
     """Normalised images `(1, 3, H, W)` and what they are: real ones from --images, else noise."""
     if not args.images:
@@ -94,13 +131,7 @@ def _images(args: argparse.Namespace, classifier: Classifier, size: tuple[int, i
     paths = list_images(args.images) if args.images.is_dir() else [args.images]
     count = _CALIBRATION_IMAGES if args.int8 else 3
     paths = paths[:: max(1, len(paths) // count)][:count]
-    config = classifier.config.clone()
-    config.defrost()
-    config.DATA.IMG_SIZE = min(size)
-    transform = build_transform(config, train=False)
-    images = [transform(read_image(path))[None] for path in paths]
-    if size[0] != size[1]:
-        images = [F.interpolate(image, size, mode="bilinear", antialias=True) for image in images]
+    images = list(map(_reader(classifier, size), paths))
     while len(images) < 3:
         images.append(images[-1].flip(3))
     return images, "real"
@@ -120,6 +151,7 @@ def build_exportable(classifier: Classifier, args: argparse.Namespace) -> Export
         dynamic=not args.static,
         sample_names=[kind] * len(samples),
         calibration=images if args.int8 else [],
+        labelled=_labelled(args.validation, classifier, size) if args.validation else None,
     )
 
 
@@ -128,6 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for trying out and timing")
+    parser.add_argument("--validation", metavar="FOLDER", type=Path, help="folder of class folders: report accuracy")
     add_arguments(parser, checkpoint=False)
     args = parser.parse_args(argv)
     check_arguments(args)

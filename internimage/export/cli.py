@@ -1,12 +1,14 @@
 """The part of `export.py` that all tasks share: options, and write, check, time, print."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from internimage.errors import UserError
 
+from .accuracy import accuracy_table
 from .checks import check_parity, interleaved_times, latency_table, parity_table
 from .cores import CORES
 from .exportable import Exportable
@@ -63,8 +65,9 @@ def _plan(args: argparse.Namespace) -> tuple[Format, str]:
         raise UserError(f"--output {args.output} is a folder; give the file to write in it")
     if args.int8 and not args.images:
         raise UserError("--int8 needs --images, a folder of some hundred images like those it will see")
-    if args.int8 and form.name != "onnx":
-        raise UserError(f"--int8 is there for --format onnx; got {form.name}")
+    if args.int8 and not form.int8:
+        able = " and ".join(item.name for item in FORMATS.values() if item.int8)
+        raise UserError(f"--int8 is there for the formats {able}; got {form.name}")
     if args.int8 and args.half:
         raise UserError("--int8 and --half exclude each other; give one of them")
     return form, core
@@ -83,6 +86,8 @@ def run(exportable: Exportable, args: argparse.Namespace) -> None:
     """
     form, core = _plan(args)
     torch.set_num_threads(args.threads)
+    if form.one_size:
+        exportable = _of_one_size(exportable)
     form.write(exportable, args.output, core=core, half=args.half)
     runtime = form.load(args.output, threads=args.threads)
     rows = check_parity(exportable, runtime)
@@ -92,16 +97,26 @@ def run(exportable: Exportable, args: argparse.Namespace) -> None:
     if not worst <= tolerance:
         failed = args.output.replace(args.output.with_name(f"{args.output.name}.failed"))
         raise UserError(f"the relative error {worst:.1e} exceeds {tolerance:.1e}; the file is now {failed}")
-    runtimes = {f"{form.name} ({core})": runtime}
+    runtimes, files = {f"{form.name} ({core})": runtime}, [args.output]
     if args.int8:
-        from .quantize import quantize_onnx
+        from .quantize import write_int8
 
-        quantized = args.output.with_name(f"{args.output.stem}.int8{form.suffix}")
-        quantize_onnx(args.output, [images.numpy() for images in exportable.calibration], quantized)
-        runtimes[f"{form.name} int8"] = form.load(quantized, threads=args.threads)
-        print(f"{quantized}: int8\n\n{parity_table(check_parity(exportable, runtimes[f'{form.name} int8']))}\n")
+        files.append(args.output.with_name(f"{args.output.stem}.int8{form.suffix}"))
+        write_int8(exportable, *files, core=core)
+        runtimes[f"{form.name} int8"] = quantized = form.load(files[1], threads=args.threads)
+        print(f"{files[1]}: int8\n\n{parity_table(check_parity(exportable, quantized))}\n")
+    if exportable.labelled:
+        print(f"{accuracy_table(exportable, dict(zip(runtimes, zip(runtimes.values(), files))))}\n")
     if args.repeats:
         print(latency_table(_times(exportable, runtimes, args)))
+
+
+def _of_one_size(exportable: Exportable) -> Exportable:
+    """The same with samples of the first one's size alone."""
+    names = exportable.sample_names or [""] * len(exportable.samples)
+    size = exportable.samples[0].shape[2:]
+    kept = [(images, name) for images, name in zip(exportable.samples, names) if images.shape[2:] == size]
+    return replace(exportable, samples=[images for images, _ in kept], sample_names=[name for _, name in kept])
 
 
 def _times(exportable: Exportable, runtimes: dict, args: argparse.Namespace) -> dict:

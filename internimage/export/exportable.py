@@ -1,6 +1,6 @@
 """What the exporter needs to know about a model, whatever its task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +43,7 @@ class Exportable:
         compare: (actual, expected) to the largest absolute and relative error.
         sample_names: what the samples show, for the report.
         calibration: real images `(1, 3, H, W)` of `size`, from which quantisation takes the ranges of values.
+        labelled: gives batches of images `(N, 3, H, W)` and labels `(N,)`, for measuring a classifier's accuracy.
         translations: gives the ONNX form of operators that PyTorch's exporter does not know.
     """
 
@@ -56,6 +57,7 @@ class Exportable:
     compare: Callable[[Outputs, Outputs], tuple[float, float]] = elementwise_error
     sample_names: list[str] = field(default_factory=list)
     calibration: list[Tensor] = field(default_factory=list)
+    labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None
     translations: Callable[[], dict] = dict
 
     @torch.no_grad()

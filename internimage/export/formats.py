@@ -34,12 +34,16 @@ class Format:
         suffix: of the file (a folder is made for formats of several files).
         packages: import name to pip name of what it needs.
         cores: the operator's forms that it can hold (see `cores.py`), the default first.
+        int8: whether `quantize.py` writes it.
+        one_size: whether height and width are fixed even if the batch is free.
     """
 
     name: str
     suffix: str
     packages: dict[str, str]
     cores: tuple[str, ...]
+    int8: bool = False
+    one_size: bool = False
 
     def _module(self):
         missing = [pip for module, pip in self.packages.items() if not _installed(module)]
@@ -65,10 +69,14 @@ class Format:
 _ONNX = {"onnx": "onnx", "onnxscript": "onnxscript"}
 _FORMATS = (
     Format(
-        "onnx", ".onnx", {**_ONNX, "onnxruntime": "onnxruntime"}, ("grid_sample", "deform_conv", "gather", "custom")
+        "onnx",
+        ".onnx",
+        {**_ONNX, "onnxruntime": "onnxruntime"},
+        ("grid_sample", "deform_conv", "gather", "custom"),
+        int8=True,
     ),
-    Format("openvino", ".xml", {**_ONNX, "openvino": "openvino"}, ("grid_sample", "deform_conv", "gather")),
-    Format("aoti", ".pt2", {}, ("gather", "grid_sample")),
+    Format("openvino", ".xml", {**_ONNX, "openvino": "openvino"}, ("grid_sample", "deform_conv", "gather"), int8=True),
+    Format("aoti", ".pt2", {}, ("gather", "grid_sample"), one_size=True),
     Format("executorch", ".pte", {"executorch": "executorch"}, ("grid_sample", "gather")),
     Format("tensorrt", ".engine", {**_ONNX, "tensorrt": "tensorrt"}, ("grid_sample", "deform_conv")),
 )

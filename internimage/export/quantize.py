@@ -1,4 +1,4 @@
-"""int8 post-training quantisation of an ONNX file, and what it costs in accuracy.
+"""int8 post-training quantisation of exported models.
 
 Static quantisation with Q/DQ nodes (Jacob et al., CVPR 2018) by ONNX Runtime's quantiser: the linear layers, nearly all
 of the weights and most of the time, multiply int8 by int8. The rest stays float32:
@@ -8,9 +8,9 @@ of the weights and most of the time, multiply int8 by int8. The rest stays float
 """
 
 import logging
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -18,9 +18,10 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from internimage.errors import UserError
 
-from .formats import Runtime
+from . import onnx as onnx_format
+from .exportable import Exportable
 
-__all__ = ["Accuracy", "accuracy_table", "linear_layers", "measure_accuracy", "quantize_onnx", "sampling_layers"]
+__all__ = ["linear_layers", "quantize_onnx", "sampling_layers", "write_int8"]
 
 # Operators that read positions or attention weights, and which of their inputs those are.
 _SENSITIVE = {"GridSample": (1,), "DeformConv": (2, 4), "GatherElements": (1,), "DCNv3": (1, 2), "Softmax": (0,)}
@@ -118,35 +119,19 @@ def quantize_onnx(source: Path, images: list[np.ndarray], path: Path) -> None:
         onnx.save_model(quantized, path)
 
 
-class Accuracy(NamedTuple):
-    """Share of images whose first class, and whose first five, hold the right one."""
+def write_int8(exportable: Exportable, source: Path, path: Path, *, core: str) -> None:
+    """Write an int8 version `path` of the file `source` that was written from `exportable`, ONNX or OpenVINO's.
 
-    images: int
-    top1: float
-    top5: float
+    Raises:
+        UserError: as `quantize_onnx`.
+    """
+    images = [item.numpy() for item in exportable.calibration]
+    if path.suffix == ".onnx":
+        return quantize_onnx(source, images, path)
+    from .openvino import convert
 
-
-def measure_accuracy(runtime: Runtime, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Accuracy:
-    """Accuracy of a classifier over batches of images `(N, 3, H, W)` and labels `(N,)`."""
-    count = first = five = 0
-    for images, labels in batches:
-        ranking = np.argsort(-runtime(images)[0], axis=1)
-        hits = ranking[:, :5] == labels[:, None]
-        count, first, five = count + len(labels), first + int(hits[:, 0].sum()), five + int(hits.sum())
-    if not count:
-        raise UserError("there are no labelled images to measure accuracy on")
-    return Accuracy(count, first / count, five / count)
-
-
-def accuracy_table(results: dict[str, tuple[Accuracy, Path]]) -> str:
-    """Accuracy and file size by name, in Markdown."""
-    lines = ["| model | top-1 | top-5 | images | MB |", "|---|--:|--:|--:|--:|"]
-    for name, (accuracy, path) in results.items():
-        size = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*") if _belongs(file, path)) / 1e6
-        lines.append(f"| {name} | {accuracy.top1:.2%} | {accuracy.top5:.2%} | {accuracy.images} | {size:.2f} |")
-    return "\n".join(lines)
-
-
-def _belongs(file: Path, path: Path) -> bool:
-    """Whether `file` is the model itself or holds its weights."""
-    return file.name in (path.name, f"{path.name}.data", f"{path.stem}.bin")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source, quantized = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
+        onnx_format.write(exportable, source, core=core)
+        quantize_onnx(source, images, quantized)
+        convert(quantized, path)

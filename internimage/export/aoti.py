@@ -1,0 +1,95 @@
+"""AOTInductor's `.pt2`: the model compiled ahead of time to a library that PyTorch loads, from Python or C++.
+
+The file runs without this project, on processors like the one that it was compiled on; C++ loads it by
+`torch::inductor::AOTIModelPackageLoader`. Height and width are fixed: with free ones compilation takes many times
+longer and the result is slower. The library does not look at shapes, and reads beyond smaller images, unless the
+environment variable AOTI_RUNTIME_CHECK_INPUTS is 1; `load` checks them.
+"""
+
+import contextlib
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+from torch.export import Dim
+
+from internimage.errors import UserError
+
+from .cores import prepare
+from .exportable import Exportable
+
+__all__ = ["load", "write"]
+
+_SHAPE = "input_shape"
+_MOST_IMAGES = 4096  # the compiler wants a bound
+
+
+def write(exportable: Exportable, path: Path, *, core: str = "gather", half: bool = False) -> None:
+    """Write `path`, for the first sample's size and, if `exportable.dynamic`, any batch; minutes for a large model.
+
+    Raises:
+        UserError: no C++ compiler, or float16.
+    """
+    if half:
+        raise UserError("--format aoti is compiled for the CPU in float32, float16 being slower there; omit --half")
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError("--format aoti needs a C++ compiler: install g++ (apt install g++), or set CXX") from None
+    images = exportable.samples[0]
+    shape, dynamic_shapes = list(images.shape), None
+    if exportable.dynamic:
+        shape[0], dynamic_shapes = None, ({0: Dim("batch", max=_MOST_IMAGES)},)
+        images = images.repeat(2, 1, 1, 1)[:2]  # a batch of one would be taken for a constant
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(prepare(exportable.model, core), (images,), dynamic_shapes=dynamic_shapes)
+        configuration = {
+            "freezing": True,  # weights packed for oneDNN
+            "aot_inductor.metadata": {**exportable.metadata, _SHAPE: json.dumps(shape)},
+            "aot_inductor.check_lowerbound": False,  # one image is fine
+        }
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silences warnings of the compiler's internals, which the user can do nothing about."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class load:
+    """A file run by this PyTorch; see `formats.Runtime`. The number of threads is the process's.
+
+    Raises:
+        UserError: a file that cannot be read, or images of another shape than the file's.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        try:
+            with _quiet():
+                self.model = aoti_load_package(str(path))
+            self.shape = json.loads(self.model.get_metadata()[_SHAPE])
+        except (RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"PyTorch {torch.__version__} cannot run {path}: {reason}; export it again here") from None
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        if images.ndim != 4 or any(a not in (None, b) for a, b in zip(self.shape, images.shape)):
+            expected = " x ".join(str(length or "N") for length in self.shape)
+            raise UserError(f"this file is compiled for images {expected}; got {images.shape}: export that --size")
+        with torch.inference_mode():
+            return [output.numpy() for output in self.model(torch.from_numpy(images))]
