@@ -1,8 +1,9 @@
-"""The DCNv3 layer in ONNX by nodes of the domain `ops_dcnv3`, for ONNX Runtime.
+"""The DCNv3 layer, and what else takes ONNX Runtime longer than it need, as nodes of the domain `ops_dcnv3`.
 
 `DCNv3` is the operator: inputs `input`, `offset` and `mask`, attributes named as the arguments of the torch operator.
-`DCNv3Features` is the branch from which offsets and mask are predicted: depthwise convolution, LayerNorm, GELU. ONNX
-Runtime computes both with this project's CPU kernels once their library is registered:
+`DCNv3Features` is the branch from which offsets and mask are predicted: depthwise convolution, LayerNorm, GELU.
+`LayerNormalization` and `Gelu` are those of the standard. ONNX Runtime computes them with this project's CPU kernels
+once their library is registered:
 
     options = onnxruntime.SessionOptions()
     custom_op.register(options)  # or options.register_custom_ops_library(str(custom_op.library()))
@@ -16,6 +17,7 @@ import onnx
 import torch
 import torch.nn.functional as F
 from onnx.defs import OpSchema
+from onnxscript import opset20
 from onnxscript.values import Opset
 from torch import Tensor, nn
 
@@ -120,7 +122,12 @@ def fuse(model: nn.Module) -> nn.Module:
 def translations() -> dict[Callable, Callable]:
     """How PyTorch's ONNX exporter writes the operators: its `custom_translation_table`."""
     _define_schemas()
-    return {torch.ops.ops_dcnv3.forward.default: _dcnv3, torch.ops.ops_dcnv3.features.default: _dcnv3_features}
+    return {
+        torch.ops.ops_dcnv3.forward.default: _dcnv3,
+        torch.ops.ops_dcnv3.features.default: _dcnv3_features,
+        torch.ops.aten.layer_norm.default: _layer_norm,
+        torch.ops.aten.gelu.default: _gelu,
+    }
 
 
 @functools.cache
@@ -130,6 +137,8 @@ def _define_schemas() -> None:
     integers = dict.fromkeys(("stride_h", "stride_w", "padding_h", "padding_w"), int)
     inputs = ("input", "weight", "bias", "scale", "shift")
     _define("DCNv3Features", inputs, {**integers, "epsilon": float}, ("tensor(float)",))
+    _define("LayerNormalization", ("input", "scale", "shift"), {"epsilon": float}, ("tensor(float)",))
+    _define("Gelu", ("input",), {}, ("tensor(float)",))
 
 
 def _define(name: str, inputs: tuple[str, ...], attributes: dict[str, type], types: tuple[str, ...]) -> None:
@@ -162,3 +171,19 @@ def _dcnv3_features(input, weight, bias, scale, shift, stride_h, stride_w, paddi
         input, weight, bias, scale, shift,
         stride_h=stride_h, stride_w=stride_w, padding_h=padding_h, padding_w=padding_w, epsilon=epsilon,
     )  # fmt: skip
+
+
+def _layer_norm(input, normalized_shape, weight=None, bias=None, eps: float = 1e-5, cudnn_enable: bool = True):
+    """`aten::layer_norm` in ONNX: ours for float32 and the last dimension, else the standard one."""
+    if weight is None:
+        weight = opset20.Expand(opset20.CastLike(1.0, input), list(normalized_shape))
+    if input.dtype == onnx.TensorProto.FLOAT and len(normalized_shape) == 1 and bias is not None:
+        return Opset(DOMAIN, VERSION).LayerNormalization(input, weight, bias, epsilon=eps)
+    return opset20.LayerNormalization(input, weight, bias, axis=-len(normalized_shape), epsilon=eps)
+
+
+def _gelu(input, approximate: str = "none"):
+    """`aten::gelu` in ONNX: ours for float32 and the exact form, else the standard one."""
+    if input.dtype == onnx.TensorProto.FLOAT and approximate == "none":
+        return Opset(DOMAIN, VERSION).Gelu(input)
+    return opset20.Gelu(input, approximate=approximate)

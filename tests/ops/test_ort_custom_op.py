@@ -104,6 +104,27 @@ def test_features_are_convolved_normalised_and_activated(capability, channels, k
         session(model).run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 64), (130, 7), (1, 2000), (0, 16)])
+def test_norm_and_gelu_are_those_of_pytorch(capability, shape):
+    torch.manual_seed(0)
+    x, (scale, shift) = 3 * torch.randn(shape) + 2, torch.randn(2, shape[-1])
+    feeds = {name: tensor.numpy() for name, tensor in dict(input=x, scale=scale, shift=shift).items()}
+    model = one_node("LayerNormalization", list(feeds), epsilon=1e-6)
+    normal = torch.from_numpy(session(model, threads=2).run(None, feeds)[0])
+    torch.testing.assert_close(normal, F.layer_norm(x, shape[-1:], scale, shift, 1e-6), atol=1e-5, rtol=1e-5)
+    activated = session(one_node("Gelu", ["input"]), threads=2).run(None, {"input": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(activated), F.gelu(x), atol=2e-6, rtol=1e-6)
+
+
+def test_gelu_is_exact_to_single_precision_everywhere(capability):
+    x = torch.cat([torch.linspace(-12, 12, 20001), torch.tensor([0.0, -0.0, 1e30, -1e30, 1e-30])])
+    result = torch.from_numpy(session(one_node("Gelu", ["input"])).run(None, {"input": x.numpy()})[0])
+    torch.testing.assert_close(result.double(), F.gelu(x.double()), atol=1.5e-6, rtol=3e-7)
+    odd = torch.tensor([float("nan"), float("inf")] * 20)
+    result = torch.from_numpy(session(one_node("Gelu", ["input"])).run(None, {"input": odd.numpy()})[0])
+    torch.testing.assert_close(result, odd, equal_nan=True)
+
+
 class Logits(torch.nn.Module):
     """A classifier whose output is a tuple."""
 

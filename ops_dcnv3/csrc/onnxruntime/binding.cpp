@@ -2,7 +2,7 @@
 #include <mutex>
 
 #include "dcnv3_node.h"
-#include "features_node.h"
+#include "layer_nodes.h"
 
 namespace {
 
@@ -30,7 +30,9 @@ ORT_EXPORT ort::Status* ORT_CALL RegisterCustomOps(ort::SessionOptions* options,
   }
   static const ort::CustomOp operators[] = {describe<Dcnv3Node<DType::f32>, ort::kFloat>(),
                                             describe<Dcnv3Node<DType::f16>, ort::kFloat16>(),
-                                            describe<FeaturesNode, ort::kFloat>()};
+                                            describe<FeaturesNode, ort::kFloat>(),
+                                            describe<NormalisationNode, ort::kFloat>(),
+                                            describe<GeluNode, ort::kFloat>()};
   static Registered registered;
   static std::mutex mutex;
   return guarded(api, [&] {

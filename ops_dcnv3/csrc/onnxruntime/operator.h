@@ -73,6 +73,11 @@ struct Tensor {
   std::vector<int64_t> shape;
   void* data;
   int64_t operator[](size_t i) const { return shape[i]; }
+  int64_t count() const {
+    int64_t product = 1;
+    for (const int64_t size : shape) product *= size;
+    return product;
+  }
 };
 
 // One execution of a node.
@@ -80,8 +85,7 @@ struct Execution {
   const ort::Api* api;
   ort::KernelContext* context;
 
-  // Throws Invalid unless the input has `rank` dimensions, called `layout` in the message.
-  Tensor input(size_t index, const char* name, size_t rank, const char* layout) const {
+  Tensor input(size_t index) const {
     const ort::Value* value = nullptr;
     check(api->KernelContext_GetInput(context, index, &value));
     ort::Shape* info = nullptr;
@@ -91,10 +95,16 @@ struct Execution {
     check(api->GetDimensionsCount(info, &count));
     Tensor tensor{std::vector<int64_t>(count), nullptr};
     check(api->GetDimensions(info, tensor.shape.data(), count));
-    if (count != rank)
+    check(api->GetTensorMutableData(const_cast<ort::Value*>(value), &tensor.data));
+    return tensor;
+  }
+
+  // Throws Invalid unless the input has `rank` dimensions, called `layout` in the message.
+  Tensor input(size_t index, const char* name, size_t rank, const char* layout) const {
+    Tensor tensor = input(index);
+    if (tensor.shape.size() != rank)
       throw Invalid(std::string(name) + " must have " + std::to_string(rank) + " dimensions, " + layout +
                     "; it has shape " + text(tensor.shape));
-    check(api->GetTensorMutableData(const_cast<ort::Value*>(value), &tensor.data));
     return tensor;
   }
 
