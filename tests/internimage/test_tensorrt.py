@@ -26,7 +26,6 @@ from internimage.export import onnx as onnx_format
 from internimage.export import tensorrt, tensorrt_engine, tensorrt_int8, tensorrt_library
 from internimage.export.exportable import Exportable
 from internimage.export.tensorrt import BuildOptions, build, load
-from internimage.export.tensorrt_engine import Engine
 from internimage.export.tensorrt_library import library
 
 ROOT = Path(__file__).parents[2]
@@ -369,9 +368,8 @@ def test_the_inference_script_prepares_the_picture_as_the_metadata_say_and_names
     assert "none.png is not a readable image" in capsys.readouterr().err
 
 
-def test_the_benchmark_counts_images_per_second_of_the_median(use, model, tmp_path, monkeypatch):
+def test_the_benchmark_exports_builds_and_reports_images_per_second_of_the_median(use, monkeypatch, capsys):
     use("tensorrt 11")
-    build(model, tmp_path / "e.engine", SIZES)
     times = iter([0.0, 4.0, 9.0, 13.0])  # milliseconds: 4, 5 and 4
 
     class Event:
@@ -385,11 +383,32 @@ def test_the_benchmark_counts_images_per_second_of_the_median(use, model, tmp_pa
         def elapsed_time(self, other):
             return other.time - self.time
 
-    monkeypatch.setattr(torch.cuda, "Event", Event)
+    def write(exportable, path, *, core, half):
+        assert (core, half) == ("grid_sample", True)
+        assert not exportable.dynamic
+        fake_tensorrt.write_onnx(path, images=list(exportable.samples[0].shape))
+
     benchmark = script("benchmark")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(benchmark, "DEVICE", "cpu")
-    assert benchmark.images_per_second(Engine(tmp_path / "e.engine"), 64, repeats=3) == 250
-    assert benchmark.table({"t": 250.4}).splitlines()[-1] == "| internimage_t_1k_224 | 224 | 250 | 156 |"
+    monkeypatch.setattr(benchmark.internimage, "create_model", lambda name, pretrained: nn.Identity())
+    monkeypatch.setattr(onnx_format, "write", write)
+    benchmark.main(["--models", "t", "--half", "--repeats", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tensorrt 11.4.0.106, fake GPU, float16"
+    assert lines[-1] == "| internimage_t_1k_224 | 224 | 250 | 156 |"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(["--repeats", "0"], "at least 1"), (["--plugin", "x.so"], "--plugin needs --half"), ([], "needs an NVIDIA GPU")],
+)
+def test_requests_that_the_benchmark_cannot_serve_end_in_one_line(use, capsys, arguments, complaint):
+    use("tensorrt 11", gpu=False)
+    with pytest.raises(SystemExit):
+        script("benchmark").main(arguments)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and complaint in error
 
 
 def test_the_benchmarks_models_do_not_sample_in_order(use):
@@ -451,13 +470,18 @@ def small_onnx(tmp_path_factory):
     model = Logits(InternImage(channels=16, depths=[1] * 4, groups=[1, 2, 4, 8], num_classes=5).eval())
 
     @functools.cache
-    def export(half: bool, dynamic: bool) -> Path:
-        path = folder / f"{half}{dynamic}.onnx"
+    def export(half: bool, dynamic: bool, core: str = "grid_sample") -> Path:
+        path = folder / f"{half}{dynamic}{core}.onnx"
         exportable = Exportable(model, ("logits",), (64, 64), {}, [torch.zeros(1, 3, 64, 64)], dynamic=dynamic)
-        onnx_format.write(exportable, path, core="grid_sample", half=half)
+        onnx_format.write(exportable, path, core=core, half=half)
         return path
 
     return export
+
+
+def test_half_files_of_the_custom_core_have_no_own_node_but_the_plugins(small_onnx):
+    nodes = onnx.load(small_onnx(True, False, "custom")).graph.node
+    assert [node.op_type for node in nodes if node.domain == "ops_dcnv3"] == ["DCNv3"] * 4
 
 
 def test_int8_files_have_symmetric_types_and_compute_nearly_the_same(small_onnx, tmp_path):
