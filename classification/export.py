@@ -166,6 +166,8 @@ def main(argv: list[str] | None = None) -> None:
     check_arguments(args)
     if args.random_weights and args.checkpoint:
         raise UserError("--random-weights and --checkpoint exclude each other; give one of them")
+    if args.cfg and not (args.random_weights or args.checkpoint):
+        raise UserError("--cfg needs --checkpoint, the file of the trained weights, or --random-weights for a trial")
     classifier = _random_weights(args) if args.random_weights else load_classifier(args)
     if isinstance(classifier.model, InternImageMetaFormer):
         print("Place and date are no inputs of the exported model: they count as unknown (zeros).")
