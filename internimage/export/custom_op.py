@@ -179,7 +179,8 @@ def _layer_norm(input, normalized_shape, weight=None, bias=None, eps: float = 1e
         weight = opset20.Expand(opset20.CastLike(1.0, input), list(normalized_shape))
     if input.dtype == onnx.TensorProto.FLOAT and len(normalized_shape) == 1 and bias is not None:
         return Opset(DOMAIN, VERSION).LayerNormalization(input, weight, bias, epsilon=eps)
-    return opset20.LayerNormalization(input, weight, bias, axis=-len(normalized_shape), epsilon=eps)
+    result, _, _ = opset20.LayerNormalization(input, weight, bias, axis=-len(normalized_shape), epsilon=eps)
+    return result
 
 
 def _gelu(input, approximate: str = "none"):

@@ -163,6 +163,32 @@ def test_whole_models_agree_with_pytorch_at_several_sizes_and_batches(name, tmp_
         assert elementwise_error(actual, exportable.reference(sample))[0] < 1e-4
 
 
+class Unusual(torch.nn.Module):
+    """Norms and activations that the operators are not for, in the midst of which is one that they are for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = torch.nn.Sequential(
+            torch.nn.LayerNorm((6, 8)),
+            torch.nn.LayerNorm(8, elementwise_affine=False),
+            torch.nn.GELU("tanh"),
+            torch.nn.LayerNorm(8, bias=False),
+            torch.nn.LayerNorm(8),
+        )
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.norms(images),)
+
+
+def test_other_norms_and_activations_stay_standard(tmp_path):
+    exportable = Exportable(Unusual().eval(), ("y",), (6, 8), {}, [torch.randn(2, 3, 6, 8)], dynamic=False)
+    path = tmp_path / "model.onnx"
+    onnx_format.write(exportable, path, core="custom")
+    assert [node.op_type for node in onnx.load(path).graph.node if node.domain] == ["LayerNormalization"]
+    actual = onnx_format.load(path)(exportable.samples[0].numpy())[0]
+    torch.testing.assert_close(torch.from_numpy(actual), exportable.reference(exportable.samples[0])[0])
+
+
 def test_half_precision_is_summed_in_single():
     case = CASES["many rows"]
     tensors = case.tensors(torch.float16)[:3]
