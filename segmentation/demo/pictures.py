@@ -64,7 +64,7 @@ def grid(config_path: str, checkpoint: str, count: int = 15) -> Figure:
             if row == 0:
                 axis.set_title(title, fontsize=10)
     patches = [Patch(facecolor=np.divide(color, 255), label=name) for name, color in zip(names, palette)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 8), frameon=False)
     return figure
 
 

@@ -1,7 +1,7 @@
 """A small UperNet InternImage on composites of garments (`make demo-segmentation`), for two CPU cores and some minutes.
 
-As in the released configurations, only small: DCNv3 in every block, UperNet, an auxiliary head. It
-starts from random weights.
+As in the released configurations, only small: DCNv3 in every block, UperNet, an auxiliary head. It starts from
+random weights.
 """
 
 _base_ = ["../_base_/upernet.py", "../_base_/schedule.py"]
@@ -15,7 +15,8 @@ crop_size = (96, 96)
 cross_entropy = dict(type="CrossEntropyLoss", class_weight=[0.4, 1.0, 1.0, 1.0, 1.0, 1.0])
 dice = dict(type="DiceLoss", use_sigmoid=False, ignore_index=0)
 model = dict(
-    data_preprocessor=dict(size=crop_size),
+    # Empty margins are background: mmseg's class weights do not go with ignored pixels.
+    data_preprocessor=dict(size=crop_size, seg_pad_val=0),
     backbone=dict(channels=32, depths=[1, 1, 3, 1], groups=[2, 4, 8, 16], drop_path_rate=0.0, post_norm=False),
     decode_head=dict(
         in_channels=[32, 64, 128, 256],
@@ -33,7 +34,11 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadLabelMap", num_classes=6),
+    dict(type="RandomResize", scale=crop_size, ratio_range=(0.8, 1.3), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=crop_size),
+    dict(type="RandomRotate", prob=0.5, degree=20.0, seg_pad_val=0),
     dict(type="RandomFlip", prob=0.5),
+    dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
@@ -72,7 +77,7 @@ val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
 # Epochs, not iterations: starting again after the last one costs nothing.
-train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=20, val_interval=5)
+train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=24, val_interval=6)
 optim_wrapper = dict(
     optimizer=dict(lr=3e-3, fused=True),
     paramwise_cfg=dict(num_layers=6, layer_decay_rate=1.0, depths=[1, 1, 3, 1]),
@@ -80,7 +85,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=20, T_max=20, eta_min=1e-5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=24, T_max=24, eta_min=1e-5, convert_to_iter_based=True),
 ]
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=True),
