@@ -1,7 +1,7 @@
 """DINO of mmdet as one module from images to boxes and labels, for exporters (Zhang et al., 2023).
 
-Encoder, decoder and head are mmdet's, with deformable attention from `mm_layers.py`; what prepares their input takes
-the sizes of the pictures from their padding. Results are those of mmdet's test path.
+The layers are mmdet's, with deformable attention from `mm_layers.py`; what prepares their input takes the sizes of the
+pictures from their padding. Results are those of mmdet's test path.
 """
 
 import torch
@@ -12,6 +12,20 @@ from .mm_boxes import clip, picture_sizes, take
 from .mm_layers import exportable_copy
 
 __all__ = ["DINO"]
+
+
+Shapes = list[tuple[int, int]]
+
+
+def _places(shapes: Shapes, ratios: Tensor) -> Tensor:
+    """Where in its picture each token is, `(N, keys, 2)`: x and y, in 0 to 1 unless the token is padding."""
+    levels = []
+    for level, (height, width) in enumerate(shapes):
+        x = (torch.arange(width, device=ratios.device) + 0.5) / (ratios[:, level, :1] * width)  # (N, W)
+        y = (torch.arange(height, device=ratios.device) + 0.5) / (ratios[:, level, 1:] * height)
+        x, y = x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
+        levels.append(torch.stack([x, y], -1).flatten(1, 2))
+    return torch.cat(levels, 1)
 
 
 class DINO(nn.Module):
@@ -30,17 +44,27 @@ class DINO(nn.Module):
         sizes = picture_sizes(images)
         features = detector.extract_feat(images)
         tokens, positions, padding, ratios, shapes = self._tokens(features, images.shape[2:], sizes)
-        geometry = {"spatial_shapes": shapes, "level_start_index": None, "valid_ratios": ratios}
-        memory = detector.encoder(query=tokens, query_pos=positions, key_padding_mask=padding, **geometry)
-        start, _ = detector.pre_decoder(memory, padding, shapes)
+        places = _places(shapes, ratios)
+        memory = tokens
+        for layer in detector.encoder.layers:
+            memory = layer(
+                memory,
+                positions,
+                padding,
+                reference_points=places[:, :, None] * ratios[:, None],
+                spatial_shapes=shapes,
+            )
+        queries = detector.query_embedding.weight[None].expand(images.shape[0], -1, -1)
         states, references = detector.decoder(
-            query=start["query"],
+            query=queries,
             value=memory,
             key_padding_mask=padding,
             self_attn_mask=None,
-            reference_points=start["reference_points"],
+            reference_points=self._propose(memory, places, padding, shapes),
             reg_branches=detector.bbox_head.reg_branches,
-            **geometry,
+            spatial_shapes=shapes,
+            level_start_index=None,
+            valid_ratios=ratios,
         )
         logits, boxes = detector.bbox_head(states, list(references))
         return self._select(logits[-1].float(), boxes[-1].float(), sizes)
@@ -65,6 +89,21 @@ class DINO(nn.Module):
             shapes.append((height, width))
         position, ratio = torch.cat(positions, 1).to(dtype), torch.stack(ratios, 1).to(dtype)
         return torch.cat(tokens, 1), position, torch.cat(padding, 1), ratio, shapes
+
+    def _propose(self, memory: Tensor, places: Tensor, padding: Tensor, shapes: Shapes) -> Tensor:
+        """The decoder's first references `(N, queries, 4)`, centres and extents in 0 to 1: the likeliest tokens."""
+        detector = self.detector
+        extents = [places.new_full((1,), 0.05 * 2.0**level).expand(h * w) for level, (h, w) in enumerate(shapes)]
+        extent = torch.cat(extents)[None, :, None].expand_as(places)
+        boxes = torch.cat([places, extent], -1)
+        unusable = padding | ~((boxes > 0.01) & (boxes < 0.99)).all(-1)
+        logits = torch.log(boxes / (1 - boxes)).masked_fill(unusable[..., None], float("inf"))
+        memory = memory.masked_fill(unusable[..., None], 0.0)
+        memory = detector.memory_trans_norm(detector.memory_trans_fc(memory))
+        last = detector.decoder.num_layers
+        scores = detector.bbox_head.cls_branches[last](memory).amax(-1)
+        boxes = detector.bbox_head.reg_branches[last](memory) + logits
+        return take(boxes, scores.topk(detector.num_queries, dim=1)[1]).sigmoid()
 
     def _select(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """The best pairs of query and class; boxes are centres and extents in 0 to 1 of the picture."""
