@@ -15,7 +15,10 @@ __all__ = ["FORMATS", "Format", "Runtime", "find_format"]
 
 
 def _installed(module: str) -> bool:
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # of the package that the module is in
+        return False
     return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
 
 
@@ -77,8 +80,8 @@ _FORMATS = (
     ),
     Format("openvino", ".xml", {**_ONNX, "openvino": "openvino"}, ("grid_sample", "deform_conv", "gather"), int8=True),
     Format("aoti", ".pt2", {}, ("gather", "grid_sample"), one_size=True),
-    Format("executorch", ".pte", {"executorch": "executorch"}, ("grid_sample", "gather")),
-    Format("tensorrt", ".engine", {**_ONNX, "tensorrt": "tensorrt"}, ("grid_sample", "deform_conv")),
+    Format("executorch", ".pte", {"executorch.runtime": "executorch"}, ("grid_sample", "gather")),
+    Format("tensorrt", ".engine", {**_ONNX, "onnxruntime": "onnxruntime"}, ("grid_sample",)),
 )
 FORMATS = {item.name: item for item in _FORMATS}
 
