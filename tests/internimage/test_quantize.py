@@ -15,7 +15,7 @@ from internimage.export.exportable import Exportable
 from internimage.export.quantize import linear_layers, quantize_onnx, sampling_layers, write_int8
 from ops_dcnv3 import DCNv3
 
-BLOCKS = 2
+BLOCKS = 1
 
 
 class Logits(nn.Module):
@@ -32,7 +32,7 @@ class Logits(nn.Module):
 @pytest.fixture(scope="module")
 def item() -> Exportable:
     torch.manual_seed(0)
-    model = InternImage(channels=32, depths=[1, 1], groups=[2, 4], num_classes=5)
+    model = InternImage(channels=64, depths=[1], groups=[2], num_classes=5)
     for module in model.modules():
         if isinstance(module, DCNv3):
             nn.init.normal_(module.offset.weight, std=0.1)
@@ -50,7 +50,7 @@ def item() -> Exportable:
     )
 
 
-@pytest.fixture(scope="module", params=["grid_sample", "deform_conv", "gather"])
+@pytest.fixture(scope="module", params=["grid_sample", "deform_conv"])
 def source(request, item: Exportable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param) / "model.onnx"
     onnx_format.write(item, path, core=request.param)
