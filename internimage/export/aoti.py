@@ -51,7 +51,6 @@ def write(exportable: Exportable, path: Path, *, core: str = "gather", half: boo
     with torch.no_grad(), _quiet():
         program = torch.export.export(prepare(exportable.model, core), (images,), dynamic_shapes=dynamic_shapes)
         configuration = {
-            "freezing": True,  # weights packed for oneDNN
             "aot_inductor.metadata": {**exportable.metadata, _SHAPE: json.dumps(shape)},
             "aot_inductor.check_lowerbound": False,  # one image is fine
         }
