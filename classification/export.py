@@ -1,4 +1,4 @@
-"""Write a classifier for another runtime, compare it with PyTorch, and time both.
+r"""Write a classifier for another runtime, compare it with PyTorch, and time both.
 
     python classification/export.py --model internimage_t_1k_224 --output internimage_t.onnx
     python classification/export.py --cfg classification/configs/demo.yaml \
