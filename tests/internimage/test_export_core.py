@@ -140,13 +140,7 @@ def test_sizes_that_the_model_cannot_take_are_refused(size, tmp_path):
 
 
 class WrongRuntime:
-    """Writes a file, and computes something else."""
-
-    @staticmethod
-    def check() -> None:
-        pass
-
-    name, suffix, cores = "onnx", ".onnx", ("grid_sample",)
+    """A format's module: writes a file, and computes something else."""
 
     @staticmethod
     def write(exportable, path, *, core, half) -> None:
@@ -158,7 +152,7 @@ class WrongRuntime:
 
 
 def test_a_file_that_disagrees_is_renamed_and_fails(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(formats.FORMATS, "onnx", WrongRuntime())
+    monkeypatch.setattr(formats.Format, "_module", lambda self: WrongRuntime)
     with pytest.raises(UserError, match="exceeds"):
         cli.run(small_exportable(True, (1, 3, 64, 64)), options(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx.failed"]
