@@ -8,12 +8,8 @@ ratios of medians to ConvNeXt. CPU time is that of all threads of the process. R
 
 import argparse
 import copy
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -24,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import internimage
+from internimage.export.checks import Time, interleaved_times
 from internimage.layers import Block
 from ops_dcnv3.linear import Linear
 
@@ -31,13 +28,6 @@ __all__ = ["main", "saved_bytes"]
 
 SIZES = {"t": "tiny", "s": "small", "b": "base"}
 IMAGE = 224
-
-
-class Time(NamedTuple):
-    """Medians in seconds."""
-
-    cpu: float
-    wall: float
 
 
 def saved_bytes(model: nn.Module, batch: int) -> int:
@@ -113,26 +103,12 @@ def _spread_sampling_points(model: nn.Module) -> None:
             nn.init.normal_(block.dcn.mask.weight, std=0.1)
 
 
-def timed(steps: dict[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, Time]:
-    """Median times of each step, taken in turn."""
-    for step in steps.values():
-        for _ in range(warmup):
-            step()
-    samples: dict[str, list[Time]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            step()
-            samples[name].append(Time(time.process_time() - cpu, time.perf_counter() - wall))
-    return {name: Time(*map(statistics.median, zip(*times))) for name, times in samples.items()}
-
-
 @torch.inference_mode()
 def time_inference(size: str, batch: int, repeats: int, compiled: bool, same_products: bool) -> dict[str, Time]:
     """One forward pass of `batch` images."""
     x = torch.randn(batch, 3, IMAGE, IMAGE)
     models = contestants(size, compiled, False, same_products)
-    return timed({name: lambda model=model: model(x) for name, model in models.items()}, repeats)
+    return interleaved_times({name: lambda model=model: model(x) for name, model in models.items()}, repeats)
 
 
 def time_training(size: str, batch: int, repeats: int, same_products: bool) -> tuple[dict[str, Time], dict[str, int]]:
@@ -144,7 +120,9 @@ def time_training(size: str, batch: int, repeats: int, same_products: bool) -> t
         model.zero_grad(set_to_none=True)
         _loss(model, x).backward()
 
-    times = timed({name: lambda model=model: step(model) for name, model in models.items()}, repeats, warmup=1)
+    times = interleaved_times(
+        {name: lambda model=model: step(model) for name, model in models.items()}, repeats, warmup=1
+    )
     kept = {name: saved_bytes(model, batch) for name, model in models.items()}
     ours = models[f"InternImage-{size.upper()}"]
     ours.set_grad_checkpointing()
