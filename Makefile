@@ -37,5 +37,5 @@ lint: setup
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf build dist *.egg-info output data/fashion_mnist data/composites data/composites_large .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info output data/fashion_mnist data/composites .pytest_cache .ruff_cache
 	find ops_dcnv3 -name '*.so' -delete

@@ -37,8 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     folder = Path(args.output, "demo_detection")
     options = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
-    # Three times the default number: each garment and place is then seen few times, and held-out ones are found better.
-    run("-m", "detection.demo.compose", "--out", "data/composites_large", "--train", "6000")
+    run("-m", "detection.demo.compose", "--out", "data/composites")
     run("detection/train.py", CONFIG, "--work-dir", folder, "--resume", *options)
     checkpoint = last_checkpoint(folder)
     run("detection/test.py", CONFIG, checkpoint, "--work-dir", folder / "test", *options)

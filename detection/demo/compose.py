@@ -1,6 +1,6 @@
 """Compose pictures of garments on photographs, with boxes, instance masks and label maps.
 
-    python -m detection.demo.compose [--out data/composites] [--train 2000] [--val 300] [--seed 0]
+    python -m detection.demo.compose [--out data/composites] [--train 6000] [--val 300] [--seed 0]
 
 Garments are the Fashion-MNIST images embedded for the classification demo (Zalando SE, MIT licence), coloured, turned
 and enlarged; photographs are those inside the scikit-image package. Training and validation share neither. Written are
@@ -131,8 +131,8 @@ def _place(garment: np.ndarray, generator: np.random.Generator) -> tuple[np.ndar
     if generator.random() < 0.5:
         garment, inside = garment[:, ::-1], inside[:, ::-1]
     center = np.array([TILE / 2 - 0.5, TILE / 2 - 0.5])
-    affine = cv2.getRotationMatrix2D(tuple(center), generator.uniform(-30, 30), generator.uniform(1.2, 2.0))
-    affine[:, 2] += generator.uniform(14, SIZE - 14, 2) - center
+    affine = cv2.getRotationMatrix2D(tuple(center), generator.uniform(-30, 30), generator.uniform(1.6, 2.8))
+    affine[:, 2] += generator.uniform(SIZE / 4, 3 * SIZE / 4, 2) - center
     size, smooth = (SIZE, SIZE), cv2.INTER_CUBIC
     grey = cv2.warpAffine(garment.astype(np.float32), affine, size, flags=smooth, borderMode=cv2.BORDER_REPLICATE)
     alpha = cv2.warpAffine(inside.astype(np.float32), affine, size, flags=cv2.INTER_LINEAR)
@@ -153,7 +153,7 @@ def composite(
         generator: decides everything.
 
     Returns:
-        The picture `(SIZE, SIZE, 3)`, uint8, and its instances. Of each at least half is visible.
+        The picture `(SIZE, SIZE, 3)`, uint8, and its instances. At least 70% of each stays visible.
     """
     picture = _background(photographs, generator)
     placed: list[tuple[Instance, float]] = []  # with the area each needs
@@ -169,7 +169,7 @@ def composite(
             continue
         for instance, _ in placed:
             instance.mask &= ~mask
-        placed.append((Instance(label, mask), mask.sum() / 2))
+        placed.append((Instance(label, mask), 0.7 * mask.sum()))
         picture += alpha[..., None] * (colored - picture)
     return picture.round().clip(0, 255).astype(np.uint8), [instance for instance, _ in placed]
 
@@ -213,7 +213,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
     (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
-def compose(out: Path, train: int = 2000, val: int = 300, seed: int = 0) -> int:
+def compose(out: Path, train: int = 6000, val: int = 300, seed: int = 0) -> int:
     """Write the data set; returns how many pictures were made (0: they were there).
 
     Raises `UserError` if material is missing, or if `out` holds something that this function did not make.
@@ -242,7 +242,7 @@ def compose(out: Path, train: int = 2000, val: int = 300, seed: int = 0) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m detection.demo.compose", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "composites", metavar="DIR")
-    parser.add_argument("--train", type=int, default=2000, help="pictures for training")
+    parser.add_argument("--train", type=int, default=6000, help="pictures for training")
     parser.add_argument("--val", type=int, default=300, help="pictures for validation")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -7,7 +7,7 @@ Few regions, sampled once per bin, and a narrow mask head leave time for more st
 
 _base_ = ["../_base_/mask_rcnn.py", "../_base_/default_runtime.py"]
 
-data_root = "data/composites_large/"  # python -m detection.demo.compose --out data/composites_large --train 6000
+data_root = "data/composites/"  # from `python -m detection.demo.compose`
 classes = ("T-shirt", "Trouser", "Dress", "Bag", "Ankle-boot")
 
 norm = dict(type="BN")
