@@ -8,4 +8,7 @@ import segmentation.models  # noqa: F401 - registers the models
 
 @pytest.fixture(scope="module", autouse=True)
 def mmseg_scope() -> None:
+    from mmseg.visualization import SegLocalVisualizer
+
     init_default_scope("mmseg")
+    SegLocalVisualizer._instance_dict.clear()  # one of the same name, without TensorBoard, would be taken again
