@@ -9,7 +9,7 @@ of the weights and most of the time, multiply int8 by int8. The rest stays float
 
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,42 +77,49 @@ class _Reader(CalibrationDataReader):
         return next(self.feeds, None)
 
 
-def quantize_onnx(source: Path, images: list[np.ndarray], path: Path) -> None:
+def quantize_onnx(source: Path, images: Sequence[np.ndarray], path: Path, *, symmetric: bool = False) -> None:
     """Write an int8 version of the ONNX file `source`.
 
     Args:
         source: float32 model with one input.
         images: real ones, each `(N, 3, H, W)`, normalised; some hundred are enough.
         path: file to write; metadata are kept.
+        symmetric: no zero points, and biases in float32, as TensorRT asks for.
 
     Raises:
         UserError: no images, or nothing in the file to quantise.
     """
-    if not images:
+    if not len(images):
         raise UserError("int8 needs images to measure the ranges of activations; give a folder of them with --images")
     model = onnx.load(source)
     layers = linear_layers(model.graph)
     if not layers:
         raise UserError(f"{source} has no float32 linear layers to quantise; export it without --half and --int8 first")
     external = model.ByteSize() > 2**31 - 2**20
+    # The sums leave the product as float32: quantising them as well would gain nothing here.
+    extra_options = {"OpTypesToExcludeOutputQuantization": list(_LINEAR)}
+    if symmetric:
+        extra_options |= {"ActivationSymmetric": True, "QuantizeBias": False}
+    level = logging.root.manager.disable
     # The advice to pre-process the file is followed already: the exporter's graph is folded and has shapes.
     logging.disable(logging.WARNING)
-    quantize_static(
-        source,
-        path,
-        _Reader(model.graph.input[0].name, images),
-        quant_format=QuantFormat.QDQ,
-        nodes_to_quantize=layers,
-        op_types_to_quantize=list(_LINEAR),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        use_external_data_format=external,
-        # The sums leave the product as float32: quantising them as well would gain nothing here.
-        extra_options={"OpTypesToExcludeOutputQuantization": list(_LINEAR)},
-    )
-    logging.disable(logging.NOTSET)
+    try:
+        quantize_static(
+            source,
+            path,
+            _Reader(model.graph.input[0].name, images),
+            quant_format=QuantFormat.QDQ,
+            nodes_to_quantize=layers,
+            op_types_to_quantize=list(_LINEAR),
+            per_channel=True,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=external,
+            extra_options=extra_options,
+        )
+    finally:
+        logging.disable(level)
     quantized = onnx.load(path, load_external_data=False)
     if not quantized.metadata_props:
         quantized.metadata_props.extend(model.metadata_props)
