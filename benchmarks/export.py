@@ -16,38 +16,22 @@ if __name__ == "__main__":
 
 import timm
 import torch
-from torch import Tensor, nn
 
 import internimage
 from internimage.errors import UserError, exit_on_user_error
 from internimage.export.checks import Time, interleaved_times
-from internimage.export.exportable import Exportable
+from internimage.export.exportable import Exportable, Logits, spread_sampling_points
 from internimage.export.formats import FORMATS, Format, find_format
-from ops_dcnv3 import DCNv3
 
 __all__ = ["main"]
 
 SIZES = {"t": "tiny", "s": "small", "b": "base"}
 
 
-class Logits(nn.Module):
-    """A classifier with its output in a tuple."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.model(images),)
-
-
 def _exportable(name: str, image: int, batch: int, dynamic: bool) -> Exportable:
     torch.manual_seed(0)
     model = timm.create_model(name) if name.startswith("convnext") else internimage.create_model(name)
-    for module in model.modules():
-        if isinstance(module, DCNv3):  # new models sample at the regular grid; a trained one does not
-            nn.init.normal_(module.offset.weight, std=0.1)
-            nn.init.normal_(module.mask.weight, std=0.1)
+    spread_sampling_points(model)
     images = torch.randn(batch, 3, image, image)
     return Exportable(Logits(model).eval(), ("logits",), (image, image), {}, [images], dynamic=dynamic)
 

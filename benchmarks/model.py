@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import internimage
 from internimage.export.checks import Time, interleaved_times
+from internimage.export.exportable import spread_sampling_points
 from internimage.layers import Block
 from ops_dcnv3.linear import Linear
 
@@ -76,7 +77,7 @@ def contestants(size: str, compiled: bool, training: bool, same_products: bool) 
     torch.manual_seed(0)
     convnext = _channels_last(timm.create_model(f"convnext_{SIZES[size]}"))
     ours = internimage.create_model(f"internimage_{size}_1k_224")
-    _spread_sampling_points(ours)
+    spread_sampling_points(ours)
     models = {
         f"ConvNeXt-{size.upper()}": convnext,
         f"Swin-{size.upper()}": timm.create_model(f"swin_{SIZES[size]}_patch4_window7_224"),
@@ -93,14 +94,6 @@ def contestants(size: str, compiled: bool, training: bool, same_products: bool) 
         for name in (f"ConvNeXt-{size.upper()}", f"InternImage-{size.upper()}"):
             models[f"{name}, compiled"] = torch.compile(models[name], fullgraph=True)
     return models
-
-
-def _spread_sampling_points(model: nn.Module) -> None:
-    """New models sample at the regular grid; a trained one does not."""
-    for level in model.levels:
-        for block in level.blocks:
-            nn.init.normal_(block.dcn.offset.weight, std=0.1)  # about half a pixel to two
-            nn.init.normal_(block.dcn.mask.weight, std=0.1)
 
 
 @torch.inference_mode()

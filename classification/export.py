@@ -29,8 +29,7 @@ from classification.models import build_model
 from internimage import InternImageMetaFormer, create_model
 from internimage.errors import UserError, exit_on_user_error
 from internimage.export.cli import add_arguments, check_arguments, image_size, run
-from internimage.export.exportable import Exportable
-from ops_dcnv3 import DCNv3, DCNv4
+from internimage.export.exportable import Exportable, spread_sampling_points
 
 __all__ = ["build_exportable"]
 
@@ -57,10 +56,7 @@ def _random_weights(args: argparse.Namespace) -> Classifier:
     classifier = load_classifier(args, weights=False)
     torch.manual_seed(0)
     model = create_model(args.model) if args.model else build_model(classifier.config)
-    for module in model.modules():
-        for name in ("offset", "mask") if isinstance(module, DCNv3) else ("offset_mask",):
-            if isinstance(module, (DCNv3, DCNv4)):
-                nn.init.normal_(getattr(module, name).weight, std=0.1)
+    spread_sampling_points(model)
     return classifier._replace(model=model.eval(), device=torch.device("cpu"))
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 import internimage
 from internimage.errors import UserError, exit_on_user_error
-from internimage.export.exportable import Exportable
+from internimage.export.exportable import Exportable, Logits
 from internimage.export.tensorrt import BuildOptions, build
 from internimage.export.tensorrt_engine import DEVICE, Engine
 from internimage.export.tensorrt_library import library, require_gpu
@@ -48,17 +48,6 @@ def scattered(model: nn.Module) -> nn.Module:
             nn.init.normal_(layer.offset.bias, std=1.0, generator=generator)
             nn.init.normal_(layer.offset.weight, std=0.02, generator=generator)
     return model
-
-
-class _Logits(nn.Module):
-    """A classifier as exporters want it: a tuple comes out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.model(images),)
 
 
 def images_per_second(engine: Engine, size: int, repeats: int, warmup: int = 50) -> float:
@@ -96,7 +85,7 @@ def measure(key: str, args: argparse.Namespace, folder: Path) -> float:
     if not args.pretrained:
         scattered(model)
     images = torch.zeros(1, 3, size, size)
-    exportable = Exportable(_Logits(model), ("logits",), (size, size), {}, [images], dynamic=False)
+    exportable = Exportable(Logits(model), ("logits",), (size, size), {}, [images], dynamic=False)
     onnx_path, engine_path = folder / f"{name}.onnx", folder / f"{name}.engine"
     write(exportable, onnx_path, core="custom" if args.plugin else "grid_sample", half=args.half)
     build(onnx_path, engine_path, BuildOptions(plugins=args.plugin, timing_cache=args.timing_cache), library())

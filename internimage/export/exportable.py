@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Exportable", "Outputs", "elementwise_error"]
+from ops_dcnv3 import DCNv3, DCNv4
+
+__all__ = ["Exportable", "Logits", "Outputs", "elementwise_error", "spread_sampling_points"]
 
 Outputs = tuple[Tensor, ...]
 
@@ -26,6 +28,25 @@ def elementwise_error(actual: Outputs, expected: Outputs) -> tuple[float, float]
         worst_absolute = max(worst_absolute, difference)
         worst_relative = max(worst_relative, difference / scale if scale else difference)
     return worst_absolute, worst_relative
+
+
+class Logits(nn.Module):
+    """A classifier as exporters want it, its logits in a tuple: `(N, 3, H, W)` to `((N, classes),)`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.model(images),)
+
+
+def spread_sampling_points(model: nn.Module) -> None:
+    """Draw offsets and masks of a new model, which are zero, so that its points are spread like a trained one's."""
+    for module in model.modules():
+        if isinstance(module, (DCNv3, DCNv4)):
+            for name in ("offset", "mask") if isinstance(module, DCNv3) else ("offset_mask",):
+                nn.init.normal_(getattr(module, name).weight, std=0.1)  # offsets of about half a pixel to two
 
 
 @dataclass

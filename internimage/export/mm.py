@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from internimage.errors import UserError
 from internimage.integrations.mm_demo import load_model
-from ops_dcnv3 import DCNv3, DCNv4
 
 from .cli import image_size
-from .exportable import Exportable
+from .exportable import Exportable, spread_sampling_points
 from .mm_compare import detection_error, framework_boxes, framework_labels, segmentation_error
 from .mm_dino import DINO
 from .mm_rcnn import RCNN
@@ -61,10 +60,7 @@ def build_model(config: Config, checkpoint: str | None) -> nn.Module:
     config.model.backbone.pop("init_cfg", None)
     model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
     model.init_weights()
-    for module in model.modules():  # spread the sampling points as training does
-        for name in ("offset", "mask") if isinstance(module, DCNv3) else ("offset_mask",):
-            if isinstance(module, (DCNv3, DCNv4)):
-                nn.init.normal_(getattr(module, name).weight, std=0.1)
+    spread_sampling_points(model)
     dataset = config.test_dataloader.dataset
     model.dataset_meta = dict(DATASETS.build({**dataset, "lazy_init": True}).metainfo)
     model.cfg = config

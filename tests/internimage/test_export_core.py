@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import golden
 from internimage import FlashInternImage, InternImage, UserError
@@ -14,7 +14,7 @@ from internimage.export import cli, formats
 from internimage.export import onnx as onnx_format
 from internimage.export.checks import check_parity
 from internimage.export.cores import CORES, prepare
-from internimage.export.exportable import Exportable, elementwise_error
+from internimage.export.exportable import Exportable, Logits, elementwise_error
 from internimage.export.sampling import SAMPLERS, Predictors
 from ops_dcnv3 import dcnv3
 from ops_dcnv3.reference import Geometry
@@ -26,15 +26,6 @@ GEOMETRIES = {
     "given weights, no centre": Geometry(5, 3, 1, 2, 1, 0, 1, 2, 1, 0.5, True, False),
 }
 SMALL = {"channels": 16, "depths": [1, 1], "groups": [1, 2], "num_classes": 5}
-
-
-class Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.model(images),)
 
 
 def small_exportable(dynamic: bool, *shapes: tuple[int, ...], **kwargs) -> Exportable:

@@ -4,27 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from internimage import InternImage
 from internimage.errors import UserError
 from internimage.export.checks import check_parity
-from internimage.export.exportable import Exportable
+from internimage.export.exportable import Exportable, Logits
 from internimage.export.formats import find_format
 from ops_dcnv3 import DCNv3
 
 SIZE = 64
-
-
-class Logits(nn.Module):
-    """A classifier as exporters want it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.model(images),)
 
 
 def exportable(shapes: list[tuple[int, int, int]], dynamic: bool, **changes) -> Exportable:

@@ -5,28 +5,17 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from internimage import InternImage
 from internimage.errors import UserError
 from internimage.export import onnx as onnx_format
 from internimage.export.accuracy import Accuracy, accuracy_table, measure_accuracy
-from internimage.export.exportable import Exportable
+from internimage.export.exportable import Exportable, Logits
 from internimage.export.quantize import linear_layers, quantize_onnx, sampling_layers, write_int8
 from ops_dcnv3 import DCNv3
 
 BLOCKS = 1
-
-
-class Logits(nn.Module):
-    """A classifier as exporters want it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.model(images),)
 
 
 @pytest.fixture(scope="module")

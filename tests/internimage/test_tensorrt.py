@@ -24,7 +24,7 @@ from internimage import InternImage
 from internimage.errors import UserError
 from internimage.export import onnx as onnx_format
 from internimage.export import tensorrt, tensorrt_engine, tensorrt_int8, tensorrt_library
-from internimage.export.exportable import Exportable
+from internimage.export.exportable import Exportable, Logits
 from internimage.export.tensorrt import BuildOptions, build, load
 from internimage.export.tensorrt_library import library
 
@@ -451,15 +451,6 @@ def test_the_stored_declarations_are_those_of_the_installed_library():
     if real["__version__"] != stored["__version__"]:
         pytest.skip(f"version {real['__version__']} is installed, the declarations are of {stored['__version__']}")
     assert real == stored
-
-
-class Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.model(images),)
 
 
 @pytest.fixture(scope="module")
