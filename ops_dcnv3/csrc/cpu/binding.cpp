@@ -4,10 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cmath>
 #include <memory>
 #include <tuple>
-#include <vector>
 
 #include "../cpu_types.h"
 #include "capability.h"
@@ -52,37 +50,18 @@ struct Pixels {
 
 struct Call {
   Problem problem;
-  std::vector<int32_t> tap_x, tap_y;
-  std::vector<double> fraction_x, fraction_y;
-
-  // Where the taps of one axis sit: centre - centre * scale + index * dilation * scale.
-  static void add_tap(int64_t index, int64_t kernel, int64_t dilation, double scale, std::vector<int32_t>& whole,
-                      std::vector<double>& fraction) {
-    const double centre = double(dilation * (kernel - 1) / 2);
-    const double position = centre - centre * scale + double(index * dilation) * scale;
-    const double floor = std::floor(position);
-    whole.push_back(int32_t(floor));
-    fraction.push_back(position - floor);
-  }
+  ops_dcnv3::Taps taps;
 
   Call(const Pixels& input, const Pixels& offset, const Pixels& mask, int64_t kernel_h, int64_t kernel_w,
        int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
-       int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits) {
-    const size_t points = size_t(kernel_h * kernel_w);
-    tap_x.reserve(points), tap_y.reserve(points), fraction_x.reserve(points), fraction_y.reserve(points);
-    for (int64_t i = 0; i < kernel_w; ++i) {
-      for (int64_t j = 0; j < kernel_h; ++j) {
-        if (remove_center && i == kernel_w / 2 && j == kernel_h / 2) continue;
-        add_tap(i, kernel_w, dilation_w, offset_scale, tap_x, fraction_x);
-        add_tap(j, kernel_h, dilation_h, offset_scale, tap_y, fraction_y);
-      }
-    }
+       int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits)
+      : taps(kernel_h, kernel_w, dilation_h, dilation_w, offset_scale, remove_center) {
     const Tensor& t = input.tensor;
     problem = {t.size(0), t.size(1), t.size(2), groups, t.size(3) / groups,
-               mask.tensor.size(1), mask.tensor.size(2), int64_t(tap_x.size()),
+               mask.tensor.size(1), mask.tensor.size(2), int64_t(taps.x.size()),
                stride_h, stride_w, padding_h, padding_w,
                input.stride, offset.stride, mask.stride, offset_scale, mask_is_logits,
-               tap_x.data(), tap_y.data(), fraction_x.data(), fraction_y.data()};
+               taps.x.data(), taps.y.data(), taps.fraction_x.data(), taps.fraction_y.data()};
     constexpr int64_t limit = int64_t(1) << 30;
     STD_TORCH_CHECK(problem.height * problem.width <= limit && problem.out_height * stride_h + padding_h <= limit &&
                         problem.out_width * stride_w + padding_w <= limit,

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <atomic>
-#include <cmath>
 #include <new>
 
 #include "../cpu/capability.h"
@@ -37,24 +36,17 @@ class Dcnv3Node {
         padding_h_(a.integer("padding_h", 0)), padding_w_(a.integer("padding_w", 0)),
         dilation_h_(a.integer("dilation_h", 1)), dilation_w_(a.integer("dilation_w", 1)),
         groups_(a.integer("groups", 1)), mask_is_logits_(a.integer("mask_is_logits", 0) != 0),
-        offset_scale_(a.number("offset_scale")) {
-    const bool remove_center = a.integer("remove_center", 0) != 0;
-    if (remove_center && !(kernel_h_ % 2 && kernel_w_ % 2)) throw Invalid("remove_center needs odd kernel sizes");
-    for (int64_t i = 0; i < kernel_w_; ++i) {
-      for (int64_t j = 0; j < kernel_h_; ++j) {
-        if (remove_center && i == kernel_w_ / 2 && j == kernel_h_ / 2) continue;
-        add_tap(i, kernel_w_, dilation_w_, tap_x_, fraction_x_);
-        add_tap(j, kernel_h_, dilation_h_, tap_y_, fraction_y_);
-      }
-    }
-    if (tap_x_.empty()) throw Invalid("remove_center with a 1x1 kernel leaves no point to sample");
+        remove_center_(a.integer("remove_center", 0) != 0), offset_scale_(a.number("offset_scale")),
+        taps_(kernel_h_, kernel_w_, dilation_h_, dilation_w_, offset_scale_, remove_center_) {
+    if (remove_center_ && !(kernel_h_ % 2 && kernel_w_ % 2)) throw Invalid("remove_center needs odd kernel sizes");
+    if (taps_.x.empty()) throw Invalid("remove_center with a 1x1 kernel leaves no point to sample");
   }
 
   void compute(const Execution& execution) const {
     const Tensor input = execution.input(0, "input", 4, "channels last");
     const Tensor offset = execution.input(1, "offset", 4, "channels last");
     const Tensor mask = execution.input(2, "mask", 4, "channels last");
-    const int64_t points = int64_t(tap_x_.size());
+    const int64_t points = int64_t(taps_.x.size());
     check_shapes(input, offset, mask, points);
     void* output = execution.output({input[0], offset[1], offset[2], input[3]});
     if (input[0] == 0 || input[3] == 0) return;
@@ -63,7 +55,7 @@ class Dcnv3Node {
                              offset[1], offset[2], points,
                              stride_h_, stride_w_, padding_h_, padding_w_,
                              input[3], offset[3], mask[3], offset_scale_, mask_is_logits_,
-                             tap_x_.data(), tap_y_.data(), fraction_x_.data(), fraction_y_.data()};
+                             taps_.x.data(), taps_.y.data(), taps_.fraction_x.data(), taps_.fraction_y.data()};
     const ForwardTensors tensors = {input.data, offset.data, mask.data, output};
     const Kernels& kernels = chosen_kernels();
     const int64_t bytes = kernels.scratch_bytes(dtype, problem, false);
@@ -82,20 +74,9 @@ class Dcnv3Node {
 
  private:
   int64_t kernel_h_, kernel_w_, stride_h_, stride_w_, padding_h_, padding_w_, dilation_h_, dilation_w_, groups_;
-  bool mask_is_logits_;
+  bool mask_is_logits_, remove_center_;
   double offset_scale_;
-  std::vector<int32_t> tap_x_, tap_y_;
-  std::vector<double> fraction_x_, fraction_y_;
-
-  // Where the taps of one axis sit: centre - centre * scale + index * dilation * scale.
-  void add_tap(int64_t index, int64_t kernel, int64_t dilation, std::vector<int32_t>& whole,
-               std::vector<double>& fraction) const {
-    const double centre = double(dilation * (kernel - 1) / 2);
-    const double position = centre - centre * offset_scale_ + double(index * dilation) * offset_scale_;
-    const double floor = std::floor(position);
-    whole.push_back(int32_t(floor));
-    fraction.push_back(position - floor);
-  }
+  Taps taps_;
 
   static int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
     const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;
