@@ -11,13 +11,6 @@
 #include "cpu_simd.h"
 #include "cpu_types.h"
 
-// Vectors passed to or captured by a function stay in registers only if it is inlined: a call goes through memory.
-#if defined(__GNUC__)
-#define DCNV3_INLINE __attribute__((always_inline))
-#else
-#define DCNV3_INLINE
-#endif
-
 namespace {
 
 using ops_dcnv3::BackwardTensors;

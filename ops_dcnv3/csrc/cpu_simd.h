@@ -14,6 +14,13 @@
 #include <immintrin.h>
 #endif
 
+// Vectors passed to or captured by a function stay in registers only if it is inlined: a call goes through memory.
+#if defined(__GNUC__)
+#define DCNV3_INLINE __attribute__((always_inline))
+#else
+#define DCNV3_INLINE
+#endif
+
 namespace {
 
 struct BFloat16 {

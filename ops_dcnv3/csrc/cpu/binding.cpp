@@ -7,6 +7,7 @@
 #include <memory>
 #include <tuple>
 
+#include "../cpu_taps.h"
 #include "../cpu_types.h"
 #include "capability.h"
 

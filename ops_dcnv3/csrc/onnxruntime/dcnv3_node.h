@@ -6,6 +6,7 @@
 #include <new>
 
 #include "../cpu/capability.h"
+#include "../cpu_taps.h"
 #include "../cpu_types.h"
 #include "operator.h"
 

@@ -4,12 +4,6 @@
 #include "../cpu_simd.h"
 #include "layers.h"
 
-#if defined(__GNUC__)
-#define DCNV3_INLINE __attribute__((always_inline))
-#else
-#define DCNV3_INLINE
-#endif
-
 namespace {
 
 using ops_dcnv3::Features;
