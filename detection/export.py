@@ -11,42 +11,24 @@ images of pictures is in its metadata; `predict_onnx.py` does it. Without --chec
 --images the photographs of the check are scikit-image's. A file that disagrees with PyTorch is renamed to *.failed.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mmengine.config import DictAction
-
 import detection.models  # noqa: F401 - before mmdet
-from internimage.errors import UserError, exit_on_user_error
-from internimage.export.cli import add_arguments, check_arguments, run
-from internimage.export.formats import FORMATS
-from internimage.export.mm import build_model, detector_exportable
-from internimage.integrations.mm_checks import merge_options, read_config
+from internimage.export.mm import detector_exportable
+from internimage.export.mm_cli import export
 
 __all__ = ["main"]
 
-_FORMATS = ("onnx", "openvino", "tensorrt")
+_NO_SUPPRESSION = "cannot hold a detector's suppression"
 
 
-@exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="configuration file")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    if args.format in FORMATS and args.format not in _FORMATS:
-        raise UserError(f"--format {args.format} cannot hold a detector's suppression; use {', '.join(_FORMATS)}")
-    check_arguments(args)
-    from predict_onnx import prepare  # needs onnxruntime, which has now been looked for
-
-    config = read_config(args.config)
-    merge_options(config, args.cfg_options)
-    run(detector_exportable(build_model(config, args.checkpoint), args, prepare), args)
+    refused = dict.fromkeys(("aoti", "executorch"), _NO_SUPPRESSION)
+    export(__doc__, detector_exportable, argv, refused=refused)
 
 
 if __name__ == "__main__":
