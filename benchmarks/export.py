@@ -18,7 +18,7 @@ import timm
 import torch
 
 import internimage
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import exit_on_user_error
 from internimage.export.checks import Time, interleaved_times
 from internimage.export.exportable import Exportable, Logits, spread_sampling_points
 from internimage.export.formats import FORMATS, Format, find_format
@@ -42,11 +42,7 @@ def _plan(names: list[str]) -> list[tuple[Format, str]]:
     for name in names:
         form_name, _, core = name.partition(":")
         form = find_format(form_name)
-        form.check()
-        core = core or form.cores[0]
-        if core not in form.cores:
-            raise UserError(f"format {form.name} has no core {core!r}; it has {', '.join(form.cores)}")
-        plan.append((form, core))
+        plan.append((form, form.choose(core, Path(f"model{form.suffix}"))))
     return plan
 
 

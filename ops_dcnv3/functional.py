@@ -58,7 +58,8 @@ def dcnv3(
         groups: `G`; must divide the channels.
         offset_scale: factor on the kernel's extent and on the offsets.
         remove_center: leave out the kernel's central point; needs odd kernel sizes.
-        backend: `auto`, `cuda`, `triton`, `cpu` or `torch` (see `python -m ops_dcnv3`).
+        backend: `auto`, `cuda`, `triton`, `cpu` or `torch` (see `python -m ops_dcnv3`). While `torch.onnx.export`
+            runs, `auto` is `torch`, which consists of standard operators.
         mask_is_logits: apply a softmax over the `P` points of each group to `mask` first.
 
     Returns:
@@ -77,7 +78,7 @@ def dcnv3(
     _check(input, offset, mask, expected, geometry)
     if not input.dtype == offset.dtype == mask.dtype:
         input, offset, mask = _promote(input, offset, mask)
-    chosen = backends.select(backend, input.device)
+    chosen = backends.select("torch" if backend == "auto" and _onnx_is_written() else backend, input.device)
     if chosen == "torch":
         # Compilers fuse the gathers; exporters know grid_sample.
         fuse = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
@@ -89,6 +90,10 @@ def dcnv3(
     # Autograd's part in Python takes 4 microseconds, a tenth of the time of a small feature map.
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.ops_dcnv3.forward.default(input, offset, mask, *geometry)
+
+
+def _onnx_is_written() -> bool:
+    return (torch.compiler.is_exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 def _tracks_gradients(*tensors: Tensor) -> bool:

@@ -1,1 +1,6 @@
 """Models for other runtimes: rewriting, writing, checking against PyTorch and timing. See docs/deploy.md."""
+
+from .cores import CORES, prepare
+from .own_model import export
+
+__all__ = ["CORES", "export", "prepare"]

@@ -3,14 +3,19 @@
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from internimage.errors import UserError
+
 from .exportable import Exportable
 from .formats import Runtime
 
-__all__ = ["Parity", "Time", "check_parity", "interleaved_times", "latency_table", "parity_table"]
+__all__ = ["Parity", "Time", "check_parity", "interleaved_times", "latency_table", "parity_table", "require_parity"]
+
+_TOLERANCE, _HALF_TOLERANCE = 1e-4, 5e-2
 
 
 class Parity(NamedTuple):
@@ -37,6 +42,15 @@ def check_parity(exportable: Exportable, runtime: Runtime) -> list[Parity]:
         actual = tuple(torch.from_numpy(output) for output in runtime(images.numpy()))
         rows.append(Parity(tuple(images.shape), name, *exportable.compare(actual, exportable.reference(images))))
     return rows
+
+
+def require_parity(rows: list[Parity], path: Path, *, half: bool, tolerance: float | None = None) -> None:
+    """Rename the file to `*.failed` and raise `UserError` if a relative error exceeds the tolerance."""
+    tolerance = tolerance or (_HALF_TOLERANCE if half else _TOLERANCE)
+    worst = max(row.relative for row in rows)
+    if not worst <= tolerance:
+        failed = path.replace(path.with_name(f"{path.name}.failed"))
+        raise UserError(f"the relative error {worst:.1e} exceeds {tolerance:.1e}; the file is now {failed}")
 
 
 def interleaved_times(steps: dict[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, Time]:

@@ -9,14 +9,12 @@ import torch
 from internimage.errors import UserError
 
 from .accuracy import accuracy_table
-from .checks import check_parity, interleaved_times, latency_table, parity_table
+from .checks import check_parity, interleaved_times, latency_table, parity_table, require_parity
 from .cores import CORES
 from .exportable import Exportable
 from .formats import FORMATS, Format, find_format
 
 __all__ = ["add_arguments", "image_size", "run"]
-
-_TOLERANCE, _HALF_TOLERANCE = 1e-4, 5e-2
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, checkpoint: bool = True) -> None:
@@ -58,14 +56,7 @@ def image_size(args: argparse.Namespace, default: tuple[int, int], multiple: int
 def _plan(args: argparse.Namespace) -> tuple[Format, str]:
     """The format and the core asked for. Raises `UserError` for what cannot be had."""
     form = find_format(args.format)
-    form.check()
-    core = args.core or form.cores[0]
-    if core not in form.cores:
-        raise UserError(f"--format {form.name} cannot hold --core {core}; it has {', '.join(form.cores)}")
-    if args.output.suffix != form.suffix:
-        raise UserError(f"--output {args.output} must end in {form.suffix} for --format {form.name}")
-    if args.output.is_dir():
-        raise UserError(f"--output {args.output} is a folder; give the file to write in it")
+    core = form.choose(args.core, args.output)
     if args.int8 and not args.images:
         raise UserError("--int8 needs --images, a folder of some hundred images like those it will see")
     if args.int8 and not form.int8:
@@ -95,11 +86,7 @@ def run(exportable: Exportable, args: argparse.Namespace) -> None:
     runtime = form.load(args.output, threads=args.threads)
     rows = check_parity(exportable, runtime)
     print(f"{args.output}: {form.name}, {core}, {'float16' if args.half else 'float32'}\n\n{parity_table(rows)}\n")
-    tolerance = args.tolerance or (_HALF_TOLERANCE if args.half else _TOLERANCE)
-    worst = max(row.relative for row in rows)
-    if not worst <= tolerance:
-        failed = args.output.replace(args.output.with_name(f"{args.output.name}.failed"))
-        raise UserError(f"the relative error {worst:.1e} exceeds {tolerance:.1e}; the file is now {failed}")
+    require_parity(rows, args.output, half=args.half, tolerance=args.tolerance)
     runtimes, files = {f"{form.name} ({core})": runtime}, [args.output]
     if args.int8:
         from .quantize import write_int8

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -51,12 +52,20 @@ class Format:
     def _module(self):
         missing = [pip for module, pip in self.packages.items() if not _installed(module)]
         if missing:
-            raise UserError(f"--format {self.name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+            raise UserError(f"format {self.name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
         return importlib.import_module(f"internimage.export.{self.name}")
 
-    def check(self) -> None:
-        """Raise `UserError` if a package is missing."""
+    def choose(self, core: str | None, path: Path) -> str:
+        """The core to use, the default if None. Raises `UserError` for what cannot be had, or written to `path`."""
         self._module()
+        core = core or self.cores[0]
+        if core not in self.cores:
+            raise UserError(f"format {self.name} cannot hold core {core!r}; it has {', '.join(self.cores)}")
+        if path.suffix != self.suffix:
+            raise UserError(f"the file of format {self.name} must end in {self.suffix}; got {path}")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give the file to write in it")
+        return core
 
     @property
     def write(self) -> Callable[..., None]:

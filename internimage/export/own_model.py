@@ -1,0 +1,87 @@
+"""Exporting a model of one's own: any module of images that has DCNv3 or DCNv4 layers, or whole backbones, inside."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from internimage.errors import UserError
+
+from .checks import Parity, check_parity, require_parity
+from .exportable import Exportable
+from .formats import find_format
+
+__all__ = ["export"]
+
+
+class _NamedOutputs(nn.Module):
+    """Gives a tensor, a sequence or a dictionary of tensors as a tuple, and keeps the names of a dictionary."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.names: list[str] = []
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(images)
+        if isinstance(outputs, Tensor):
+            outputs = [outputs]
+        elif isinstance(outputs, dict):
+            self.names, outputs = list(outputs), outputs.values()
+        outputs = tuple(outputs)
+        if strange := [type(output).__name__ for output in outputs if not isinstance(output, Tensor)]:
+            raise UserError(f"outputs must be tensors; this model gives {strange[0]}: wrap it in a module that does")
+        return outputs
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    images: Tensor | Sequence[Tensor],
+    *,
+    format: str = "onnx",
+    core: str | None = None,
+    half: bool = False,
+    dynamic: bool = True,
+    output_names: Sequence[str] = (),
+    metadata: dict[str, str] | None = None,
+    tolerance: float | None = None,
+    threads: int = 1,
+) -> list[Parity]:
+    """Write `model` for another runtime and compare the file with PyTorch.
+
+    Args:
+        model: takes one tensor of images; gives a tensor, or a sequence or dictionary of tensors. Put in evaluation
+            mode; otherwise left as it is.
+        path: of the file, with the ending that the format has.
+        images: `(N, C, H, W)` float32, one tensor or several of the sizes to compare at; the first one is traced.
+        format: `onnx`, `openvino`, `aoti`, `executorch` or `tensorrt`.
+        core: form of the operator, one of `internimage.export.CORES` that the format has; its default if None.
+        half: float16 weights and activations.
+        dynamic: leave batch, height and width free (with `aoti` the batch alone; not with `executorch`).
+        output_names: names of the outputs; by default a dictionary's keys, else `output0`, `output1` and so on.
+        metadata: written into the file, where the format allows it.
+        tolerance: the largest error allowed, relative to an output's largest value; by default 1e-4, with `half` 5e-2.
+        threads: of the runtime while it is compared.
+
+    Returns:
+        The errors found for each of `images`.
+
+    Raises:
+        UserError: a format that is not there or cannot hold the model, or results too far from PyTorch's; the file
+            then ends in `.failed`.
+    """
+    path, form = Path(path), find_format(format)
+    core = form.choose(core, path)
+    samples = [images] if isinstance(images, Tensor) else list(images)
+    wrapped = _NamedOutputs(model.eval())
+    exportable = Exportable(wrapped, (), tuple(samples[0].shape[2:]), metadata or {}, samples, dynamic=dynamic)
+    count = len(exportable.reference(samples[0]))
+    names = tuple(output_names or wrapped.names or (f"output{index}" for index in range(count)))
+    if len(names) != count:
+        raise UserError(f"output_names has {len(names)} names, but the model has {count} outputs")
+    exportable.output_names = names
+    form.write(exportable, path, core=core, half=half)
+    rows = check_parity(exportable, form.load(path, threads=threads))
+    require_parity(rows, path, half=half, tolerance=tolerance)
+    return rows
