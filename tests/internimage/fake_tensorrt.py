@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["make", "write_onnx"]
+__all__ = ["Stream", "make", "write_onnx"]
 
 API = json.loads((Path(__file__).parents[1] / "data" / "tensorrt_api.json").read_text())
 OUTPUTS = {"sum": "FLOAT", "positive": "INT64"}
@@ -335,3 +335,12 @@ def _array(address: int, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     """The memory at an address."""
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer((ctypes.c_char * count).from_address(address), dtype).reshape(shape)
+
+
+class Stream:
+    """In place of `torch.cuda.Stream`."""
+
+    cuda_stream = 7
+
+    def synchronize(self) -> None:
+        pass
