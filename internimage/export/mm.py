@@ -5,6 +5,7 @@
 """
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -247,6 +248,7 @@ def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Pre
         **({"masks": "probabilities over each box", "mask_threshold": config.mask_thr_binary} if masks else {}),
     }
     module.eval()
+    compare = functools.partial(detection_error, threshold=config.get("score_thr", 0.0))
     exportable = _exportable(
         model,
         args,
@@ -254,7 +256,7 @@ def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Pre
         "detection",
         model=module,
         output_names=names,
-        compare=detection_error,
+        compare=compare,
         translations=translations,
         words=words,
     )
@@ -264,7 +266,7 @@ def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Pre
     for images in exportable.samples:
         ours = exportable.reference(images)[:2]
         found += int((ours[1] >= 0).sum())
-        errors.append(detection_error(ours, framework_boxes(model, images, ours[0].shape[1])))
+        errors.append(compare(ours, framework_boxes(model, images, ours[0].shape[1])))
     print(
         f"{found} objects in the sample images{'' if found else ': there is nothing to compare; give other --images'}"
     )

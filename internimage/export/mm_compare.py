@@ -18,11 +18,12 @@ __all__ = [
 ]
 
 
-def detection_error(actual: Outputs, expected: Outputs) -> tuple[float, float]:
+def detection_error(actual: Outputs, expected: Outputs, threshold: float = 0.0) -> tuple[float, float]:
     """How far two sets of detections are apart, in the units of the outputs, and with boxes in shares of the picture.
 
-    Detections are paired by label, nearest first. One without partner counts with its score or, if the other side has
-    no place left, with what its score is above the lowest there.
+    Detections are paired by label, box and score, nearest first; a pair's masks are compared as well. One without
+    partner counts with what its score is above `threshold`, below which the detector reports nothing, or, if the other
+    side has no place left, above the lowest score there.
     """
     if not all(output.isfinite().all() for output in (*actual, *expected)):
         return math.inf, math.inf
@@ -30,7 +31,7 @@ def detection_error(actual: Outputs, expected: Outputs) -> tuple[float, float]:
     for image in range(expected[0].shape[0]):
         sides = [[output[image].float() for output in side] for side in (actual, expected)]
         for found, others in (sides, sides[::-1]):
-            far = _unpaired(found, others)
+            far = _unpaired(found, others, threshold)
             absolute, relative = max(absolute, far), max(relative, far)
         exact, shares = _paired(*sides)
         absolute, relative = max(absolute, exact), max(relative, shares)
@@ -39,15 +40,12 @@ def detection_error(actual: Outputs, expected: Outputs) -> tuple[float, float]:
 
 def _distances(found: list[Tensor], others: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Distances of all pairs `(F, O)` in pixels and scores, and in shares; infinite where labels differ."""
-    (boxes, labels, *masks), (other_boxes, other_labels, *other_masks) = found, others
+    (boxes, labels), (other_boxes, other_labels) = found[:2], others[:2]
     difference = (boxes[:, None] - other_boxes[None]).abs()
     largest = torch.cat([boxes, other_boxes])[:, :4].max().clamp(min=1)
-    exact, shares = difference.amax(-1), torch.maximum(difference[..., :4].amax(-1) / largest, difference[..., 4])
-    for mask, other in zip(masks, other_masks):
-        between = torch.cdist(mask.flatten(1), other.flatten(1), p=float("inf"))
-        exact, shares = torch.maximum(exact, between), torch.maximum(shares, between)
+    shares = torch.maximum(difference[..., :4].amax(-1) / largest, difference[..., 4])
     apart = (labels[:, None] != other_labels[None]) | (labels[:, None] < 0)
-    return exact.masked_fill(apart, float("inf")), shares.masked_fill(apart, float("inf"))
+    return difference.amax(-1).masked_fill(apart, float("inf")), shares.masked_fill(apart, float("inf"))
 
 
 _NEAR = 0.01  # share of the picture, and of a score: pairs farther apart are two different detections
@@ -59,16 +57,18 @@ def _paired(found: list[Tensor], others: list[Tensor]) -> tuple[float, float]:
     near = nearest < _NEAR
     if not near.any():
         return 0.0, 0.0
-    return exact.gather(1, index[:, None])[:, 0][near].max().item(), nearest[near].max().item()
+    masks = [(mask[near] - other[index[near]]).abs().max().item() for mask, other in zip(found[2:], others[2:])]
+    absolute = exact.gather(1, index[:, None])[:, 0][near].max().item()
+    return max(absolute, *masks, 0.0), max(nearest[near].max().item(), *masks, 0.0)
 
 
-def _unpaired(found: list[Tensor], others: list[Tensor]) -> float:
-    """The worst score among the detections of the first side that the second has not."""
+def _unpaired(found: list[Tensor], others: list[Tensor], threshold: float) -> float:
+    """The worst among the detections of the first side that the second has not."""
     alone = (found[1] >= 0) & (_distances(found, others)[1].min(1)[0] >= _NEAR)
     if not alone.any():
         return 0.0
     full = (others[1] >= 0).all()
-    floor = others[0][:, 4].min().item() if full else 0.0
+    floor = others[0][:, 4].min().item() if full else threshold
     return max(found[0][alone, 4].max().item() - floor, 0.0)
 
 

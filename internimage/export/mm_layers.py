@@ -1,7 +1,7 @@
-"""Layers of mmdet and mmseg whose code cannot be exported with free sizes, and what stands in for them.
+"""Layers of mmdet and mmseg whose code cannot be exported with free sizes or in half types, and what replaces them.
 
 Deformable attention (Zhu et al., 2021) by GridSample, Mask2Former's pixel decoder (Cheng et al., 2022) with sizes
-kept as numbers, and adaptive average pooling as two matrix products.
+kept as numbers, adaptive average pooling as two matrix products, and positional encodings of the weights' type.
 """
 
 import copy
@@ -9,16 +9,30 @@ import copy
 import torch
 import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.layers import MSDeformAttnPixelDecoder
+from mmdet.models.layers import MSDeformAttnPixelDecoder, SinePositionalEncoding
 from torch import Tensor, nn
 
-__all__ = ["exportable_copy"]
+__all__ = ["WeightsType", "exportable_copy"]
 
 Shapes = list[tuple[int, int]]
 
 
+class WeightsType(nn.Module):
+    """Casts to the type that the model's weights have been brought to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.like.dtype)
+
+
 class DeformableAttention(nn.Module):
-    """`MultiScaleDeformableAttention` whose `spatial_shapes` are a list of numbers."""
+    """`MultiScaleDeformableAttention` whose `spatial_shapes` are a list of numbers.
+
+    References, which should be float32, and sampling keep their precision if the weights are in a half type.
+    """
 
     def __init__(self, layer: MultiScaleDeformableAttention) -> None:
         super().__init__()
@@ -62,11 +76,11 @@ class DeformableAttention(nn.Module):
             # One plane per image and head: (N * heads, queries, points, 2) and (N * heads, D, H, W).
             grid = (places * 2 - 1).transpose(1, 2).flatten(0, 1)
             planes = part.transpose(1, 2).unflatten(1, (heads, -1)).flatten(0, 1).unflatten(2, (height, width))
-            sampled = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            sampled = F.grid_sample(planes.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]  # (N * heads, 1, queries, points)
             output = output + (sampled * weight).sum(-1)
         output = output.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
-        return layer.output_proj(output) + identity
+        return layer.output_proj(output.to(value.dtype)) + identity
 
 
 def _split(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
@@ -101,9 +115,9 @@ class PixelDecoder(nn.Module):
             positions.append(position.flatten(2).transpose(1, 2))
             references.append(grid.flatten(0, 1))
             shapes.append((height, width))
-        reference = torch.cat(references)[None, :, None].expand(batch, -1, len(shapes), -1).to(features[0].dtype)
+        reference = torch.cat(references)[None, :, None].expand(batch, -1, len(shapes), -1)
         memory = torch.cat(tokens, 1)
-        position = torch.cat(positions, 1).to(memory.dtype)
+        position = torch.cat(positions, 1)
         for layer in decoder.encoder.layers:
             memory = layer(memory, position, None, reference_points=reference, spatial_shapes=shapes)
         maps = [
@@ -148,4 +162,6 @@ def exportable_copy(model: nn.Module) -> nn.Module:
                 setattr(module, name, PixelDecoder(child))
             elif isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(module, name, AveragePool(child.output_size))
+            elif isinstance(child, SinePositionalEncoding):
+                setattr(module, name, nn.Sequential(child, WeightsType()))
     return model

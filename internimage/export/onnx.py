@@ -109,15 +109,17 @@ class _HalfInside(torch.nn.Module):
 
 
 class _quiet:
-    """Silences the exporter's logger, whose progress marks are no news to the user."""
+    """Silences the exporter's loggers, whose progress marks are no news to the user."""
 
     def __enter__(self) -> None:
-        self.logger = logging.getLogger("torch.onnx")
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
+        loggers = map(logging.getLogger, ("torch.onnx", "onnxscript"))
+        self.levels = {logger: logger.level for logger in loggers}
+        for logger in self.levels:
+            logger.setLevel(logging.ERROR)
 
     def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)
+        for logger, level in self.levels.items():
+            logger.setLevel(level)
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:

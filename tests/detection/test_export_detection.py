@@ -18,6 +18,7 @@ import predict_onnx
 from detection.export import main
 from golden import filled
 from internimage.errors import UserError
+from internimage.export.cores import prepare
 from internimage.export.mm import preprocessing
 from internimage.export.mm_boxes import best, clip, picture_sizes, suppress
 from internimage.export.mm_compare import detection_error, framework_boxes, framework_detections
@@ -127,6 +128,26 @@ def test_boxes_of_padded_photographs_are_mmdets_for_dino(name):
     check_against_mmdet(model, DINO(model), padded((128, 100), (90, 160), whole=(128, 160)))
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "size"),
+    [
+        ("coco/mask_rcnn_internimage_t_fpn_1x_coco.py", RCNN, (64, 96)),
+        ("coco/dino_4scale_internimage_t_1x_coco_layer_wise_lr.py", DINO, (128, 160)),
+    ],
+)
+@torch.no_grad()
+def test_half_weights_leave_boxes_in_single_precision(name, module, size):
+    model = built(name)
+    if hasattr(model, "roi_head"):
+        model.roi_head.test_cfg.max_per_img = 4  # PyTorch's float16 convolutions are slow
+    whole = module(model).eval()
+    images = padded(size, whole=size)
+    expected, actual = whole(images), prepare(whole).half()(images.half())
+    assert actual[0].dtype == torch.float32 and (expected[1] >= 0).any()
+    assert (actual[0].half() != actual[0]).any()  # more digits than float16 has
+    assert detection_error(actual, expected)[1] < 5e-2
+
+
 def test_the_rewritten_detector_shares_its_weights_and_leaves_the_original_as_it_is():
     model = built("coco/dino_4scale_internimage_t_1x_coco_layer_wise_lr.py")
     kinds = [type(module) for module in model.modules()]
@@ -161,6 +182,21 @@ def test_one_that_was_cut_at_the_last_place_counts_little():
     a = results((0, 0.9, 10, 10, 50, 100), (1, 0.3001, 20, 20, 30, 30))
     b = results((0, 0.9, 10, 10, 50, 100), (1, 0.3, 60, 60, 70, 70))
     assert detection_error(a, b)[1] == pytest.approx(1e-4, abs=1e-6)
+
+
+def test_one_that_just_passes_the_threshold_counts_little():
+    a = results((0, 0.9, 10, 10, 50, 100), (1, 0.0502, 20, 20, 30, 30))
+    b = results((0, 0.9, 10, 10, 50, 100), (-1, 0, 0, 0, 0, 0))
+    for sides in ((a, b), (b, a)):
+        assert detection_error(*sides, threshold=0.05)[1] == pytest.approx(2e-4, abs=1e-6)
+
+
+def test_masks_are_compared_between_partners_and_do_not_make_them():
+    a = results((0, 0.9, 10, 10, 50, 100), (1, 0.8, 20, 20, 30, 30))
+    masks = torch.zeros(1, 2, 28, 28)
+    other = masks.clone()
+    other[0, 1, 3, 4] = 0.04
+    assert detection_error((*a, masks), (*a, other)) == pytest.approx((0.04, 0.04))
 
 
 def test_nan_is_not_close():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import predict_onnx
 from golden import filled
+from internimage.export.cores import prepare
 from internimage.export.mm import preprocessing
 from internimage.export.mm_compare import framework_labels, segmentation_error
 from internimage.export.mm_layers import AveragePool
@@ -49,6 +50,15 @@ def test_labels_and_scores_of_photographs_are_mmsegs(name):
     labels, scores = Segmentor(model).eval()(images)
     assert labels.shape == scores.shape == (2, 96, 160) and len(labels.unique()) > 1
     assert segmentation_error((labels, scores), framework_labels(model, images))[1] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["upernet_mini", "mask2former_mini"])
+@torch.no_grad()
+def test_half_weights_give_nearly_the_same_labels(name):
+    module = Segmentor(golden_segmentor(name).model).eval()
+    images = photographs(96, 160)
+    labels, scores = prepare(module).half()(images.half())
+    assert segmentation_error((labels, scores.float()), module(images))[1] < 5e-2
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
