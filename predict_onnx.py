@@ -235,7 +235,8 @@ def _load(args: argparse.Namespace) -> tuple[Model, Image.Image]:
     try:
         model = Model(args.model, args.custom_ops)
     except Exception as error:  # onnxruntime has no common base class of its errors
-        raise _Mistake(f"ONNX Runtime cannot load {args.model}: {str(error).splitlines()[0]}") from error
+        hint = "; a file of --core custom needs --custom-ops LIBRARY" if "ops_dcnv3" in str(error) else ""
+        raise _Mistake(f"ONNX Runtime cannot load {args.model}: {str(error).splitlines()[0]}{hint}") from error
     if model.meta.get("task") not in _TASKS:
         raise _Mistake(f"{args.model} has no metadata of this project; write it with one of the export.py scripts")
     return model, ImageOps.exif_transpose(image).convert("RGB")
@@ -247,7 +248,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("image", help="image file")
     parser.add_argument("--out", type=Path, help="picture to write with the result drawn into it")
     parser.add_argument("--threshold", type=float, help="lowest score shown; default: the model's (detectors 0.3)")
-    parser.add_argument("--custom-ops", metavar="LIBRARY", help="for files exported with --core custom")
+    parser.add_argument(
+        "--custom-ops",
+        metavar="LIBRARY",
+        help="for files exported with --core custom: what `python -m ops_dcnv3.ort_build` prints",
+    )
     args = parser.parse_args(argv)
     try:
         model, image = _load(args)

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from internimage import InternImageMetaFormer, create_model
 from internimage.checkpoint import load_exact, read_state_dict
 from internimage.errors import CheckpointError, UserError
+from internimage.zoo import local_checkpoint
 
 from .config import get_config, parse_args
 from .data.samples import EXTENSIONS, class_folders
@@ -54,7 +55,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--cfg", metavar="FILE", help="YAML file of the model; needs --checkpoint")
     which.add_argument("--model", metavar="NAME", help="released model, such as internimage_t_1k_224")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights (default with --model: the released ones)")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="weights: a path, an address or a released name (default with --model: its own)",
+    )
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of the checkpoint")
     parser.add_argument("--opts", nargs="+", metavar="KEY VALUE", help="change configuration keys of --cfg")
     parser.add_argument("--class-names", metavar="FILE", help="text file with one class name per line")
@@ -72,7 +77,9 @@ def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classi
         CheckpointError: weights that cannot be read or do not fit.
     """
     device = start("none").device if weights else torch.device("meta")
-    state = read_state_dict(args.checkpoint, ema=args.ema) if weights and args.checkpoint else None
+    state = None
+    if weights and args.checkpoint:
+        state = read_state_dict(local_checkpoint(args.checkpoint), ema=args.ema)
     if args.model:
         config = CfgNode(DEFAULTS)
         config.DATA.IMG_SIZE = int(re.search(r"\d*$", args.model)[0] or 224)  # released names end with it

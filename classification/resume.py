@@ -18,10 +18,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from internimage import list_models
 from internimage.checkpoint import extract_state_dict, load_exact, load_file, load_pretrained, save_atomic
 from internimage.errors import CheckpointError, UserError
-from internimage.zoo import checkpoint_path
+from internimage.zoo import local_checkpoint
 
 from .distributed import World, run_on_main
 
@@ -200,16 +199,9 @@ def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> b
 
 
 def locate(world: World, name: str) -> Path:
-    """The file `name`; or, if there is none and it is (a path ending in) a released model's name, that model's file.
-
-    So the released recipes, which name `pretrained/internimage_l_22k_192to384.pth`, find it without a step by hand.
-    Downloaded once, by rank 0.
-    """
-    path = Path(name)
-    if path.exists() or path.suffix not in ("", ".pth") or path.stem not in list_models():
-        return path
-    run_on_main(world, lambda: checkpoint_path(path.stem))
-    return checkpoint_path(path.stem)
+    """`internimage.zoo.local_checkpoint`, where rank 0 does the downloading."""
+    run_on_main(world, lambda: local_checkpoint(name))
+    return local_checkpoint(name)
 
 
 def initialise(model: nn.Module, path: Path, log: Callable[[str], None], *, rand_init_head: bool = False) -> None:

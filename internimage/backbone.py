@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from timm.layers import trunc_normal_
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 import ops_dcnv3
@@ -50,7 +51,8 @@ class InternImage(nn.Module):
         use_clip_projector: the attention-pooling head (H, G).
         level2_post_norm, level2_post_norm_block_ids: further norms after these blocks of level 2 (H, G).
         center_feature_scale, remove_center: of the operator.
-        features_only: no head; `forward` returns the feature maps of `out_indices`.
+        features_only: no head; `forward` returns the feature maps of `out_indices`, which `feature_info` describes
+            (`feature_info.channels()`, `.reduction()`).
         out_indices: levels to return; giving them implies `features_only`. Default all four.
         use_dcn_v4_op: accepted for the released config that has it; the kernels here serve both operators.
 
@@ -102,6 +104,8 @@ class InternImage(nn.Module):
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**i, "module": f"levels.{i}"} for i, width in enumerate(level_channels)
         ]
+        if self.features_only:
+            self.feature_info = FeatureInfo(self.feature_info, self.out_indices)
         post_norm_ids = tuple(level2_post_norm_block_ids or ()) if level2_post_norm else ()
         drop_paths = _drop_path_rates(drop_path_rate, sum(depths), drop_path_type)
 

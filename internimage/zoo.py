@@ -18,7 +18,15 @@ from .errors import UserError, exit_on_user_error
 from .flops import count_flops, count_parameters
 from .zoo_data import EXPLAINED_GFLOPS, MEASURED, PUBLISHED_MPARAMS, Release, releases
 
-__all__ = ["cache_dir", "checkpoint_path", "check", "markdown_table", "measure", "readme_tables"]
+__all__ = [
+    "cache_dir",
+    "check",
+    "checkpoint_path",
+    "local_checkpoint",
+    "markdown_table",
+    "measure",
+    "readme_tables",
+]
 
 TASKS = ("classification", "detection", "segmentation")
 _ROOT = Path(__file__).parents[1]
@@ -56,6 +64,33 @@ def checkpoint_path(name: str) -> Path:
         raise UserError(f"unknown model {name!r}; {hint}")
     path = known[name].checkpoint
     return fetch(known[name].url(path), cache_dir() / Path(path).name)
+
+
+def local_checkpoint(source: str | os.PathLike) -> Path:
+    """Return the local file of weights given as a path, an address, or the file name of a released model.
+
+    Released files are recognised by their name, wherever a path or an address points, and downloaded on first use; a
+    file that is there is taken first. So recipes that name `pretrained/internimage_l_22k_192to384.pth` find it without
+    a step by hand.
+
+    Raises:
+        UserError: no such file, or the download failed.
+        CheckpointError: the cached file is damaged.
+    """
+    source = os.fspath(source)
+    remote = source.startswith(("http://", "https://"))
+    path = Path(source).expanduser()
+    if path.exists() and not remote:
+        return path
+    names = {name: release for release in releases() for name in (release.name, Path(release.checkpoint).stem)}
+    release = names.get(path.stem) if path.suffix in ("", ".pth") else None
+    if release and release.checkpoint:
+        return checkpoint_path(release.name)
+    if remote:
+        return fetch(source, cache_dir() / path.name)
+    raise UserError(
+        f"no checkpoint at {source}; give a path, an address, or a released name (python -m internimage.zoo lists them)"
+    )
 
 
 # Tables

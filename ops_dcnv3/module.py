@@ -57,6 +57,19 @@ def build_act_layer(act_layer: str) -> nn.Module:
     return _ACTIVATIONS[act_layer]()
 
 
+def _check_sizes(kernel_size: int, dw_kernel_size: int, stride: int, pad: int, dilation: int) -> None:
+    """Raise `ValueError` unless the sampling grid has as many outputs as the depthwise branch."""
+    sizes = {"kernel_size": kernel_size, "dw_kernel_size": dw_kernel_size, "stride": stride, "dilation": dilation}
+    for name, size in (*sizes.items(), ("pad", pad)):
+        if not isinstance(size, int) or size < (name != "pad"):
+            raise ValueError(f"{name} of the layer must be one positive int; got {size!r} (dcnv3() takes pairs too)")
+    needed = dilation * (kernel_size - 1) - (dw_kernel_size - 1) % 2
+    if 2 * pad != needed:
+        remedy = f"pad must be {needed // 2}" if needed % 2 == 0 else "kernel_size and dw_kernel_size must both be odd"
+        given = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"{remedy} for {given}; got pad {pad}")
+
+
 class DCNv3(nn.Module):
     """The DCNv3 layer, `(N, H, W, C)` to `(N, Ho, Wo, C)`.
 
@@ -94,11 +107,12 @@ class DCNv3(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if group < 1 or channels % group:
+        if channels < 1 or group < 1 or channels % group:
             raise ValueError(f"group must divide channels; got {group} groups for {channels} channels")
         if center_feature_scale and stride != 1:
             raise ValueError(f"center_feature_scale needs stride 1; got stride {stride}")
         dw_kernel_size = dw_kernel_size or kernel_size
+        _check_sizes(kernel_size, dw_kernel_size, stride, pad, dilation)
         self.channels = channels
         self.kernel_size = kernel_size
         self.dw_kernel_size = dw_kernel_size

@@ -2,8 +2,11 @@
 
 The library declares what it uses of ONNX Runtime's C interface itself (csrc/onnxruntime/ort_abi.h), so no headers are
 wanted, and it serves every ONNX Runtime from 1.17 on; it can be copied to another machine of the same system.
+
+    python -m ops_dcnv3.ort_build     build it if need be, and print where it is
 """
 
+import sys
 from pathlib import Path
 
 from . import build
@@ -36,3 +39,10 @@ def library() -> Path:
 
 def _compile(target: Path) -> None:
     build.compile_sources(target, sources(), _FLAGS)
+
+
+if __name__ == "__main__":
+    try:
+        print(library())
+    except build.BuildError as error:
+        sys.exit(f"error: {error}")

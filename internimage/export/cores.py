@@ -103,7 +103,10 @@ class FlatMLP(nn.Module):
         return rows.view(*x.shape[:-1], self.fc2.out_features)
 
 
-_REPLACEMENTS = {DCNv3: CoreDCNv3, DCNv4: CoreDCNv4}
+def _replaced(module: nn.Module, core: str) -> nn.Module:
+    if isinstance(module, DCNv3):
+        return CoreDCNv3(module, core)
+    return CoreDCNv4(module, core) if isinstance(module, DCNv4) else module
 
 
 def prepare(model: nn.Module, core: str = "grid_sample") -> nn.Module:
@@ -124,7 +127,5 @@ def prepare(model: nn.Module, core: str = "grid_sample") -> nn.Module:
             module.mlp = FlatMLP(module.mlp)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            for kind, replacement in _REPLACEMENTS.items():
-                if isinstance(child, kind):
-                    setattr(module, name, replacement(child, core))
-    return model
+            setattr(module, name, _replaced(child, core))
+    return _replaced(model, core)

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Format:
         return importlib.import_module(f"internimage.export.{self.name}")
 
     def choose(self, core: str | None, path: Path) -> str:
-        """The core to use, the default if None. Raises `UserError` for what cannot be had, or written to `path`."""
+        """The core to use, the default if None. Raises `UserError` for what cannot be had, or not at `path`."""
         self._module()
         core = core or self.cores[0]
         if core not in self.cores:
@@ -65,6 +66,11 @@ class Format:
             raise UserError(f"the file of format {self.name} must end in {self.suffix}; got {path}")
         if path.is_dir():
             raise UserError(f"{path} is a folder; give the file to write in it")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from None
         return core
 
     @property

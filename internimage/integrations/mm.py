@@ -9,7 +9,6 @@ import functools
 import inspect
 import pickle
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,32 +16,12 @@ from torch import Tensor, nn
 
 from .. import backbone, composite, flash
 from ..checkpoint import install_layout_hook, load_pretrained, read_state_dict
-from ..download import fetch
 from ..errors import UserError
 from ..optim import mm_param_scales
-from ..zoo import cache_dir
-from ..zoo_data import releases
+from ..zoo import local_checkpoint
 from . import mmcv_ext, ms_deform_attn
 
-__all__ = ["CBInternImage", "FlashInternImage", "InternImage", "local_checkpoint", "setup"]
-
-
-def local_checkpoint(source: str) -> Path:
-    """Return the local path of a checkpoint given as a path or an address, downloading it on first use.
-
-    Files of the released models are recognised by their name, wherever the address points, and come from the zoo.
-
-    Raises:
-        UserError: no such file, or the download failed.
-    """
-    if not source.startswith(("http://", "https://")):
-        path = Path(source).expanduser()
-        if not path.exists():
-            raise UserError(f"no checkpoint at {source}; give the path or the address of a checkpoint")
-        return path
-    name = Path(source).name
-    url = next((r.url(r.checkpoint) for r in releases() if Path(r.checkpoint).name == name), source)
-    return fetch(url, cache_dir() / name)
+__all__ = ["CBInternImage", "FlashInternImage", "InternImage", "setup"]
 
 
 class _MMBackbone:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..checkpoint import extract_state_dict, load_exact, load_file
 from ..errors import CheckpointError, UserError, exit_on_user_error
-from .mm import local_checkpoint
+from ..zoo import local_checkpoint
 from .mm_checks import merge_options, read_config
 from .mm_runner import Task
 

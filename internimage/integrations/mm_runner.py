@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 
 from ..checkpoint import extract_state_dict, load_exact, load_file, load_pretrained
 from ..errors import CheckpointError, UserError, exit_on_user_error
-from .mm import local_checkpoint
+from ..zoo import local_checkpoint
 from .mm_checks import check_classes, check_data_files, explained, explained_empty, merge_options, read_config
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "load_config", "test", "train"]

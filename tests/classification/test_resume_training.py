@@ -128,17 +128,6 @@ def test_resuming_after_the_schedule_changed_says_so(tmp_path):
     assert "schedule differs" in notices[0]
 
 
-def test_weights_are_found_by_path_or_by_the_name_of_a_released_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "checkpoint_path", lambda name: tmp_path / "cache" / f"{name}.pth")
-    file = tmp_path / "internimage_t_1k_224.pth"
-    cached = tmp_path / "cache" / "internimage_t_1k_224.pth"
-    assert resume.locate(World(), "internimage_t_1k_224") == cached
-    assert resume.locate(World(), str(file)) == cached
-    file.write_text("")
-    assert resume.locate(World(), str(file)) == file
-    assert resume.locate(World(), "my/run.pth").name == "run.pth"
-
-
 def assert_same_files(left, right, name="ckpt_epoch_2.pth"):
     """All tensors of two checkpoints are equal bit by bit, optimizer and averages included."""
     a, b = (torch.load(folder / name, weights_only=True) for folder in (left, right))

@@ -81,23 +81,6 @@ def test_weights_are_initialised_once(tmp_path):
     assert (backbone.patch_embed.conv1.bias == 7).all()
 
 
-@pytest.mark.parametrize(
-    ("source", "url"),
-    [
-        (
-            "https://github.com/OpenGVLab/InternImage/releases/download/cls_model/internimage_xl_22k_192to384.pth",
-            "https://huggingface.co/OpenGVLab/InternImage/resolve/main/internimage_xl_22k_192to384.pth",
-        ),
-        ("https://example.org/mine.pth", "https://example.org/mine.pth"),
-    ],
-)
-def test_addresses_are_downloaded_and_released_files_come_from_the_zoo(source, url, monkeypatch, tmp_path):
-    monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    monkeypatch.setattr(mm, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(mm, "fetch", lambda address, path: (address, path))
-    assert mm.local_checkpoint(source) == (url, tmp_path / url.rsplit("/", 1)[1])
-
-
 def test_a_missing_pretrained_file_is_an_error_with_its_path(tmp_path):
     backbone = build_backbone(init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "none.pth")})
     with pytest.raises(UserError, match="no checkpoint at .*none.pth"):

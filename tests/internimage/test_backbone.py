@@ -64,13 +64,13 @@ def test_feature_maps_have_strides_4_to_32_and_any_image_size_works():
     model = small(features_only=True)
     features = model(image(1, 3, 70, 45, seed=0))
     assert [tuple(f.shape) for f in features] == [(1, 16, 18, 12), (1, 32, 9, 6), (1, 64, 5, 3), (1, 128, 3, 2)]
-    assert [info["num_chs"] for info in model.feature_info] == [16, 32, 64, 128]
+    assert model.feature_info.channels() == [16, 32, 64, 128] and model.feature_info.reduction() == [4, 8, 16, 32]
     assert not any(key.startswith(("head", "conv_head")) for key in model.state_dict())
 
 
 def test_out_indices_select_levels_in_their_order():
     model = small(out_indices=(1, 3))
-    assert [f.shape[1] for f in model(image(1, 3, 32, 32, seed=0))] == [32, 128]
+    assert [f.shape[1] for f in model(image(1, 3, 32, 32, seed=0))] == model.feature_info.channels() == [32, 128]
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"use_clip_projector": True}])

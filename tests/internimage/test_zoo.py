@@ -181,6 +181,41 @@ def test_a_name_without_file_is_an_error(name, message):
         zoo.checkpoint_path(name)
 
 
+@pytest.mark.parametrize(
+    ("source", "url"),
+    [
+        (
+            "https://github.com/OpenGVLab/InternImage/releases/download/cls_model/internimage_xl_22k_192to384.pth",
+            "https://huggingface.co/OpenGVLab/InternImage/resolve/main/internimage_xl_22k_192to384.pth",
+        ),
+        ("https://example.org/mine.pth", "https://example.org/mine.pth"),
+        (
+            "pretrained/mask_rcnn_internimage_t_fpn_1x_coco.pth",
+            "https://huggingface.co/OpenGVLab/InternImage/resolve/main/mask_rcnn_internimage_t_fpn_1x_coco.pth",
+        ),
+        (
+            "flash_intern_image_l_22kto1k_384",
+            "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/flash_internimage_l_22kto1k_384.pth",
+        ),
+    ],
+)
+def test_released_files_come_from_the_zoo_by_their_name_and_other_addresses_as_they_are(
+    source, url, monkeypatch, tmp_path
+):
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setattr(zoo, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(zoo, "fetch", lambda address, path: (address, path))
+    assert zoo.local_checkpoint(source) == (url, tmp_path / url.rsplit("/", 1)[1])
+
+
+def test_a_file_that_is_there_comes_first_and_an_unknown_one_is_an_error(tmp_path):
+    path = tmp_path / f"{NAME}.pth"
+    path.write_bytes(CONTENT)
+    assert zoo.local_checkpoint(path) == path
+    with pytest.raises(UserError, match="no checkpoint at .*mine.pth"):
+        zoo.local_checkpoint(tmp_path / "mine.pth")
+
+
 def test_every_row_of_the_original_zoos_is_there_and_names_are_unique():
     assert len(releases()) == 84
     checkpoints = {release.checkpoint for release in releases() if release.checkpoint}

@@ -288,3 +288,25 @@ def test_the_dcnv4_layer_takes_sequences_and_maps(kwargs):
     torch.testing.assert_close(layer(x.flatten(1, 2), (5, 4)), expected.flatten(1, 2))
     with pytest.raises(ValueError, match="pass its"):
         layer(x.flatten(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"kernel_size": 5}, "pad must be 2"),
+        ({"dilation": 2}, "pad must be 2 .*got pad 1"),
+        ({"kernel_size": 4, "dw_kernel_size": 3}, "must both be odd"),
+        ({"kernel_size": (3, 5)}, "one positive int"),
+        ({"channels": 0}, "group must divide"),
+    ],
+)
+def test_layers_whose_sizes_do_not_fit_together_are_refused_when_they_are_made(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ops_dcnv3.DCNv3(**{"channels": 16, **kwargs})
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 2, 1), (4, 4, 1, 1), (3, 5, 1, 1), (5, 3, 4, 2)])
+def test_layers_of_other_kernels_keep_the_resolution(sizes):
+    kernel_size, dw_kernel_size, pad, dilation = sizes
+    layer = ops_dcnv3.DCNv3(16, kernel_size, dw_kernel_size, pad=pad, dilation=dilation)
+    assert layer(torch.randn(1, 9, 7, 16)).shape[:3] == layer.dw_conv(torch.randn(1, 16, 9, 7)).shape[:3]
