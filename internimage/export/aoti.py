@@ -23,6 +23,7 @@ from internimage.errors import UserError
 
 from .cores import prepare
 from .exportable import Exportable
+from .progress import phase
 
 __all__ = ["load", "write"]
 
@@ -48,7 +49,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "gather", half: boo
         shape[0], dynamic_shapes = None, ({0: Dim("batch", max=_MOST_IMAGES)},)
         images = images.repeat(2, 1, 1, 1)[:2]  # a batch of one would be taken for a constant
     path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), _quiet():
+    with phase("Compiling"), torch.no_grad(), _quiet():
         program = torch.export.export(prepare(exportable.model, core), (images,), dynamic_shapes=dynamic_shapes)
         configuration = {
             "aot_inductor.metadata": {**exportable.metadata, _SHAPE: json.dumps(shape)},

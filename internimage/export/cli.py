@@ -1,6 +1,7 @@
 """The part of `export.py` that all tasks share: options, and write, check, time, print."""
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,19 @@ import torch
 from internimage.errors import UserError
 
 from .accuracy import accuracy_table
-from .checks import check_parity, interleaved_times, latency_table, parity_table, require_parity
+from .checks import (
+    check_parity,
+    default_tolerance,
+    interleaved_times,
+    latency_table,
+    match_warning,
+    parity_table,
+    require_parity,
+)
 from .cores import CORES
 from .exportable import Exportable
 from .formats import FORMATS, Format, find_format
+from .progress import phase
 
 __all__ = ["add_arguments", "image_size", "run"]
 
@@ -83,10 +93,15 @@ def run(exportable: Exportable, args: argparse.Namespace) -> None:
     if form.one_size:
         exportable = _of_one_size(exportable)
     form.write(exportable, args.output, core=core, half=args.half)
-    runtime = form.load(args.output, threads=args.threads)
-    rows = check_parity(exportable, runtime)
+    with phase(f"Loading {args.output}"):
+        runtime = form.load(args.output, threads=args.threads)
+    with phase("Comparing it with PyTorch"):
+        # A tolerance that the user gave is taken at its word.
+        rows = check_parity(exportable, runtime, math.inf if args.tolerance else default_tolerance(args.half))
     print(f"{args.output}: {form.name}, {core}, {'float16' if args.half else 'float32'}\n\n{parity_table(rows)}\n")
     require_parity(rows, args.output, half=args.half, tolerance=args.tolerance)
+    if warning := match_warning(rows):
+        print(f"{warning}\n")
     runtimes, files = {f"{form.name} ({core})": runtime}, [args.output]
     if args.int8:
         from .quantize import write_int8
@@ -98,7 +113,11 @@ def run(exportable: Exportable, args: argparse.Namespace) -> None:
     if exportable.labelled:
         print(f"{accuracy_table(exportable, dict(zip(runtimes, zip(runtimes.values(), files))))}\n")
     if args.repeats:
-        print(latency_table(_times(exportable, runtimes, args)))
+        with phase("Timing"):
+            times = _times(exportable, runtimes, args)
+        shape = " x ".join(map(str, (args.batch, *exportable.samples[0].shape[1:])))
+        print(f"Latency at {shape}, {args.threads} thread{'s' * (args.threads > 1)}, median of {args.repeats}:\n")
+        print(latency_table(times))
 
 
 def _of_one_size(exportable: Exportable) -> Exportable:
@@ -116,6 +135,4 @@ def _times(exportable: Exportable, runtimes: dict, args: argparse.Namespace) -> 
         steps = {f"PyTorch {torch.__version__}": lambda: exportable.model(images)}
         for name, runtime in runtimes.items():
             steps[name] = lambda runtime=runtime: runtime(array)
-        shape = " x ".join(map(str, array.shape))
-        print(f"Latency at {shape}, {args.threads} thread{'s' * (args.threads > 1)}, median of {args.repeats}:\n")
         return interleaved_times(steps, args.repeats)

@@ -21,6 +21,7 @@ from internimage.errors import UserError
 
 from .cores import prepare
 from .exportable import Exportable
+from .progress import phase
 
 __all__ = ["load", "write"]
 
@@ -36,9 +37,9 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
     if exportable.dynamic:
         raise UserError("--format executorch holds one shape: add --static, and --batch and --size if need be")
     images = exportable.samples[0]
-    program = torch.export.export(prepare(exportable.model, core), (images,))
-    with warnings.catch_warnings(), _quiet():
+    with phase("Lowering to ExecuTorch"), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
+        program = torch.export.export(prepare(exportable.model, core), (images,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:

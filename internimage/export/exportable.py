@@ -44,9 +44,14 @@ class Logits(nn.Module):
 def spread_sampling_points(model: nn.Module) -> None:
     """Draw offsets and masks of a new model, which are zero, so that its points are spread like a trained one's."""
     for module in model.modules():
-        if isinstance(module, (DCNv3, DCNv4)):
-            for name in ("offset", "mask") if isinstance(module, DCNv3) else ("offset_mask",):
-                nn.init.normal_(getattr(module, name).weight, std=0.1)  # offsets of about half a pixel to two
+        if isinstance(module, DCNv3):
+            # Offsets of about half a pixel times the offset scale, however many channels they come from. With 0.1,
+            # an error of 1e-6 in the image would be 1e-2 in the last features of an L; so it is 3e-6.
+            for layer in (module.offset, module.mask):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        elif isinstance(module, DCNv4):
+            # Predicted from features before any norm, which are larger: an error would double in every block of a T.
+            nn.init.normal_(module.offset_mask.weight, std=0.02)
 
 
 @dataclass
@@ -62,6 +67,8 @@ class Exportable:
         dynamic: whether batch, height and width are free in the exported file.
         multiple: heights and widths must be multiples of it.
         compare: (actual, expected) to the largest absolute and relative error.
+        matched: (actual, expected) to how many of the expected objects `compare` found a partner for, and of how many;
+            None if outputs are compared as wholes.
         sample_names: what the samples show, for the report.
         calibration: real images `(1, 3, H, W)` of `size`, from which quantisation takes the ranges of values.
         labelled: gives batches of images `(N, 3, H, W)` and labels `(N,)`, for measuring a classifier's accuracy.
@@ -76,6 +83,7 @@ class Exportable:
     dynamic: bool = True
     multiple: int = 1
     compare: Callable[[Outputs, Outputs], tuple[float, float]] = elementwise_error
+    matched: Callable[[Outputs, Outputs], tuple[int, int]] | None = None
     sample_names: list[str] = field(default_factory=list)
     calibration: list[Tensor] = field(default_factory=list)
     labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None

@@ -14,6 +14,7 @@ __all__ = [
     "framework_boxes",
     "framework_detections",
     "framework_labels",
+    "matched_detections",
     "segmentation_error",
 ]
 
@@ -46,6 +47,15 @@ def _distances(found: list[Tensor], others: list[Tensor]) -> tuple[Tensor, Tenso
     shares = torch.maximum(difference[..., :4].amax(-1) / largest, difference[..., 4])
     apart = (labels[:, None] != other_labels[None]) | (labels[:, None] < 0)
     return difference.amax(-1).masked_fill(apart, float("inf")), shares.masked_fill(apart, float("inf"))
+
+
+def matched_detections(actual: Outputs, expected: Outputs) -> tuple[int, int]:
+    """How many of the expected detections have a partner whose distance `detection_error` tells, and of how many."""
+    matched = 0
+    for image in range(expected[0].shape[0]):
+        sides = [[output[image].float() for output in side] for side in (expected, actual)]
+        matched += int((_distances(*sides)[1].min(1)[0] < _NEAR).sum())
+    return matched, int((expected[1] >= 0).sum())
 
 
 _NEAR = 0.01  # share of the picture, and of a score: pairs farther apart are two different detections

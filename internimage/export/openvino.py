@@ -17,6 +17,7 @@ from internimage.errors import UserError
 
 from . import onnx as onnx_format
 from .exportable import Exportable
+from .progress import phase
 
 __all__ = ["load", "write"]
 
@@ -30,7 +31,8 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source = Path(folder) / "model.onnx"
         onnx_format.write(exportable, source, core=core, half=False)
-        convert(source, path, half=half)
+        with phase("Converting for OpenVINO"):
+            convert(source, path, half=half)
 
 
 def convert(source: Path, path: Path, *, half: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Exporting a model of one's own: any module of images that has DCNv3 or DCNv4 layers, or whole backbones, inside."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from internimage.errors import UserError
 
-from .checks import Parity, check_parity, require_parity
+from .checks import Parity, check_parity, default_tolerance, require_parity
 from .exportable import Exportable
 from .formats import find_format
 
@@ -82,6 +83,7 @@ def export(
         raise UserError(f"output_names has {len(names)} names, but the model has {count} outputs")
     exportable.output_names = names
     form.write(exportable, path, core=core, half=half)
-    rows = check_parity(exportable, form.load(path, threads=threads))
+    limit = math.inf if tolerance else default_tolerance(half)  # a given tolerance is taken at its word
+    rows = check_parity(exportable, form.load(path, threads=threads), limit)
     require_parity(rows, path, half=half, tolerance=tolerance)
     return rows

@@ -20,6 +20,7 @@ from internimage.errors import UserError
 
 from . import onnx as onnx_format
 from .exportable import Exportable
+from .progress import phase
 
 __all__ = ["linear_layers", "quantize_onnx", "sampling_layers", "write_int8"]
 
@@ -104,20 +105,21 @@ def quantize_onnx(source: Path, images: Sequence[np.ndarray], path: Path, *, sym
     # The advice to pre-process the file is followed already: the exporter's graph is folded and has shapes.
     logging.disable(logging.WARNING)
     try:
-        quantize_static(
-            source,
-            path,
-            _Reader(model.graph.input[0].name, images),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=layers,
-            op_types_to_quantize=list(_LINEAR),
-            per_channel=True,
-            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            use_external_data_format=external,
-            extra_options=extra_options,
-        )
+        with phase("Quantising"):
+            quantize_static(
+                source,
+                path,
+                _Reader(model.graph.input[0].name, images),
+                quant_format=QuantFormat.QDQ,
+                nodes_to_quantize=layers,
+                op_types_to_quantize=list(_LINEAR),
+                per_channel=True,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                use_external_data_format=external,
+                extra_options=extra_options,
+            )
     finally:
         logging.disable(level)
     quantized = onnx.load(path, load_external_data=False)

@@ -19,9 +19,9 @@ from detection.export import main
 from golden import filled
 from internimage.errors import UserError
 from internimage.export.cores import prepare
-from internimage.export.mm import preprocessing
+from internimage.export.mm import build_model, preprocessing
 from internimage.export.mm_boxes import best, clip, picture_sizes, suppress
-from internimage.export.mm_compare import detection_error, framework_boxes, framework_detections
+from internimage.export.mm_compare import detection_error, framework_boxes, framework_detections, matched_detections
 from internimage.export.mm_dino import DINO
 from internimage.export.mm_rcnn import RCNN
 
@@ -197,6 +197,21 @@ def test_masks_are_compared_between_partners_and_do_not_make_them():
     other = masks.clone()
     other[0, 1, 3, 4] = 0.04
     assert detection_error((*a, masks), (*a, other)) == pytest.approx((0.04, 0.04))
+
+
+def test_matched_detections_are_those_whose_distance_is_told():
+    a = results((0, 0.9, 10, 10, 50, 100), (1, 0.8, 20, 20, 30, 30), (-1, 0, 0, 0, 0, 0))
+    b = results((0, 0.9, 10, 10, 50, 100), (2, 0.8, 20, 20, 30, 30), (2, 0.1, 0, 0, 5, 5))
+    assert matched_detections(a, b) == (1, 3) and matched_detections(b, a) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["coco/cascade_internimage_l_fpn_1x_coco.py", "coco/dino_4scale_internimage_t_1x_coco_layer_wise_lr.py"]
+)
+def test_random_weights_find_objects_to_compare(name):
+    model = build_model(small(name, num_classes=80), None)
+    boxes, labels = framework_boxes(model, padded((64, 96), whole=(64, 96)), 100)
+    assert (labels >= 0).sum() >= 5 and len(boxes[0, labels[0] >= 0].unique(dim=0)) >= 5
 
 
 def test_nan_is_not_close():

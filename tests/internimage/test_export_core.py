@@ -12,9 +12,10 @@ import golden
 from internimage import FlashInternImage, InternImage, UserError
 from internimage.export import cli, formats
 from internimage.export import onnx as onnx_format
-from internimage.export.checks import check_parity
+from internimage.export.checks import Parity, check_parity, match_warning, parity_table
 from internimage.export.cores import CORES, prepare
 from internimage.export.exportable import Exportable, Logits, elementwise_error
+from internimage.export.progress import phase
 from internimage.export.sampling import SAMPLERS, Predictors
 from ops_dcnv3 import dcnv3
 from ops_dcnv3.reference import Geometry
@@ -79,6 +80,18 @@ def test_a_default_file_is_standard_and_right_at_any_size(tmp_path):
     assert b"/internimage/" not in path.read_bytes()  # no stack traces
 
 
+def test_weights_too_large_for_one_file_are_beside_it(tmp_path, monkeypatch):
+    openvino_format = pytest.importorskip("internimage.export.openvino")
+    monkeypatch.setattr(onnx_format, "_LARGEST_FILE", 1000)
+    item = small_exportable(False, (1, 3, 64, 64))
+    path, converted = tmp_path / "model.onnx", tmp_path / "model.xml"
+    onnx_format.write(item, path)
+    openvino_format.convert(path, converted)
+    assert (tmp_path / "model.onnx.data").stat().st_size > 10000
+    for runtime in (onnx_format.load(path), openvino_format.load(converted)):
+        assert check_parity(item, runtime)[0].relative < 1e-5
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_a_static_file_of_deformable_convolutions_is_right(half, tmp_path):
     exportable = small_exportable(False, (2, 3, 64, 48), remove_center=True, offset_scale=1.5, layer_scale=0.5)
@@ -94,6 +107,52 @@ def test_errors_count_what_is_not_a_number_and_what_has_another_shape():
     assert elementwise_error((good + 1e-2,), (good,)) == pytest.approx((1e-2, 5e-3), rel=1e-4)
     for bad in (torch.tensor([1.0, float("nan")]), torch.ones(3)):
         assert elementwise_error((bad,), (good,)) == (float("inf"), float("inf"))
+
+
+class Ranking(nn.Module):
+    """The index of the largest pixel, two of which nearly tie, and a base: it jumps if pixels change by a millionth."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, images):
+        return (images.flatten(1).argmax(1) + self.base,)
+
+
+@pytest.mark.parametrize(("base", "error", "passes"), [(1000.0, 9.0, True), (1000.0, 500.0, False), (0.0, 9.0, False)])
+def test_a_model_that_jumps_a_little_at_ties_may_be_as_far_off_as_it_moves_itself(base, error, passes):
+    images = torch.zeros(1, 3, 4, 4)
+    images.view(-1)[[3, 12]] = torch.tensor([1.0, 1.0 + 1e-7])
+    item = Exportable(Ranking(base), ("rank",), (4, 4), {}, [images])
+    (row,) = check_parity(item, lambda array: [item.reference(images)[0].numpy() - error], 1e-4)
+    assert row.passes(1e-4) == passes and "change by" in parity_table([row])
+
+
+def test_small_errors_of_models_that_do_not_jump_are_held_to_the_tolerance():
+    item = small_exportable(True, (1, 3, 64, 64))
+    (row,) = check_parity(item, lambda _: [item.reference(item.samples[0])[0].numpy() * 1.001], 1e-4)
+    assert not row.passes(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "warning"),
+    [([(3, 3), (0, 0)], None), ([(0, 0)], "found no object"), ([(1, 4), (3, 4)], "4 of 8"), ([None], None)],
+)
+def test_a_comparison_of_next_to_nothing_is_warned_about(counts, warning):
+    rows = [Parity((1, 3, 4, 4), "", 0.0, 0.0, count) for count in counts]
+    found = match_warning(rows)
+    assert found is None if warning is None else warning in found
+    assert ("objects compared" in parity_table(rows)) == (counts != [None])
+
+
+def test_a_phase_is_named_when_it_begins_and_timed_when_it_ends(capsys):
+    with phase("Compiling"):
+        assert capsys.readouterr().err == "Compiling ..."
+    assert capsys.readouterr().err == " 0 s\n"
+    with pytest.raises(ValueError), phase("Compiling"):
+        raise ValueError
+    assert capsys.readouterr().err == "Compiling ...\n"
 
 
 def options(tmp_path, *words: str) -> argparse.Namespace:
