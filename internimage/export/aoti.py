@@ -50,6 +50,8 @@ def write(exportable: Exportable, path: Path, *, core: str = "gather", half: boo
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _quiet():
         program = torch.export.export(prepare(exportable.model, core), (images,), dynamic_shapes=dynamic_shapes)
+        if table := exportable.decompositions():
+            program = program.run_decompositions(table)
         configuration = {
             "aot_inductor.metadata": {**exportable.metadata, _SHAPE: json.dumps(shape)},
             "aot_inductor.check_lowerbound": False,  # one image is fine
