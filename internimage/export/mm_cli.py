@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from mmengine.config import DictAction
 
-from internimage.errors import exit_on_user_error
+from internimage.errors import UserError, exit_on_user_error
 from internimage.integrations.mm_checks import merge_options, read_config
 
 from .cli import add_arguments, check_arguments, run
@@ -30,8 +30,13 @@ def export(description: str, exportable: Callable[..., Exportable], argv: Sequen
     add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
-    from predict_onnx import prepare  # needs onnxruntime, which has now been looked for
-
+    try:
+        from predict_onnx import prepare
+    except ImportError as error:
+        missing = error.name
+        raise UserError(
+            f"predict_onnx.py, which prepares the pictures, needs {missing}: pip install {missing}"
+        ) from None
     config = read_config(args.config)
     merge_options(config, args.cfg_options)
     run(exportable(build_model(config, args.checkpoint), args, prepare), args)
