@@ -1,7 +1,8 @@
 """AOTInductor's `.pt2`: the model compiled ahead of time to a library that PyTorch loads, from Python or C++.
 
 The file runs without this project, on processors like the one that it was compiled on; C++ loads it by
-`torch::inductor::AOTIModelPackageLoader`. Height and width are fixed: with free ones compilation takes many times
+`torch::inductor::AOTIModelPackageLoader`. R-CNN detectors call torchvision's operators: import torchvision before they
+are loaded, or link it. Height and width are fixed: with free ones compilation takes many times
 longer and the result is slower. The library does not look at shapes, and reads beyond smaller images, unless the
 environment variable AOTI_RUNTIME_CHECK_INPUTS is 1; `load` checks them.
 """
