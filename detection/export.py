@@ -23,12 +23,9 @@ from internimage.export.mm_cli import export
 
 __all__ = ["main"]
 
-_NO_SUPPRESSION = "cannot hold a detector's suppression"
-
 
 def main(argv: list[str] | None = None) -> None:
-    refused = dict.fromkeys(("aoti", "executorch"), _NO_SUPPRESSION)
-    export(__doc__, detector_exportable, argv, refused=refused)
+    export(__doc__, detector_exportable, argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """AOTInductor's `.pt2`: the model compiled ahead of time to a library that PyTorch loads, from Python or C++.
 
 The file runs without this project, on processors like the one that it was compiled on; C++ loads it by
-`torch::inductor::AOTIModelPackageLoader`. Height and width are fixed: with free ones compilation takes many times
+`torch::inductor::AOTIModelPackageLoader`. R-CNN detectors call torchvision's operators: import torchvision before they
+are loaded, or link it. Height and width are fixed: with free ones compilation takes many times
 longer and the result is slower. The library does not look at shapes, and reads beyond smaller images, unless the
 environment variable AOTI_RUNTIME_CHECK_INPUTS is 1; `load` checks them.
 """
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.export import Dim
 
@@ -49,13 +51,26 @@ def write(exportable: Exportable, path: Path, *, core: str = "gather", half: boo
         shape[0], dynamic_shapes = None, ({0: Dim("batch", max=_MOST_IMAGES)},)
         images = images.repeat(2, 1, 1, 1)[:2]  # a batch of one would be taken for a constant
     path.parent.mkdir(parents=True, exist_ok=True)
-    with phase("Compiling"), torch.no_grad(), _quiet():
+    with phase("Compiling"), torch.no_grad(), _quiet(), _whole_grid_sample():
         program = torch.export.export(prepare(exportable.model, core), (images,), dynamic_shapes=dynamic_shapes)
+        if table := exportable.decompositions():
+            program = program.run_decompositions(table)
         configuration = {
             "aot_inductor.metadata": {**exportable.metadata, _SHAPE: json.dumps(shape)},
             "aot_inductor.check_lowerbound": False,  # one image is fine
         }
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
+
+
+@contextlib.contextmanager
+def _whole_grid_sample():
+    """Leaves grid_sample to PyTorch's kernel: a small DINO takes 25 ms so, 116 ms with what Inductor makes of it."""
+    table, name = select_decomp_table(), torch.ops.aten.grid_sampler_2d.default
+    rules = {name: table.pop(name)} if name in table else {}
+    try:
+        yield
+    finally:
+        table.update(rules)
 
 
 @contextlib.contextmanager

@@ -73,6 +73,7 @@ class Exportable:
         calibration: real images `(1, 3, H, W)` of `size`, from which quantisation takes the ranges of values.
         labelled: gives batches of images `(N, 3, H, W)` and labels `(N,)`, for measuring a classifier's accuracy.
         translations: gives the ONNX form of operators that PyTorch's exporter does not know.
+        decompositions: gives what compilers make of such operators.
     """
 
     model: nn.Module
@@ -88,6 +89,7 @@ class Exportable:
     calibration: list[Tensor] = field(default_factory=list)
     labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None
     translations: Callable[[], dict] = dict
+    decompositions: Callable[[], dict] = dict
 
     @torch.no_grad()
     def reference(self, images: Tensor) -> Outputs:

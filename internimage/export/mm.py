@@ -26,6 +26,8 @@ from internimage.integrations.mm_demo import load_model
 from .checks import compare_samples, default_tolerance, parity_table
 from .cli import image_size
 from .exportable import Exportable, Outputs, spread_sampling_points
+from .formats import find_format
+from .mm_boxes import suppress_all
 from .mm_compare import detection_error, framework_boxes, framework_labels, matched_detections, segmentation_error
 from .mm_dino import DINO
 from .mm_rcnn import RCNN
@@ -198,6 +200,8 @@ def _exportable(
 
     if args.static:
         samples = [torch.cat([tensor(pictures[index % len(pictures)], size) for index in range(args.batch)])]
+    elif find_format(args.format).one_size:
+        samples = [tensor(pictures[0], size), torch.cat([tensor(picture, size) for picture in pictures[:3]])]
     else:
         samples = _samples(pictures, tensor, size, multiple)
     words = {**meta, "size": size, **options.pop("words", {})}
@@ -235,6 +239,12 @@ def _check_queries(model: nn.Module, samples: list[Tensor]) -> None:
             )
 
 
+def _translations() -> dict:
+    from .mm_onnx import translations  # needs onnxscript, which other formats do without
+
+    return translations()
+
+
 def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Exportable:
     """What the exporter needs of a detector.
 
@@ -246,13 +256,16 @@ def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Pre
     Raises:
         UserError: an architecture or option that cannot be exported.
     """
-    from .mm_onnx import translations
-
     config = model.roi_head.test_cfg if hasattr(model, "roi_head") else model.bbox_head.test_cfg
     kind = getattr(config, "nms", {}).get("type", "nms") if hasattr(model, "roi_head") else "nms"
     if kind != "nms":
         raise UserError(f"cannot export {kind}; set model.test_cfg.rcnn.nms.type=nms")
     if hasattr(model, "roi_head"):
+        if args.format == "executorch":
+            raise UserError(
+                "--format executorch cannot hold R-CNN detectors: it has no kernels of non-maximum suppression and "
+                "RoIAlign; use another format, or DINO, which needs neither"
+            )
         module = RCNN(model)
     elif hasattr(model, "encoder"):
         module = DINO(model)
@@ -276,7 +289,8 @@ def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Pre
         output_names=names,
         compare=compare,
         matched=matched_detections,
-        translations=translations,
+        translations=_translations,
+        decompositions=lambda: {torch.ops.internimage.suppress.default: suppress_all},
         words=words,
     )
     if isinstance(module, DINO):

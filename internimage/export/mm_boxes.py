@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from internimage.errors import UserError
 
-__all__ = ["best", "clip", "decode", "level_anchors", "picture_sizes", "pool_regions", "suppress", "take"]
+__all__ = [
+    "best",
+    "clip",
+    "decode",
+    "level_anchors",
+    "picture_sizes",
+    "pool_regions",
+    "suppress",
+    "suppress_all",
+    "take",
+]
 
 
 def picture_sizes(images: Tensor) -> Tensor:
@@ -100,6 +110,28 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
 @suppress.register_fake
 def _(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
     return torch.empty_like(scores)
+
+
+def suppress_all(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
+    """`suppress` by one call of torchvision's operator, for compilers.
+
+    `most` is left out: what a detector takes of the result is no more than that in all. Classes and images are moved
+    apart, in double precision, so that adding and subtracting the distance loses nothing.
+    """
+    images, classes, count = scores.shape
+    flat = scores.flatten()
+    index = flat.nonzero()[:, 0]
+    group = torch.div(index, count, rounding_mode="floor")
+    own = boxes.double().flatten(0, 1)[torch.div(group, classes, rounding_mode="floor") * count + index % count]
+    own = own + group[:, None] * (boxes.double().amax() + 1)
+    # Compilers take the number of boxes kept for at least two: two more, away from all, are.
+    corner = torch.arange(-4, 0, 2, dtype=own.dtype, device=own.device)
+    away = torch.stack([corner, corner, corner + 1, corner + 1], 1)
+    rest = torch.full_like(away[:, 0], -1.0)
+    kept = torchvision.ops.nms(torch.cat([own, away]), torch.cat([flat[index].double(), rest]), iou)
+    end = flat.shape[0]  # len() would fix it
+    index = torch.cat([index, torch.full_like(rest, end, dtype=index.dtype)])[kept]
+    return flat.new_zeros(end + 1).index_fill(0, index, 1.0)[:end].view_as(scores)
 
 
 def pool_regions(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:

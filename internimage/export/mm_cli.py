@@ -10,39 +10,33 @@ from internimage.integrations.mm_checks import merge_options, read_config
 
 from .cli import add_arguments, check_arguments, run
 from .exportable import Exportable
-from .formats import FORMATS
 from .mm import build_model
 
 __all__ = ["export"]
 
 
 @exit_on_user_error
-def export(
-    description: str,
-    exportable: Callable[..., Exportable],
-    argv: Sequence[str] | None = None,
-    *,
-    refused: dict[str, str] | None = None,
-) -> None:
+def export(description: str, exportable: Callable[..., Exportable], argv: Sequence[str] | None = None) -> None:
     """Read the options, build the model, and write it.
 
     Args:
         description: for `--help`.
         exportable: `internimage.export.mm.detector_exportable` or `segmentor_exportable`.
         argv: the options; those of the process if None.
-        refused: formats that cannot hold such a model, with the reason.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="configuration file")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
     add_arguments(parser)
     args = parser.parse_args(argv)
-    if refused and args.format in refused:
-        others = ", ".join(name for name in FORMATS if name not in refused)
-        raise UserError(f"--format {args.format} {refused[args.format]}; use {others}")
     check_arguments(args)
-    from predict_onnx import prepare  # needs onnxruntime, which has now been looked for
-
+    try:
+        from predict_onnx import prepare
+    except ImportError as error:
+        missing = error.name
+        raise UserError(
+            f"predict_onnx.py, which prepares the pictures, needs {missing}: pip install {missing}"
+        ) from None
     config = read_config(args.config)
     merge_options(config, args.cfg_options)
     run(exportable(build_model(config, args.checkpoint), args, prepare), args)

@@ -1,6 +1,8 @@
 """Detectors for other runtimes: the rewritten post-processing is mmdet's, and one file of it computes the same."""
 
 import detection.models  # noqa: F401 - isort: skip - before mmdet
+import argparse
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,8 +21,8 @@ from detection.export import main
 from golden import filled
 from internimage.errors import UserError
 from internimage.export.cores import prepare
-from internimage.export.mm import build_model, preprocessing
-from internimage.export.mm_boxes import best, clip, picture_sizes, suppress
+from internimage.export.mm import build_model, detector_exportable, preprocessing
+from internimage.export.mm_boxes import best, clip, picture_sizes, suppress, suppress_all
 from internimage.export.mm_compare import detection_error, framework_boxes, framework_detections, matched_detections
 from internimage.export.mm_dino import DINO
 from internimage.export.mm_rcnn import RCNN
@@ -74,17 +76,40 @@ def test_missing_candidates_have_score_zero():
     assert scores[0].tolist() == pytest.approx([0.7, 0.2, 0.0, 0.0])
 
 
-def test_suppression_is_torchvisions_for_every_class_of_every_image():
+def crowd() -> tuple[Tensor, Tensor]:
+    """Sixty overlapping boxes of two images, `(2, 60, 4)`, and their scores for three classes, some zero."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(2, 60, 2, generator=generator) * 50
     boxes = torch.cat([corners, corners + 5 + torch.rand(2, 60, 2, generator=generator) * 30], -1)
-    scores = torch.rand(2, 3, 60, generator=generator) * (torch.rand(2, 3, 60, generator=generator) > 0.3)
+    return boxes, torch.rand(2, 3, 60, generator=generator) * (torch.rand(2, 3, 60, generator=generator) > 0.3)
+
+
+def test_suppression_is_torchvisions_for_every_class_of_every_image():
+    boxes, scores = crowd()
     keep = suppress(boxes, scores, 0.5, 7)
     for image in range(2):
         for label in range(3):
             row = scores[image, label]
             kept = [i for i in torchvision.ops.nms(boxes[image], row, 0.5).tolist() if row[i] > 0][:7]
             assert sorted(kept) == keep[image, label].nonzero()[:, 0].tolist()
+
+
+class Suppress(torch.nn.Module):
+    def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        return suppress(boxes, scores, 0.5, 60)
+
+
+def test_compilers_suppress_alike_in_any_number_of_images_and_without_objects():
+    boxes, scores = crowd()
+    batch = {0: torch.export.Dim("batch", max=64)}
+    program = torch.export.export(Suppress(), (boxes, scores), dynamic_shapes=(batch, batch))
+    program = program.run_decompositions({torch.ops.internimage.suppress.default: suppress_all})
+    assert not any("internimage" in str(node.target) for node in program.graph.nodes)
+    compiled = program.module()
+    for count in (1, 2):
+        part = boxes[:count], scores[:count]
+        assert torch.equal(compiled(*part), suppress(*part, 0.5, 60))
+    assert not suppress_all(boxes, scores * 0, 0.5, 60).any()
 
 
 # Against mmdet
@@ -268,7 +293,6 @@ def test_predict_onnx_lists_and_draws_the_objects(exported, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "executorch", "--output", "x.pte"], "suppression"),
         (["--output", "x.onnx", "--size", "100"], "multiples of 32"),
         (["--output", "x.onnx", "--checkpoint", "none.pth"], "none.pth"),
         (["--output", "x.onnx", "--images", __file__], "give an image"),
@@ -279,6 +303,12 @@ def test_mistakes_end_in_one_line(options, message, capsys, tmp_path, monkeypatc
         main([DEMO, *options])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_executorch_names_what_it_lacks_for_rcnn():
+    model = built("coco/mask_rcnn_internimage_t_fpn_1x_coco.py")
+    with pytest.raises(UserError, match="no kernels of non-maximum suppression and RoIAlign"):
+        detector_exportable(model, argparse.Namespace(format="executorch"), predict_onnx.prepare)
 
 
 def test_a_step_that_cannot_be_repeated_is_named():
