@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, checkpoint: bool = True) -
         "in ONNX Runtime 1.32 deform_conv is faster, and custom fastest but needs this project's library)",
     )
     parser.add_argument("--half", action="store_true", help="float16 weights and activations")
-    parser.add_argument("--int8", action="store_true", help="quantise to int8 after the check; needs --images")
+    parser.add_argument(
+        "--int8", action="store_true", help="write --output as int8, and NAME.float32 beside it; needs --images"
+    )
     parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
     shapes = parser.add_mutually_exclusive_group()
     shapes.add_argument("--dynamic", action="store_true", help="any batch and size (default)")
@@ -92,21 +94,23 @@ def run(exportable: Exportable, args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     if form.one_size:
         exportable = _of_one_size(exportable)
-    form.write(exportable, args.output, core=core, half=args.half)
-    with phase(f"Loading {args.output}"):
-        runtime = form.load(args.output, threads=args.threads)
+    # The file that int8 is made from stays beside it.
+    path = args.output.with_name(f"{args.output.stem}.float32{form.suffix}") if args.int8 else args.output
+    form.write(exportable, path, core=core, half=args.half)
+    with phase(f"Loading {path}"):
+        runtime = form.load(path, threads=args.threads)
     with phase("Comparing it with PyTorch"):
         # A tolerance that the user gave is taken at its word.
         rows = check_parity(exportable, runtime, math.inf if args.tolerance else default_tolerance(args.half))
-    print(f"{args.output}: {form.name}, {core}, {'float16' if args.half else 'float32'}\n\n{parity_table(rows)}\n")
-    require_parity(rows, args.output, half=args.half, tolerance=args.tolerance)
+    print(f"{path}: {form.name}, {core}, {'float16' if args.half else 'float32'}\n\n{parity_table(rows)}\n")
+    require_parity(rows, path, half=args.half, tolerance=args.tolerance)
     if warning := match_warning(rows):
         print(f"{warning}\n")
-    runtimes, files = {f"{form.name} ({core})": runtime}, [args.output]
+    runtimes, files = {f"{form.name} ({core})": runtime}, [path]
     if args.int8:
         from .quantize import write_int8
 
-        files.append(args.output.with_name(f"{args.output.stem}.int8{form.suffix}"))
+        files.append(args.output)
         write_int8(exportable, *files, core=core)
         runtimes[f"{form.name} int8"] = quantized = form.load(files[1], threads=args.threads)
         print(f"{files[1]}: int8\n\n{parity_table(check_parity(exportable, quantized))}\n")

@@ -51,6 +51,16 @@ def test_an_exported_classifier_says_how_images_are_prepared(config, pictures, t
     assert json.loads(metadata["mean"])[0] == pytest.approx(0.485) and metadata["interpolation"] == "bicubic"
 
 
+def test_the_file_asked_for_is_the_int8_one(config, pictures, tmp_path, capsys):
+    output = tmp_path / "model.onnx"
+    words = ["--cfg", config, "--random-weights", "--images", pictures, "--output", output, "--static", "--int8"]
+    main([*map(str, words), "--repeats", "0"])
+    files = (output, tmp_path / "model.float32.onnx")
+    kinds = [{node.op_type for node in onnx.load(path).graph.node} for path in files]
+    assert ["QuantizeLinear" in kind for kind in kinds] == [True, False]
+    assert "model.onnx: int8" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
