@@ -1,4 +1,4 @@
-"""Write what named layers of a model give for some images to one file.
+r"""Write what named layers of a model give for some images to one file.
 
     python classification/extract_feature.py --model internimage_t_1k_224 --list-layers
     python classification/extract_feature.py --cfg F.yaml --checkpoint C.pth --folder images \

@@ -1,4 +1,4 @@
-"""Pictures of a training run: predictions on the validation set, the training curve, and the learned sampling points.
+r"""Pictures of a training run: predictions on the validation set, the training curve, and the learned sampling points.
 
     python classification/pictures.py --cfg classification/configs/demo.yaml \
         --checkpoint output/demo/ckpt_epoch_best.pth --output output/demo/pictures

@@ -1,4 +1,4 @@
-"""Classify one image: the five most probable classes, printed and as a picture.
+r"""Classify one image: the five most probable classes, printed and as a picture.
 
     python classification/predict.py --model internimage_t_1k_224 --image photo.jpg --output prediction.png
     python classification/predict.py --cfg classification/configs/demo.yaml \

@@ -1,4 +1,4 @@
-"""Write a detector for another runtime, compare it with PyTorch and with mmdet, and time it.
+r"""Write a detector for another runtime, compare it with PyTorch and with mmdet, and time it.
 
     python detection/export.py detection/configs/demo/mask_rcnn_internimage_demo.py \
         --checkpoint CHECKPOINT --output demo.onnx

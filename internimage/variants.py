@@ -95,7 +95,8 @@ def create_model(name: str, pretrained: bool | str | os.PathLike = False, **over
 
     Args:
         name: one of `list_models()`.
-        pretrained: True to download and load the released weights; a path to load a file; False for random weights.
+        pretrained: True to download and load the released weights; a path, an address or a released name to load
+            those; False for random weights.
         overrides: keyword arguments of `InternImage`, over those of the variant: `num_classes=37` for a new classifier,
             `features_only=True` or `out_indices=(1, 2, 3)` for feature maps, `drop_path_rate=0.1`, ...
 
@@ -113,11 +114,10 @@ def create_model(name: str, pretrained: bool | str | os.PathLike = False, **over
         raise UserError(f"unknown model {name!r}; {hint}")
     model = _model_class(name)(**{**VARIANTS[name], **overrides})
     if pretrained:
-        if pretrained is True:
-            from .zoo import checkpoint_path  # the zoo builds models itself
+        from .zoo import checkpoint_path, local_checkpoint  # the zoo builds models itself
 
-            pretrained = checkpoint_path(name)
-        state_dict = read_state_dict(pretrained)
+        path = checkpoint_path(name) if pretrained is True else local_checkpoint(pretrained)
+        state_dict = read_state_dict(path)
         if overrides:
             for notice in load_pretrained(model, state_dict):
                 print(f"{name}: {notice}")

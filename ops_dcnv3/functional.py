@@ -104,7 +104,7 @@ def _tracks_gradients(*tensors: Tensor) -> bool:
 
 
 def _pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(item, int) and item >= minimum for item in pair):
         raise ValueError(f"{name} must be an int or a pair of ints, each at least {minimum}; got {value!r}")
     return pair
@@ -151,6 +151,8 @@ def _expected_shapes(shape: tuple[int, ...], geometry: Geometry) -> tuple[tuple[
 def _check(input: Tensor, offset: Tensor, mask: Tensor, expected: tuple, geometry: Geometry) -> None:
     device = input.device
     for name, tensor in (("input", input), ("offset", offset), ("mask", mask)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
         if tensor.dtype not in _FLOATS:
             raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {tensor.dtype}")
         if tensor.device != device:

@@ -1,4 +1,4 @@
-"""Write a segmentor for another runtime, compare it with PyTorch and with mmseg, and time it.
+r"""Write a segmentor for another runtime, compare it with PyTorch and with mmseg, and time it.
 
     python segmentation/export.py segmentation/configs/demo/upernet_internimage_demo.py \
         --checkpoint CHECKPOINT --output demo.onnx

@@ -1,4 +1,4 @@
-"""A configuration for data of your own in COCO's format: class names and their number come from the annotations.
+r"""A configuration for data of your own in COCO's format: class names and their number come from the annotations.
 
     python detection/datasets/own_data.py detection/configs/coco/mask_rcnn_internimage_t_fpn_1x_coco.py \
         --data-root data/own --train annotations/train.json train --val annotations/val.json val --out own.py

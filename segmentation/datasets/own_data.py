@@ -1,4 +1,4 @@
-"""Data of your own: a folder of images, a folder of label maps, and one small file with class names and colours.
+r"""Data of your own: a folder of images, a folder of label maps, and one small file with class names and colours.
 
     python segmentation/datasets/own_data.py segmentation/configs/ade20k/upernet_internimage_t_512_160k_ade20k.py \
         --data-root data/own --train images/train labels/train --val images/val labels/val --out own.py

@@ -258,6 +258,14 @@ def test_the_layer_asks_for_channels_last():
         ops_dcnv3.DCNv3(8, group=2)(torch.zeros(1, 8, 5, 5))
 
 
+def test_what_is_no_tensor_and_no_size_is_refused_by_name():
+    input, offset, mask = torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 4, 18), torch.zeros(1, 4, 4, 9)
+    with pytest.raises(TypeError, match="offset must be a tensor; got ndarray"):
+        dcnv3(input, offset.numpy(), mask)
+    with pytest.raises(ValueError, match="kernel_size must be an int or a pair"):
+        dcnv3(input, offset, mask, kernel_size=3.0)
+
+
 def test_integer_tensors_are_refused_by_name():
     x, offset, mask = small_inputs()
     with pytest.raises(TypeError, match="input must be float64"):
