@@ -1,4 +1,4 @@
-"""What the exporter needs of a detector or segmentor: its module, pre-processing, sample images and how to compare.
+"""What the exporter needs of a detector or segmentor: its module, its images and how to compare.
 
 `detection/export.py` and `segmentation/export.py` are made of this. Metadata have the keys of
 `classification/export.py` and those that `predict_onnx.py` needs besides.
@@ -9,7 +9,6 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from .formats import find_format
 from .mm_boxes import suppress_all
 from .mm_compare import detection_error, framework_boxes, framework_labels, matched_detections, segmentation_error
 from .mm_dino import DINO
+from .mm_images import default_size, make_samples, preprocessing, read_pictures
 from .mm_rcnn import RCNN
 from .mm_segmentors import Segmentor
 from .progress import phase
@@ -37,18 +37,12 @@ from .progress import phase
 __all__ = [
     "build_model",
     "detector_exportable",
-    "preprocessing",
     "segmentor_exportable",
 ]
 
 Prepare = Callable[[Image.Image, dict, tuple[int, int]], Tensor]
 
-# Steps of test pipelines that leave the picture as it is.
-_NEUTRAL = ("Load", "Pack", "ToTensor", "ImageToTensor", "Collect")
 _CALIBRATION_IMAGES = 200
-
-
-# The model
 
 
 def build_model(config: Config, checkpoint: str | None) -> nn.Module:
@@ -87,99 +81,6 @@ def _spread_predictions(model: nn.Module) -> None:
                 nn.init.normal_(layer.weight, std=usual)
 
 
-# Pre-processing
-
-
-def preprocessing(config: Config) -> dict[str, object]:
-    """How a configuration's test pipeline makes a network's input of a picture, in the words of the metadata.
-
-    Raises:
-        UserError: a step that `predict_onnx.py` does not have.
-    """
-    source = config.model.data_preprocessor
-    rule, scale, multiple = "keep size", None, 1
-    for step in config.test_dataloader.dataset.pipeline:
-        kind = step["type"]
-        if kind == "Resize":
-            rule, scale = "keep ratio" if step.get("keep_ratio") else "stretch", list(step["scale"])
-        elif kind == "ResizeToMultiple":
-            multiple = step.get("size_divisor", 32)
-        elif not kind.startswith(_NEUTRAL):
-            raise UserError(f"cannot export the step {kind} of the test pipeline; supported: Resize, ResizeToMultiple")
-    end = "stretch to multiple"
-    if divisor := source.get("pad_size_divisor", 1 if "pad_size_divisor" in source else None):
-        multiple, end = divisor, "pad to multiple"
-    if rule == "stretch" and any(length % multiple for length in scale):
-        raise UserError(
-            f"cannot export Resize to {scale} without keep_ratio: the sides must be multiples of {multiple}"
-        )
-    return {
-        "mean": [value / 255 for value in source.mean],
-        "std": [value / 255 for value in source.std],
-        "channels": "RGB" if source.get("bgr_to_rgb") else "BGR",
-        "resize": rule if rule == "stretch" else f"{rule}, {end}",
-        "multiple": multiple,
-        "interpolation": "opencv bilinear",
-        **({"scale": scale} if rule == "keep ratio" else {"size": scale[::-1]} if scale else {}),
-    }
-
-
-def _default_size(meta: Mapping, config: Config) -> tuple[int, int]:
-    """Height and width of a 4 to 3 photograph after the resizing, at most that of the frame."""
-    if "size" in meta:
-        return tuple(meta["size"])
-    if "scale" not in meta:
-        return tuple(config.get("crop_size", (512, 512)))
-    shorter, longer = sorted(meta["scale"])
-    up = lambda length: math.ceil(length / meta["multiple"]) * meta["multiple"]  # noqa: E731
-    return up(shorter), up(min(longer, round(shorter * 4 / 3)))
-
-
-# Sample images
-
-
-def _photographs() -> list[Image.Image]:
-    """Three photographs that come with scikit-image."""
-    from skimage import data
-
-    return [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea)]
-
-
-def _pictures(source: Path | None, count: int) -> list[Image.Image]:
-    """Up to `count` pictures of a file or folder, evenly spaced, at least three; without a source, photographs."""
-    if source is None:
-        return _photographs()
-    extensions = Image.registered_extensions()
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in extensions) if source.is_dir() else [source]
-    if not paths:
-        raise UserError(f"{source} has no images; check the path of --images")
-    try:
-        pictures = [Image.open(path).convert("RGB") for path in paths[:: max(1, len(paths) // count)][:count]]
-    except OSError as error:
-        raise UserError(f"--images {source}: {error}; give an image or a folder of images") from error
-    while len(pictures) < 3:
-        pictures.append(pictures[-1].transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-    return pictures
-
-
-def _samples(pictures: Sequence[Image.Image], prepare: Callable, size: tuple[int, int], multiple: int) -> list[Tensor]:
-    """One picture of `size`, three of about two thirds of it, and one of another shape."""
-
-    def part(length: int, share: float) -> int:
-        return max(multiple * math.ceil(length * share / multiple), min(length, 64))
-
-    height, width = size
-    middle = part(height, 0.66), part(width, 0.66)
-    return [
-        prepare(pictures[0], size),
-        torch.cat([prepare(picture, middle) for picture in pictures[:3]]),
-        prepare(pictures[1], (part(height, 0.75), part(width, 0.5))),
-    ]
-
-
-# Together
-
-
 def _common(model: nn.Module, task: str, meta: Mapping) -> dict[str, str]:
     words = {"task": task, **meta, "class_names": list(model.dataset_meta.get("classes") or [])}
     if isinstance(palette := model.dataset_meta.get("palette"), Sequence) and not isinstance(palette, str):
@@ -192,8 +93,8 @@ def _exportable(
 ) -> Exportable:
     meta = preprocessing(framework_model.cfg)
     multiple = meta["multiple"]
-    size = image_size(args, _default_size(meta, framework_model.cfg), multiple)
-    pictures = _pictures(args.images, _CALIBRATION_IMAGES if args.int8 else 3)
+    size = image_size(args, default_size(meta, framework_model.cfg), multiple)
+    pictures = read_pictures(args.images, _CALIBRATION_IMAGES if args.int8 else 3)
 
     def tensor(picture: Image.Image, shape: tuple[int, int]) -> Tensor:
         return torch.from_numpy(prepare(picture, meta, shape).images)
@@ -203,7 +104,7 @@ def _exportable(
     elif find_format(args.format).one_size:
         samples = [tensor(pictures[0], size), torch.cat([tensor(picture, size) for picture in pictures[:3]])]
     else:
-        samples = _samples(pictures, tensor, size, multiple)
+        samples = make_samples(pictures, tensor, size, multiple)
     words = {**meta, "size": size, **options.pop("words", {})}
     return Exportable(
         size=size,

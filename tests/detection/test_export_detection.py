@@ -21,10 +21,11 @@ from detection.export import main
 from golden import filled
 from internimage.errors import UserError
 from internimage.export.cores import prepare
-from internimage.export.mm import build_model, detector_exportable, preprocessing
+from internimage.export.mm import build_model, detector_exportable
 from internimage.export.mm_boxes import best, clip, picture_sizes, suppress, suppress_all
 from internimage.export.mm_compare import detection_error, framework_boxes, framework_detections, matched_detections
 from internimage.export.mm_dino import DINO
+from internimage.export.mm_images import preprocessing
 from internimage.export.mm_rcnn import RCNN
 
 DEMO = str(CONFIGS / "demo" / "mask_rcnn_internimage_demo.py")

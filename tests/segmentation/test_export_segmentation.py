@@ -16,8 +16,8 @@ from torch import Tensor
 import predict_onnx
 from golden import filled
 from internimage.export.cores import prepare
-from internimage.export.mm import preprocessing
 from internimage.export.mm_compare import framework_labels, segmentation_error
+from internimage.export.mm_images import preprocessing
 from internimage.export.mm_layers import AveragePool
 from internimage.export.mm_segmentors import Segmentor
 from segmentation.export import main

@@ -1,0 +1,103 @@
+"""The images of an exported detector or segmentor: how pictures become its input, and which ones it is checked with."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torch import Tensor
+
+from internimage.errors import UserError
+
+__all__ = ["default_size", "make_samples", "preprocessing", "read_pictures"]
+
+# Steps of test pipelines that leave the picture as it is.
+_NEUTRAL = ("Load", "Pack", "ToTensor", "ImageToTensor", "Collect")
+
+
+def preprocessing(config: Config) -> dict[str, object]:
+    """How a configuration's test pipeline makes a network's input of a picture, in the words of the metadata.
+
+    Raises:
+        UserError: a step that `predict_onnx.py` does not have.
+    """
+    source = config.model.data_preprocessor
+    rule, scale, multiple = "keep size", None, 1
+    for step in config.test_dataloader.dataset.pipeline:
+        kind = step["type"]
+        if kind == "Resize":
+            rule, scale = "keep ratio" if step.get("keep_ratio") else "stretch", list(step["scale"])
+        elif kind == "ResizeToMultiple":
+            multiple = step.get("size_divisor", 32)
+        elif not kind.startswith(_NEUTRAL):
+            raise UserError(f"cannot export the step {kind} of the test pipeline; supported: Resize, ResizeToMultiple")
+    end = "stretch to multiple"
+    if divisor := source.get("pad_size_divisor", 1 if "pad_size_divisor" in source else None):
+        multiple, end = divisor, "pad to multiple"
+    if rule == "stretch" and any(length % multiple for length in scale):
+        raise UserError(
+            f"cannot export Resize to {scale} without keep_ratio: the sides must be multiples of {multiple}"
+        )
+    return {
+        "mean": [value / 255 for value in source.mean],
+        "std": [value / 255 for value in source.std],
+        "channels": "RGB" if source.get("bgr_to_rgb") else "BGR",
+        "resize": rule if rule == "stretch" else f"{rule}, {end}",
+        "multiple": multiple,
+        "interpolation": "opencv bilinear",
+        **({"scale": scale} if rule == "keep ratio" else {"size": scale[::-1]} if scale else {}),
+    }
+
+
+def default_size(meta: Mapping, config: Config) -> tuple[int, int]:
+    """Height and width of a 4 to 3 photograph after the resizing, at most that of the frame."""
+    if "size" in meta:
+        return tuple(meta["size"])
+    if "scale" not in meta:
+        return tuple(config.get("crop_size", (512, 512)))
+    shorter, longer = sorted(meta["scale"])
+    up = lambda length: math.ceil(length / meta["multiple"]) * meta["multiple"]  # noqa: E731
+    return up(shorter), up(min(longer, round(shorter * 4 / 3)))
+
+
+def _photographs() -> list[Image.Image]:
+    """Three photographs that come with scikit-image."""
+    from skimage import data
+
+    return [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea)]
+
+
+def read_pictures(source: Path | None, count: int) -> list[Image.Image]:
+    """Up to `count` pictures of a file or folder, evenly spaced, at least three; without a source, photographs."""
+    if source is None:
+        return _photographs()
+    extensions = Image.registered_extensions()
+    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in extensions) if source.is_dir() else [source]
+    if not paths:
+        raise UserError(f"{source} has no images; check the path of --images")
+    try:
+        pictures = [Image.open(path).convert("RGB") for path in paths[:: max(1, len(paths) // count)][:count]]
+    except OSError as error:
+        raise UserError(f"--images {source}: {error}; give an image or a folder of images") from error
+    while len(pictures) < 3:
+        pictures.append(pictures[-1].transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    return pictures
+
+
+def make_samples(
+    pictures: Sequence[Image.Image], prepare: Callable, size: tuple[int, int], multiple: int
+) -> list[Tensor]:
+    """One picture of `size`, three of about two thirds of it, and one of another shape."""
+
+    def part(length: int, share: float) -> int:
+        return max(multiple * math.ceil(length * share / multiple), min(length, 64))
+
+    height, width = size
+    middle = part(height, 0.66), part(width, 0.66)
+    return [
+        prepare(pictures[0], size),
+        torch.cat([prepare(picture, middle) for picture in pictures[:3]]),
+        prepare(pictures[1], (part(height, 0.75), part(width, 0.5))),
+    ]
