@@ -131,7 +131,9 @@ def _compare(exportable: Exportable, name: str, theirs: Callable[..., Outputs], 
 
 def _check_queries(model: nn.Module, samples: list[Tensor]) -> None:
     """Raise `UserError` if an image has fewer pixels in its feature maps than the decoder has queries."""
-    strides = [4 * 2 ** (model.backbone.out_indices[0] + level) for level in range(model.num_feature_levels)]
+    first = model.backbone.out_indices[0]
+    first = first[0] if isinstance(first, Sequence) else first  # of a composite backbone
+    strides = [4 * 2 ** (first + level) for level in range(model.num_feature_levels)]
     for height, width in (images.shape[2:] for images in samples):
         count = sum(math.ceil(height / stride) * math.ceil(width / stride) for stride in strides)
         if count < model.num_queries:

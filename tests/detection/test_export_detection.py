@@ -20,6 +20,7 @@ import predict_onnx
 from detection.export import main
 from golden import filled
 from internimage.errors import UserError
+from internimage.export.cli import add_arguments
 from internimage.export.cores import prepare
 from internimage.export.mm import build_model, detector_exportable
 from internimage.export.mm_boxes import best, clip, picture_sizes, suppress, suppress_all
@@ -304,6 +305,16 @@ def test_mistakes_end_in_one_line(options, message, capsys, tmp_path, monkeypatc
         main([DEMO, *options])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("backbone", ["internimage_t_1x_coco_layer_wise_lr", "cbinternimage_h_objects365_coco_ss"])
+def test_an_image_with_fewer_places_than_queries_is_refused(backbone):
+    model = build_model(small(f"coco/dino_4scale_{backbone}.py", num_classes=80), None)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["--output", "model.onnx", "--size", "32"])
+    with pytest.raises(UserError, match="30 queries; set a larger --size"):
+        detector_exportable(model, args, predict_onnx.prepare)
 
 
 def test_executorch_names_what_it_lacks_for_rcnn():
