@@ -94,7 +94,7 @@ _FORMATS = (
         int8=True,
     ),
     Format("openvino", ".xml", {**_ONNX, "openvino": "openvino"}, ("grid_sample", "deform_conv", "gather"), int8=True),
-    Format("aoti", ".pt2", {}, ("gather", "grid_sample"), one_size=True),
+    Format("aoti", ".pt2", {}, ("gather", "grid_sample", "custom"), one_size=True),
     Format("executorch", ".pte", {"executorch.runtime": "executorch"}, ("grid_sample", "gather")),
     Format("tensorrt", ".engine", {**_ONNX, "onnxruntime": "onnxruntime"}, ("grid_sample",)),
 )

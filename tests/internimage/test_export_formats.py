@@ -1,5 +1,7 @@
 """OpenVINO, AOTInductor and ExecuTorch: files of small models compute what PyTorch computes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,18 @@ def test_aoti_takes_any_batch_of_its_size_and_no_other_size(tmp_path: Path) -> N
     assert runtime.model.get_metadata()["mean"] == "[0.5]"
     with pytest.raises(UserError, match="images N x 3 x 32 x 32"):
         runtime(torch.zeros(1, 3, 32, 31).numpy())
+
+
+def test_aoti_with_our_kernels_loads_them_in_a_new_process(tmp_path: Path) -> None:
+    item = exportable([(2, 32, 32)], dynamic=False, depths=[1], groups=[2])
+    assert worst_error(item, "aoti", tmp_path / "model.pt2", core="custom") < 1e-4
+    code = (
+        "import sys, numpy; from pathlib import Path; from internimage.export.aoti import load\n"
+        "print(load(Path(sys.argv[1]))(numpy.zeros((2, 3, 32, 32), 'float32'))[0].shape)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.pt2")]
+    finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert finished.stdout.strip() == "(2, 7)", finished.stderr
 
 
 def test_aoti_says_that_it_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
