@@ -224,6 +224,8 @@ class _Mistake(Exception):
 
 
 def _load(args: argparse.Namespace) -> tuple[Model, Image.Image]:
+    if Path(args.model).suffix != ".onnx":
+        raise _Mistake(f"{args.model} is no .onnx file; this script runs ONNX models alone")
     for path, what in ((args.model, "model"), (args.image, "image")):
         if not Path(path).is_file():
             raise _Mistake(f"no {what} at {path}")

@@ -191,6 +191,10 @@ def _autograd(ctx, grad_output: Tensor):
     return *grads, *(None for _ in ctx.geometry)
 
 
+def _no_second_derivative(ctx, *grads: Tensor):
+    raise RuntimeError("dcnv3 can be differentiated once: it has no second derivative; omit create_graph=True")
+
+
 def _autocast(device_type: str):
     """Autocast rule: promote to the widest type present. Kernels sample and sum in float32 or better whatever it is."""
     key = getattr(torch._C.DispatchKey, f"Autocast{device_type}")
@@ -205,5 +209,6 @@ def _autocast(device_type: str):
 torch.library.register_fake("ops_dcnv3::forward", _forward_fake, lib=_library)
 torch.library.register_fake("ops_dcnv3::backward", _backward_fake, lib=_library)
 torch.library.register_autograd("ops_dcnv3::forward", _autograd, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("ops_dcnv3::backward", _no_second_derivative, lib=_library)
 for _device_type in ("CPU", "CUDA"):
     _library.impl("forward", _autocast(_device_type), f"Autocast{_device_type}")

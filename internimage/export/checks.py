@@ -89,7 +89,10 @@ def require_parity(rows: list[Parity], path: Path, *, half: bool, tolerance: flo
     bad = [row.relative for row in rows if not row.passes(tolerance)]
     if bad:
         failed = path.replace(path.with_name(f"{path.name}.failed"))
-        raise UserError(f"the relative error {max(bad):.1e} exceeds {tolerance:.1e}; the file is now {failed}")
+        raise UserError(
+            f"the relative error {max(bad):.1e} exceeds {tolerance:.1e}; the file is now {failed} "
+            "(a larger error can be allowed: --tolerance)"
+        )
 
 
 def own_response(exportable: Exportable, images: Tensor, enough: float, noise: float = 1e-6, draws: int = 4) -> float:

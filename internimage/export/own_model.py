@@ -1,7 +1,8 @@
 """Exporting a model of one's own: any module of images that has DCNv3 or DCNv4 layers, or whole backbones, inside."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -35,6 +36,18 @@ class _NamedOutputs(nn.Module):
         return outputs
 
 
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def export(
     model: nn.Module,
     path: str | Path,
@@ -52,8 +65,8 @@ def export(
     """Write `model` for another runtime and compare the file with PyTorch.
 
     Args:
-        model: takes one tensor of images; gives a tensor, or a sequence or dictionary of tensors. Put in evaluation
-            mode; otherwise left as it is.
+        model: takes one tensor of images; gives a tensor, or a sequence or dictionary of tensors. Exported in
+            evaluation mode, and left as it is.
         path: of the file, with the ending that the format has.
         images: `(N, C, H, W)` float32, one tensor or several of the sizes to compare at; the first one is traced.
         format: `onnx`, `openvino`, `aoti`, `executorch` or `tensorrt`.
@@ -75,15 +88,18 @@ def export(
     path, form = Path(path), find_format(format)
     core = form.choose(core, path)
     samples = [images] if isinstance(images, Tensor) else list(images)
-    wrapped = _NamedOutputs(model.eval())
-    exportable = Exportable(wrapped, (), tuple(samples[0].shape[2:]), metadata or {}, samples, dynamic=dynamic)
-    count = len(exportable.reference(samples[0]))
-    names = tuple(output_names or wrapped.names or (f"output{index}" for index in range(count)))
-    if len(names) != count:
-        raise UserError(f"output_names has {len(names)} names, but the model has {count} outputs")
-    exportable.output_names = names
-    form.write(exportable, path, core=core, half=half)
-    limit = math.inf if tolerance else default_tolerance(half)  # a given tolerance is taken at its word
-    rows = check_parity(exportable, form.load(path, threads=threads), limit)
-    require_parity(rows, path, half=half, tolerance=tolerance)
-    return rows
+    if not samples or not all(isinstance(item, Tensor) and item.ndim == 4 for item in samples):
+        raise UserError("images must be a tensor (N, C, H, W), or several of them in a list")
+    with _evaluating(model):
+        wrapped = _NamedOutputs(model)
+        exportable = Exportable(wrapped, (), tuple(samples[0].shape[2:]), metadata or {}, samples, dynamic=dynamic)
+        count = len(exportable.reference(samples[0]))
+        names = tuple(output_names or wrapped.names or (f"output{index}" for index in range(count)))
+        if len(names) != count:
+            raise UserError(f"output_names has {len(names)} names, but the model has {count} outputs")
+        exportable.output_names = names
+        form.write(exportable, path, core=core, half=half)
+        limit = math.inf if tolerance else default_tolerance(half)  # a given tolerance is taken at its word
+        rows = check_parity(exportable, form.load(path, threads=threads), limit)
+        require_parity(rows, path, half=half, tolerance=tolerance)
+        return rows

@@ -47,7 +47,7 @@ class LoadLabelMap(LoadAnnotations):
         """Add `gt_seg_map` `(H, W)`, uint8; nothing where there is an image alone, as in mmseg's inference functions.
 
         Raises:
-            LabelError: not one number per pixel, or a label out of range; names the file and the label.
+            LabelError: not one number per pixel, another size than the image, or a label out of range; names the file.
         """
         if "seg_map_path" not in results:
             return
@@ -60,6 +60,12 @@ class LoadLabelMap(LoadAnnotations):
             raise LabelError(
                 f"{path} has {labels.shape[-1]} channels; a label map has one, holding class numbers: save it as an "
                 "8-bit grey or palette PNG"
+            )
+        expected = tuple(results.get("ori_shape", labels.shape))
+        if labels.shape != expected:
+            raise LabelError(
+                f"{path} is {labels.shape[1]}x{labels.shape[0]} pixels, but its image is {expected[1]}x{expected[0]}: "
+                "a label map has a label for every pixel of the image"
             )
         reduce = results["reduce_zero_label"]
         labels = labels.astype(np.int64)

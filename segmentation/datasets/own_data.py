@@ -171,7 +171,7 @@ def own_config(
         f"data_root = {str(data_root)!r}",
         f"train_pipeline = {_text(_pipeline(config['train_dataloader']['dataset']['pipeline'], count))}",
         f"test_pipeline = {_text(_pipeline(config['val_dataloader']['dataset']['pipeline'], count))}",
-        f"tta_pipeline = {_text(_pipeline(config['tta_pipeline'], count))}",
+        *([f"tta_pipeline = {_text(_pipeline(config['tta_pipeline'], count))}"] if "tta_pipeline" in config else []),
         "",
         f"train_dataloader = {loader(train, 'train_pipeline')}",
         f"val_dataloader = {loader(val, 'test_pipeline')}",

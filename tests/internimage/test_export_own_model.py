@@ -34,7 +34,10 @@ SIZES = [torch.randn(1, 3, 32, 32), torch.randn(3, 3, 32, 32), torch.randn(2, 3,
 
 
 def test_one_call_writes_a_checked_standard_file_for_any_size(tmp_path):
-    rows = export(Net(), tmp_path / "net.onnx", SIZES, metadata={"task": "mine"})
+    net = Net()
+    net.stem.eval()
+    rows = export(net, tmp_path / "net.onnx", SIZES, metadata={"task": "mine"})
+    assert net.training and net.layer.training and not net.stem.training
     assert [row.shape for row in rows] == [tuple(images.shape) for images in SIZES]
     assert max(row.relative for row in rows) < 1e-5
     proto = onnx.load(tmp_path / "net.onnx")
@@ -51,6 +54,9 @@ def test_what_cannot_be_written_ends_in_one_line(tmp_path):
         export(Net(), tmp_path / "net.onnx", SIZES, format="openvino")
     with pytest.raises(UserError, match="1 names.* 2 outputs"):
         export(Net(), tmp_path / "net.onnx", SIZES, output_names=["maps"])
+    for images in ([], torch.zeros(3, 32, 32), [SIZES[0].numpy()]):
+        with pytest.raises(UserError, match="images must be a tensor"):
+            export(Net(), tmp_path / "net.onnx", images)
 
 
 @pytest.mark.parametrize("dynamo", [True, False])

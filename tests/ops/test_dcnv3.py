@@ -80,6 +80,13 @@ def test_gradients_equal_finite_differences(backend, logits):
 
 
 @needs_kernels
+def test_second_derivatives_are_refused_rather_than_zero():
+    tensors = [torch.randn(1, 4, 4, channels, requires_grad=True) for channels in (8, 18, 9)]
+    grad = torch.autograd.grad((dcnv3(*tensors) ** 2).sum(), tensors[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        (grad**2).sum().backward()
+
+
 def test_the_registered_operators_pass_opcheck():
     assert backends.select("cpu", torch.device("cpu")) == "cpu"
     geometry = Geometry(3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False, True)
