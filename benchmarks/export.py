@@ -42,7 +42,7 @@ def _plan(names: list[str]) -> list[tuple[Format, str]]:
     for name in names:
         form_name, _, core = name.partition(":")
         form = find_format(form_name)
-        plan.append((form, form.choose(core, Path(f"model{form.suffix}"))))
+        plan.append((form, form.choose(core)))
     return plan
 
 

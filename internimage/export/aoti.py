@@ -10,7 +10,6 @@ variable AOTI_RUNTIME_CHECK_INPUTS is 1; `load` checks them.
 
 import contextlib
 import json
-import logging
 import warnings
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from ops_dcnv3 import backends
 
 from .cores import prepare
 from .exportable import Exportable
-from .progress import phase
+from .progress import phase, quiet_logs
 
 __all__ = ["load", "write"]
 
@@ -79,13 +78,9 @@ def _whole_grid_sample():
 @contextlib.contextmanager
 def _quiet():
     """Silences warnings of the compiler's internals, which the user can do nothing about."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+    with quiet_logs(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class load:

@@ -20,22 +20,29 @@ __all__ = [
     "Time",
     "check_parity",
     "compare_samples",
-    "default_tolerance",
     "interleaved_times",
     "latency_table",
+    "limits",
     "match_warning",
     "own_response",
     "parity_table",
     "require_parity",
+    "worst_failure",
 ]
 
 _LARGEST_JUMP = 1e-2  # a model that moves more by itself cannot be checked
 _JUMPS = 10.0  # factor between a model's jumps at ties: those of one random DINO-T were 2e-5 to 5e-3
 
 
-def default_tolerance(half: bool = False) -> float:
-    """The largest relative error allowed unless the user says otherwise."""
-    return 5e-2 if half else 1e-4
+def limits(tolerance: float | None, *, half: bool = False) -> tuple[float, float]:
+    """The largest relative error allowed, and the one beyond which `own_response` is asked for.
+
+    A tolerance that the user gave is taken at its word: then nothing is asked.
+    """
+    if tolerance:
+        return tolerance, math.inf
+    default = 5e-2 if half else 1e-4
+    return default, default
 
 
 class Parity(NamedTuple):
@@ -78,31 +85,36 @@ def compare_samples(
         actual = other(images, expected)
         absolute, relative = exportable.compare(actual, expected)
         matched = exportable.matched(actual, expected) if exportable.matched else None
-        own = 0.0 if relative <= limit else own_response(exportable, images, relative / _JUMPS)
+        own = 0.0 if relative <= limit else own_response(exportable, images, expected, relative / _JUMPS)
         rows.append(Parity(tuple(images.shape), name, absolute, relative, matched, own))
     return rows
 
 
-def require_parity(rows: list[Parity], path: Path, *, half: bool, tolerance: float | None = None) -> None:
+def worst_failure(rows: list[Parity], tolerance: float) -> float | None:
+    """The largest relative error among the samples that do not pass, if any."""
+    return max((row.relative for row in rows if not row.passes(tolerance)), default=None)
+
+
+def require_parity(rows: list[Parity], path: Path, tolerance: float) -> None:
     """Rename the file to `*.failed` and raise `UserError` if a relative error exceeds the tolerance."""
-    tolerance = tolerance or default_tolerance(half)
-    bad = [row.relative for row in rows if not row.passes(tolerance)]
-    if bad:
+    worst = worst_failure(rows, tolerance)
+    if worst is not None:
         failed = path.replace(path.with_name(f"{path.name}.failed"))
         raise UserError(
-            f"the relative error {max(bad):.1e} exceeds {tolerance:.1e}; the file is now {failed} "
+            f"the relative error {worst:.1e} exceeds {tolerance:.1e}; the file is now {failed} "
             "(a larger error can be allowed: --tolerance)"
         )
 
 
-def own_response(exportable: Exportable, images: Tensor, enough: float, noise: float = 1e-6, draws: int = 4) -> float:
+def own_response(
+    exportable: Exportable, images: Tensor, expected: Outputs, enough: float, noise: float = 1e-6, draws: int = 4
+) -> float:
     """The largest relative change of PyTorch's own results when pixels change by up to a millionth; ends at `enough`.
 
     That is what computing in another order does to them. Models that choose by rank (DINO its queries) jump where two
     scores nearly tie, and then a file may be on the other side of the jump without being wrong.
     """
     generator = torch.Generator().manual_seed(0)
-    expected = exportable.reference(images)
     worst = 0.0
     for _ in range(draws):
         changed = images * torch.empty_like(images).uniform_(1 - noise, 1 + noise, generator=generator)

@@ -1,7 +1,6 @@
 """The part of `export.py` that all tasks share: options, and write, check, time, print."""
 
 import argparse
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from internimage.errors import UserError
 from .accuracy import accuracy_table
 from .checks import (
     check_parity,
-    default_tolerance,
     interleaved_times,
     latency_table,
+    limits,
     match_warning,
     parity_table,
     require_parity,
@@ -68,7 +67,8 @@ def image_size(args: argparse.Namespace, default: tuple[int, int], multiple: int
 def _plan(args: argparse.Namespace) -> tuple[Format, str]:
     """The format and the core asked for. Raises `UserError` for what cannot be had."""
     form = find_format(args.format)
-    core = form.choose(args.core, args.output)
+    core = form.choose(args.core)
+    form.check_path(args.output)
     if args.int8 and not args.images:
         raise UserError("--int8 needs --images, a folder of some hundred images like those it will see")
     if args.int8 and not form.int8:
@@ -100,10 +100,10 @@ def run(exportable: Exportable, args: argparse.Namespace) -> None:
     with phase(f"Loading {path}"):
         runtime = form.load(path, threads=args.threads)
     with phase("Comparing it with PyTorch"):
-        # A tolerance that the user gave is taken at its word.
-        rows = check_parity(exportable, runtime, math.inf if args.tolerance else default_tolerance(args.half))
+        tolerance, limit = limits(args.tolerance, half=args.half)
+        rows = check_parity(exportable, runtime, limit)
     print(f"{path}: {form.name}, {core}, {'float16' if args.half else 'float32'}\n\n{parity_table(rows)}\n")
-    require_parity(rows, path, half=args.half, tolerance=args.tolerance)
+    require_parity(rows, path, tolerance)
     if warning := match_warning(rows):
         print(f"{warning}\n")
     runtimes, files = {f"{form.name} ({core})": runtime}, [path]
@@ -111,9 +111,9 @@ def run(exportable: Exportable, args: argparse.Namespace) -> None:
         from .quantize import write_int8
 
         files.append(args.output)
-        write_int8(exportable, *files, core=core)
-        runtimes[f"{form.name} int8"] = quantized = form.load(files[1], threads=args.threads)
-        print(f"{files[1]}: int8\n\n{parity_table(check_parity(exportable, quantized))}\n")
+        write_int8(exportable, path, args.output, core=core)
+        runtimes[f"{form.name} int8"] = quantized = form.load(args.output, threads=args.threads)
+        print(f"{args.output}: int8\n\n{parity_table(check_parity(exportable, quantized))}\n")
     if exportable.labelled:
         print(f"{accuracy_table(exportable, dict(zip(runtimes, zip(runtimes.values(), files))))}\n")
     if args.repeats:

@@ -127,5 +127,7 @@ def prepare(model: nn.Module, core: str = "grid_sample") -> nn.Module:
             module.mlp = FlatMLP(module.mlp)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            setattr(module, name, _replaced(child, core))
+            replaced = _replaced(child, core)
+            if replaced is not child:
+                setattr(module, name, replaced)
     return _replaced(model, core)

@@ -6,7 +6,6 @@ ExecuTorch's portable kernels, which are written for size rather than speed.
 
 import contextlib
 import io
-import logging
 import warnings
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from internimage.errors import UserError
 
 from .cores import prepare
 from .exportable import Exportable
-from .progress import phase
+from .progress import phase, quiet_logs
 
 __all__ = ["load", "write"]
 
@@ -37,25 +36,14 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
     if exportable.dynamic:
         raise UserError("--format executorch holds one shape: add --static, and --batch and --size if need be")
     images = exportable.samples[0]
-    with phase("Lowering to ExecuTorch"), warnings.catch_warnings(), _quiet():
+    silence = contextlib.redirect_stdout(io.StringIO())
+    with phase("Lowering to ExecuTorch"), warnings.catch_warnings(), quiet_logs(), silence:
         warnings.simplefilter("ignore")
         program = torch.export.export(prepare(exportable.model, core), (images,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         lowered.write_to_file(file)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Silences the lowering's log of steps that are no news to the user."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(previous)
 
 
 class load:

@@ -56,12 +56,16 @@ class Format:
             raise UserError(f"format {self.name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
         return importlib.import_module(f"internimage.export.{self.name}")
 
-    def choose(self, core: str | None, path: Path) -> str:
-        """The core to use, the default if None. Raises `UserError` for what cannot be had, or not at `path`."""
+    def choose(self, core: str | None) -> str:
+        """The core to use, the default if None. Raises `UserError` for what cannot be had."""
         self._module()
         core = core or self.cores[0]
         if core not in self.cores:
             raise UserError(f"format {self.name} cannot hold core {core!r}; it has {', '.join(self.cores)}")
+        return core
+
+    def check_path(self, path: Path) -> None:
+        """Raise `UserError` if a file of this format cannot be written there."""
         if path.suffix != self.suffix:
             raise UserError(f"the file of format {self.name} must end in {self.suffix}; got {path}")
         if path.is_dir():
@@ -71,7 +75,6 @@ class Format:
             tempfile.TemporaryFile(dir=path.parent).close()
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from None
-        return core
 
     @property
     def write(self) -> Callable[..., None]:

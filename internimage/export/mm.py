@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from internimage.errors import UserError
 from internimage.integrations.mm_demo import load_model
 
-from .checks import compare_samples, default_tolerance, parity_table
+from .checks import compare_samples, limits, parity_table, worst_failure
 from .cli import image_size
 from .exportable import Exportable, Outputs, spread_sampling_points
 from .formats import find_format
@@ -120,13 +120,13 @@ def _exportable(
 
 def _compare(exportable: Exportable, name: str, theirs: Callable[..., Outputs], tolerance: float | None) -> None:
     """Print how far the rewritten module is from the framework's results. Raises `UserError` if it is too far."""
-    limit = tolerance or default_tolerance()
+    allowed, limit = limits(tolerance)
     with phase(f"Comparing the rewritten post-processing with {name}'s"):
-        rows = compare_samples(exportable, theirs, math.inf if tolerance else limit)
+        rows = compare_samples(exportable, theirs, limit)
     print(f"Against {name}'s own test path, in PyTorch\n\n{parity_table(rows)}\n")
-    bad = [row.relative for row in rows if not row.passes(limit)]
-    if bad:
-        raise UserError(f"the rewritten post-processing differs from {name}'s by {max(bad):.1e}, more than {limit:.1e}")
+    worst = worst_failure(rows, allowed)
+    if worst is not None:
+        raise UserError(f"the rewritten post-processing differs from {name}'s by {worst:.1e}, more than {allowed:.1e}")
 
 
 def _check_queries(model: nn.Module, samples: list[Tensor]) -> None:

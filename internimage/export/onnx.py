@@ -3,10 +3,7 @@
 The default file uses opset 20 and standard operators only; `--core custom` has operators of the domain `ops_dcnv3`.
 """
 
-import contextlib
-import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +20,7 @@ from internimage.errors import UserError
 from . import custom_op
 from .cores import prepare
 from .exportable import Exportable
-from .progress import phase
+from .progress import phase, quiet_logs
 
 __all__ = ["load", "write"]
 
@@ -72,7 +69,7 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx_ir.Model:
         model, images = _HalfInside(model.half()), images
     elif core == "custom":
         custom_op.fuse(model)
-    with phase("Writing the model as an ONNX graph"), warnings.catch_warnings(), _quiet():
+    with phase("Writing the model as an ONNX graph"), warnings.catch_warnings(), quiet_logs():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model,
@@ -86,7 +83,7 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx_ir.Model:
             verbose=False,
             optimize=False,
         )
-    with phase("Optimising the graph"), _quiet():
+    with phase("Optimising the graph"), quiet_logs():
         # Three of four nodes compute sizes that others compute as well. Without them first, the optimiser, which tries
         # its rules at every node, takes a tenth of the time: of DINO-T, 30 s instead of more than 200.
         CommonSubexpressionEliminationPass()(program.model)
@@ -116,17 +113,6 @@ class _HalfInside(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(x.float() if x.is_floating_point() else x for x in self.model(images.half()))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the log of the exporter and of its optimiser, whose progress marks are no news to the user."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:

@@ -1,7 +1,6 @@
 """Exporting a model of one's own: any module of images that has DCNv3 or DCNv4 layers, or whole backbones, inside."""
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from internimage.errors import UserError
 
-from .checks import Parity, check_parity, default_tolerance, require_parity
+from .checks import Parity, check_parity, limits, require_parity
 from .exportable import Exportable
 from .formats import find_format
 
@@ -86,7 +85,8 @@ def export(
             then ends in `.failed`.
     """
     path, form = Path(path), find_format(format)
-    core = form.choose(core, path)
+    core = form.choose(core)
+    form.check_path(path)
     samples = [images] if isinstance(images, Tensor) else list(images)
     if not samples or not all(isinstance(item, Tensor) and item.ndim == 4 for item in samples):
         raise UserError("images must be a tensor (N, C, H, W), or several of them in a list")
@@ -99,7 +99,7 @@ def export(
             raise UserError(f"output_names has {len(names)} names, but the model has {count} outputs")
         exportable.output_names = names
         form.write(exportable, path, core=core, half=half)
-        limit = math.inf if tolerance else default_tolerance(half)  # a given tolerance is taken at its word
+        tolerance, limit = limits(tolerance, half=half)
         rows = check_parity(exportable, form.load(path, threads=threads), limit)
-        require_parity(rows, path, half=half, tolerance=tolerance)
+        require_parity(rows, path, tolerance)
         return rows

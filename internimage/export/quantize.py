@@ -7,7 +7,6 @@ of the weights and most of the time, multiply int8 by int8. The rest stays float
 - norms, activations, sampling.
 """
 
-import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from internimage.errors import UserError
 
 from . import onnx as onnx_format
 from .exportable import Exportable
-from .progress import phase
+from .progress import phase, quiet_logs
 
 __all__ = ["linear_layers", "quantize_onnx", "sampling_layers", "write_int8"]
 
@@ -101,27 +100,22 @@ def quantize_onnx(source: Path, images: Sequence[np.ndarray], path: Path, *, sym
     extra_options = {"OpTypesToExcludeOutputQuantization": list(_LINEAR)}
     if symmetric:
         extra_options |= {"ActivationSymmetric": True, "QuantizeBias": False}
-    level = logging.root.manager.disable
     # The advice to pre-process the file is followed already: the exporter's graph is folded and has shapes.
-    logging.disable(logging.WARNING)
-    try:
-        with phase("Quantising"):
-            quantize_static(
-                source,
-                path,
-                _Reader(model.graph.input[0].name, images),
-                quant_format=QuantFormat.QDQ,
-                nodes_to_quantize=layers,
-                op_types_to_quantize=list(_LINEAR),
-                per_channel=True,
-                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
-                use_external_data_format=external,
-                extra_options=extra_options,
-            )
-    finally:
-        logging.disable(level)
+    with phase("Quantising"), quiet_logs():
+        quantize_static(
+            source,
+            path,
+            _Reader(model.graph.input[0].name, images),
+            quant_format=QuantFormat.QDQ,
+            nodes_to_quantize=layers,
+            op_types_to_quantize=list(_LINEAR),
+            per_channel=True,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=external,
+            extra_options=extra_options,
+        )
     quantized = onnx.load(path, load_external_data=False)
     if not quantized.metadata_props:
         quantized.metadata_props.extend(model.metadata_props)
