@@ -5,8 +5,10 @@ that fails, plain Python is installed and the kernels are compiled at their firs
 of a compiler, and torch is never a build requirement, so no second torch is downloaded.
 """
 
+import importlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,15 +18,10 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
-def _load(name: str) -> ModuleType:
-    """Load a module of ops_dcnv3 without the package, which would import torch."""
-    spec = importlib.util.spec_from_file_location(f"ops_dcnv3_{name}", ROOT / "ops_dcnv3" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-build, cuda_build = _load("build"), _load("cuda_build")
+# build.py without the package around it, which would import torch.
+package = sys.modules["ops_dcnv3"] = ModuleType("ops_dcnv3")
+package.__path__ = [str(ROOT / "ops_dcnv3")]
+build, toolchain = (importlib.import_module(f"ops_dcnv3.{name}") for name in ("build", "toolchain"))
 
 
 def extensions() -> list[Extension]:
@@ -37,9 +34,9 @@ def extensions() -> list[Extension]:
         print("ops_dcnv3: the CUDA kernels are switched off (OPS_DCNV3_NO_CUDA=1)")
     else:
         try:
-            cuda_build.find_toolkit()
-            wanted["ops_dcnv3._cuda"] = cuda_build.sources()
-        except cuda_build.CudaBuildError as error:
+            toolchain.find_toolkit()
+            wanted["ops_dcnv3._cuda"] = build.sources("_cuda")
+        except build.BuildError as error:
             print(f"ops_dcnv3: the CUDA kernels are not built ({error})")
     return [
         Extension(name, [str(file.relative_to(ROOT)) for file in files], py_limited_api=True, optional=True)
@@ -48,15 +45,13 @@ def extensions() -> list[Extension]:
 
 
 class BuildLibraries(build_ext):
-    """Compile with the commands of build.py and cuda_build.py."""
+    """Compile with the commands of build.py."""
 
     def build_extension(self, ext: Extension) -> None:
-        builder = cuda_build if ext.name.endswith("_cuda") else build
         try:
-            builder.compile_library(Path(self.get_ext_fullpath(ext.name)))
-        except (build.BuildError, cuda_build.CudaBuildError) as error:
-            later = "" if builder is cuda_build else "; it is at its first use"
-            print(f"ops_dcnv3: {ext.name} was not built ({error}){later}")
+            build.compile_library(Path(self.get_ext_fullpath(ext.name)), ext.name.rpartition(".")[2])
+        except build.BuildError as error:
+            print(f"ops_dcnv3: {ext.name} was not built ({error}); it is at its first use")
         else:
             print(f"ops_dcnv3: built {ext.name}")
 

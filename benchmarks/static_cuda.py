@@ -19,7 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from ops_dcnv3 import cuda_build  # noqa: E402
+from ops_dcnv3 import build, toolchain  # noqa: E402
 
 __all__ = ["BUDGETS", "Kernel", "disassembler", "measure", "over_budget", "table"]
 
@@ -70,28 +70,28 @@ def disassembler() -> str:
     """Return nvdisasm: of the path, the toolkit, or the triton package, which brings its own.
 
     Raises:
-        cuda_build.CudaBuildError: there is none.
+        build.BuildError: there is none.
     """
-    folders = [None, str(cuda_build.find_toolkit().root / "bin")]
+    folders = [None, str(toolchain.find_toolkit().root / "bin")]
     if triton := importlib.util.find_spec("triton"):
         folders += [str(Path(folder) / "backends/nvidia/bin") for folder in triton.submodule_search_locations]
     for folder in folders:
         if found := shutil.which("nvdisasm", path=folder):
             return found
-    raise cuda_build.CudaBuildError("no nvdisasm was found; install the package nvidia-cuda-nvdisasm, or triton")
+    raise build.BuildError("no nvdisasm was found; install the package nvidia-cuda-nvdisasm, or triton")
 
 
 def measure(capability: str) -> list[Kernel]:
     """Compile all kernels for a compute capability such as `9.0` and return their figures.
 
     Raises:
-        cuda_build.CudaBuildError: no toolkit, or the compiler's first error.
+        build.BuildError: no toolkit, or the compiler's first error.
     """
     architecture = f"sm_{capability.replace('.', '')}"
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernels.cubin"
         flags = ("-cubin", f"-arch={architecture}", "-Xptxas=-v")
-        messages = cuda_build.compile_kernels(cuda_build.find_toolkit(), binary, *flags)
+        messages = build.compile_kernels(toolchain.find_toolkit(), build.CSRC / "cuda" / "kernels.cu", binary, *flags)
         listing = subprocess.run([disassembler(), "-c", binary], capture_output=True, text=True, check=True).stdout
     code = {}
     for section in re.split(r"^\s*\.section\s+\.text\.", listing, flags=re.MULTILINE)[1:]:
@@ -170,6 +170,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except cuda_build.CudaBuildError as error:
+    except build.BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from . import build
+from . import build, toolchain
 
 __all__ = ["BackendError", "cpu_capability", "load", "select", "set_cpu_capability", "status"]
 
@@ -39,16 +39,16 @@ def select(name: str, device: torch.device) -> str:
     Raises:
         BackendError: the named backend is unknown, cannot run here or does not serve `device`.
     """
-    return _select(name, device.type)
+    return _select(name, device.type, device.index)
 
 
 @functools.cache
-def _select(name: str, device_type: str) -> str:
+def _select(name: str, device_type: str, index: int | None) -> str:
     choices = [backend for backend in NAMES if _serves(backend, device_type)]
     if name == "auto":
         reasons = []
         for backend in choices:
-            reason = load(backend)
+            reason = _reason(backend, index)
             if reason is None:
                 if reasons:
                     _explain(backend, reasons)
@@ -60,9 +60,15 @@ def _select(name: str, device_type: str) -> str:
         raise BackendError(
             f"backend {name!r} does not serve {device_type} tensors; choose auto or {', '.join(choices)}"
         )
-    if reason := load(name):
+    if reason := _reason(name, index):
         raise BackendError(f"backend {name!r} cannot run here: {reason}")
     return name
+
+
+def _reason(backend: str, index: int | None) -> str | None:
+    """Why a backend cannot run on a device, or None. A loaded CUDA library need not have code for every GPU."""
+    reason = load(backend)
+    return _lacks_code(_cuda_targets, index or 0) if reason is None and backend == "cuda" else reason
 
 
 def _serves(backend: str, device_type: str) -> bool:
@@ -72,6 +78,18 @@ def _serves(backend: str, device_type: str) -> bool:
 def _explain(chosen: str, reasons: list[str]) -> None:
     slow = "the slower " if chosen == "torch" else ""
     print(f"ops_dcnv3: using {slow}backend {chosen!r} ({'; '.join(reasons)})", file=sys.stderr, flush=True)
+
+
+def _lacks_code(targets: list[str], index: int) -> str | None:
+    """Why a CUDA library built for `targets` cannot run on a GPU, or None."""
+    capability = torch.cuda.get_device_capability(index)
+    if toolchain.serves(targets, capability):
+        return None
+    name, built = torch.cuda.get_device_name(index), ", ".join(targets) or "unknown GPUs"
+    return (
+        f"its library was built for {built}; {name} has compute capability {capability[0]}.{capability[1]}; "
+        "set TORCH_CUDA_ARCH_LIST for all of your GPUs and rebuild it"
+    )
 
 
 @functools.cache
@@ -117,12 +135,21 @@ def _load_library(library: Path) -> str | None:
 
 
 def _load_cuda() -> str | None:
+    if os.environ.get("OPS_DCNV3_NO_CUDA") == "1":
+        return "it is switched off; unset OPS_DCNV3_NO_CUDA"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     library = _built_library("_cuda")
-    if library is None:
-        return "its library was not built; install a CUDA toolkit and run pip install . again"
-    return _load_library(library)
+    reason = _lacks_code(build.targets_of(library), torch.cuda.current_device()) if library else None
+    if library is None or reason:
+        try:
+            library = build.cached_library("_cuda")
+        except build.BuildError as error:
+            return f"{reason}; {error}" if reason else str(error)
+    if reason := _load_library(library):
+        return reason
+    _cuda_targets.extend(build.targets_of(library))
+    return None
 
 
 def _load_triton() -> str | None:
@@ -142,6 +169,7 @@ def _load_triton() -> str | None:
 
 
 _cpu_library: list[ctypes.CDLL] = []
+_cuda_targets: list[str] = []
 
 
 def cpu_capability() -> str | None:

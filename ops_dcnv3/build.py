@@ -1,4 +1,4 @@
-"""Building the compiled kernels, ahead of time (setup.py) and just in time (first use of a backend).
+"""Building the compiled kernels, ahead of time (setup.py) and at first use of a backend: one builder for CPU and CUDA.
 
 Both ways run the same compiler commands: one per source file, since each instruction set has its own flags, and one to
 link. The libraries use torch's stable ABI and no Python headers, so one file serves all Python and torch versions from
@@ -7,8 +7,10 @@ link. The libraries use torch's stable ABI and no Python headers, so one file se
 
 import contextlib
 import hashlib
+import mmap
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,24 +20,29 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from . import toolchain
+from .toolchain import WINDOWS, BuildError, find_compiler
+
 __all__ = [
     "BuildError",
     "cached",
     "cached_library",
+    "compile_kernels",
     "compile_library",
     "compile_sources",
     "compiled_here",
     "find_compiler",
     "headers",
     "sources",
+    "targets_of",
 ]
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 TORCH_TARGET = "0x020a000000000000"  # the oldest torch whose stable ABI is used: 2.10
-WINDOWS = sys.platform == "win32"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 _FLAGS = ["/O2", "/std:c++17", "/EHsc", "/MD"] if WINDOWS else ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden"]
+_NVCC_FLAGS = ["-std=c++17", "-O3"]
 # Never -march=native: what is built here may run elsewhere. The instruction set is chosen at run time.
 # By the end of a source's name, after the underscore.
 _FILE_FLAGS = {
@@ -53,14 +60,14 @@ _FILE_FLAGS = {
         "-mprefer-vector-width=512",
     ],
 }
+_HINT = "; another compiler can be named with CXX"
+_TARGETS = "ops_dcnv3 built for "  # in the CUDA library, before the architectures that it has code for
 
 
-class BuildError(RuntimeError):
-    """The kernels cannot be built. The message says why and what to do."""
-
-
-def sources() -> list[Path]:
-    """Return the files of the CPU library."""
+def sources(name: str = "_cpu") -> list[Path]:
+    """Return the files that are compiled for a library, `_cpu` or `_cuda`."""
+    if name == "_cuda":
+        return sorted(file for file in (CSRC / "cuda").iterdir() if file.suffix in (".cu", ".cpp"))
     return compiled_here(sorted((CSRC / "cpu").glob("*.cpp")))
 
 
@@ -73,38 +80,64 @@ def _capability(source: Path) -> str:
     return source.stem.rpartition("_")[2]
 
 
-def headers() -> list[Path]:
-    """Return the headers of the CPU library."""
-    return sorted([*CSRC.glob("*.h"), *(CSRC / "cpu").glob("*.h")])
+def headers(name: str = "_cpu") -> list[Path]:
+    """Return the headers of a library."""
+    return sorted([*CSRC.glob("*.h"), *(CSRC / name.strip("_")).glob("*.h"), *(CSRC / name.strip("_")).glob("*.cuh")])
 
 
-def find_compiler() -> str:
-    """Return the C++ compiler's path: `$CXX`, else the usual names."""
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["cl"] if WINDOWS else ["c++", "g++", "clang++"]:
-        if path := shutil.which(name):
-            return path
-    if wanted:
-        raise BuildError(f"the C++ compiler CXX={wanted} is not there; correct or unset CXX")
-    how = "run from a Visual Studio developer prompt" if WINDOWS else "install one (Debian, Ubuntu: apt install g++)"
-    raise BuildError(f"no C++ compiler was found; {how}")
+def compile_library(
+    target: Path, name: str = "_cpu", extra_flags: Sequence[str] = (), capabilities: Sequence[str] | None = None
+) -> None:
+    """Compile and link a library to `target`.
 
-
-def compile_library(target: Path, extra_flags: list[str] | None = None) -> None:
-    """Compile and link the CPU library to `target`.
+    Args:
+        name: `_cpu` or `_cuda`.
+        extra_flags: for the compiler and the linker.
+        capabilities: of the CUDA library; defaults to `toolchain.architectures()`.
 
     Raises:
-        BuildError: no compiler, no torch, or the compiler's first error.
+        BuildError: no compiler, no toolkit, no torch, versions that do not fit, or the compiler's first error.
     """
     include, library = _torch_folders()
     define, path = ("/D", "/I") if WINDOWS else ("-D", "-I")
-    flags = [f"{define}TORCH_TARGET_VERSION={TORCH_TARGET}", f"{path}{include}", *(extra_flags or [])]
-    link = ["/link", f"/LIBPATH:{library}", "torch_cpu.lib"] if WINDOWS else [f"-L{library}", "-ltorch_cpu"]
-    compile_sources(target, sources(), flags, [*link, *(extra_flags or [])])
+    flags = [f"{define}TORCH_TARGET_VERSION={TORCH_TARGET}", f"{path}{include}", *extra_flags]
+    if name == "_cpu":
+        link = ["/link", f"/LIBPATH:{library}", "torch_cpu.lib"] if WINDOWS else [f"-L{library}", "-ltorch_cpu"]
+        return compile_sources(target, sources(), flags, [*link, *extra_flags])
+    toolkit = _suitable_toolkit()
+    chosen = list(capabilities or toolchain.architectures(toolkit))
+    flags.append(f'-DDCNV3_TARGETS="{_TARGETS}{" ".join(chosen)}"')
+    nvcc = ["-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0", "--split-compile=0", *toolchain.code_flags(chosen)]
+    # The shared runtime, which torch has loaded already: two copies would not share their state.
+    link = [f"-L{library}", "-ltorch_cuda", "-ltorch_cpu", str(toolchain.find_runtime(toolkit)), *extra_flags]
+    compile_sources(target, sources("_cuda"), flags, link, lambda *files: compile_kernels(toolkit, *files, "-c", *nvcc))
 
 
-def compile_sources(target: Path, files: list[Path], flags: Sequence[str] = (), link: Sequence[str] = ()) -> None:
+def compile_kernels(toolkit: toolchain.Toolkit, source: Path, output: Path, *flags: str) -> str:
+    """Compile a file of CUDA kernels; `flags` say for what and into what. Return what the compiler printed."""
+    host = ["-ccbin", find_compiler()] if os.environ.get("CXX") else []
+    # Headers of toolkits that are Python packages lie beside nvcc, which knows no other place.
+    command = [str(toolkit.nvcc), *_NVCC_FLAGS, *host, *flags, str(source), "-o", str(output)]
+    return toolchain.run(command)
+
+
+def targets_of(library: Path) -> list[str]:
+    """Return the architectures that a CUDA library has code for, as `8.0` or `9.0+PTX`, without loading it."""
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = re.search(_TARGETS.encode() + rb"([0-9. af+PTX]+)", content)
+        return found[1].decode().split() if found else []
+
+
+def compile_sources(
+    target: Path,
+    files: list[Path],
+    flags: Sequence[str] = (),
+    link: Sequence[str] = (),
+    compile_cuda: Callable[[Path, Path], object] | None = None,
+) -> None:
     """Compile `files`, each with the flags of its instruction set and `flags`, and link them to `target` with `link`.
+
+    Files of CUDA kernels are left to `compile_cuda(source, object)`.
 
     Raises:
         BuildError: no compiler, or the compiler's first error.
@@ -115,34 +148,49 @@ def compile_sources(target: Path, files: list[Path], flags: Sequence[str] = (), 
         objects = {source: Path(folder) / f"{source.stem}.{'obj' if WINDOWS else 'o'}" for source in files}
 
         def compile_one(source: Path) -> None:
+            if source.suffix == ".cu":
+                compile_cuda(source, objects[source])
+                return
             output = [f"/Fo{objects[source]}"] if WINDOWS else ["-o", str(objects[source])]
             own = [*_FLAGS, *_FILE_FLAGS.get(_capability(source), []), *flags]
-            _run([compiler, "/c" if WINDOWS else "-c", *own, str(source), *output])
+            toolchain.run([compiler, "/c" if WINDOWS else "-c", *own, str(source), *output], _HINT)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_one, objects))
         compiled = [str(file) for file in objects.values()]
         linked = Path(folder) / target.name
         if WINDOWS:
-            _run([compiler, "/LD", *compiled, f"/Fe{linked}", *link])
+            toolchain.run([compiler, "/LD", *compiled, f"/Fe{linked}", *link], _HINT)
         else:
             shared = "-dynamiclib" if sys.platform == "darwin" else "-shared"
-            _run([compiler, shared, *compiled, "-o", str(linked), *link])
+            toolchain.run([compiler, shared, *compiled, "-o", str(linked), *link], _HINT)
         # Under its final name only when whole: another process may be waiting to load it.
         staged = target.with_name(f"{target.name}.{os.getpid()}")
         shutil.copy2(linked, staged)
         os.replace(staged, target)
 
 
-def cached_library() -> Path:
-    """Return the CPU library built for this torch, these sources and this compiler, building it if need be.
+def cached_library(name: str = "_cpu") -> Path:
+    """Return a library built for this torch, these sources and these compilers, building it if need be.
+
+    The CUDA library is built for this machine's GPUs, or `TORCH_CUDA_ARCH_LIST`.
 
     Raises:
         BuildError: building is forbidden or failed.
     """
     import torch
 
-    return cached("_cpu", "CPU kernels", [*sources(), *headers()], torch.__version__, compile_library)
+    version, what = torch.__version__, "CPU kernels"
+    if name == "_cuda":
+        toolkit = _suitable_toolkit()
+        chosen = toolchain.architectures(toolkit)
+        version, what = f"{version}, {toolkit.version}, {chosen}", f"CUDA kernels for {' '.join(chosen)}"
+        return cached(name, what, _files(name), version, lambda target: compile_library(target, name, (), chosen))
+    return cached(name, what, _files(name), version, compile_library)
+
+
+def _files(name: str) -> list[Path]:
+    return [*sources(name), *headers(name)]
 
 
 def cached(name: str, what: str, files: list[Path], version: str, compile_to: Callable[[Path], None]) -> Path:
@@ -168,13 +216,31 @@ def cached(name: str, what: str, files: list[Path], version: str, compile_to: Ca
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.parent / "lock"):
             if not target.exists():
-                _say(f"building the {what} once with {compiler} (up to half a minute) ...")
+                _say(f"building the {what} once (up to a minute) ...")
                 start = time.monotonic()
                 compile_to(target)
                 _say(f"built in {time.monotonic() - start:.0f} s: {target}")
     except OSError as error:
         raise BuildError(f"{error}; set OPS_DCNV3_CACHE to a folder that can be written") from error
     return target
+
+
+def _suitable_toolkit() -> toolchain.Toolkit:
+    """Return a CUDA toolkit of the major version that torch was built with."""
+    if WINDOWS:
+        raise BuildError("the CUDA kernels are built on Linux only so far; use the triton or torch backend")
+    import torch
+
+    if torch.version.cuda is None:
+        raise BuildError(f"torch {torch.__version__} was built without CUDA; install a CUDA build of torch")
+    toolkit = toolchain.find_toolkit()
+    if int(torch.version.cuda.split(".")[0]) != toolkit.version[0]:
+        ours = ".".join(map(str, toolkit.version))
+        raise BuildError(
+            f"torch was built for CUDA {torch.version.cuda}, the toolkit in {toolkit.root} is {ours}; "
+            f"set CUDA_HOME to a toolkit of the same major version"
+        )
+    return toolkit
 
 
 def _torch_folders() -> tuple[Path, Path]:
@@ -188,19 +254,13 @@ def _torch_folders() -> tuple[Path, Path]:
     return root / "include", root / "lib"
 
 
-def _run(command: list[str]) -> None:
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    if result.returncode:
-        lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
-        reason = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
-        raise BuildError(f"{Path(command[0]).name} failed: {reason[:300]}; another compiler can be named with CXX")
-
-
 def _key(compiler: str, files: list[Path], version: str) -> str:
     compiler_version = subprocess.run(
         [compiler] if WINDOWS else [compiler, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ).stdout
-    digest = hashlib.sha256(repr((version, platform.machine(), compiler_version, _FLAGS, _FILE_FLAGS)).encode())
+    digest = hashlib.sha256(
+        repr((version, platform.machine(), compiler_version, _FLAGS, _FILE_FLAGS, _NVCC_FLAGS)).encode()
+    )
     for file in files:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -5,6 +5,7 @@ device, and the `torch` backend does without these operators. InternImage (Wang 
 """
 
 import functools
+import warnings
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ _library.define(
 )
 _library.define(
     f"backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, {_GEOMETRY}) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_bitwise),  # on CUDA: the order of atomic additions
 )
 
 
@@ -186,7 +187,26 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(input, offset, mask)
 
 
+def alert_not_deterministic(operator: str) -> None:
+    """Do what `torch.use_deterministic_algorithms` asks of an operator that has no deterministic implementation.
+
+    Raises:
+        RuntimeError: under that setting, unless `warn_only` turns the error into a warning.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    message = (
+        f"{operator} does not have a deterministic implementation on CUDA, but you set "
+        "torch.use_deterministic_algorithms(True); pass warn_only=True to it, or compute on the CPU"
+    )
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)
+
+
 def _autograd(ctx, grad_output: Tensor):
+    if grad_output.device.type == "cuda":
+        alert_not_deterministic("the backward pass of dcnv3")
     grads = torch.ops.ops_dcnv3.backward(grad_output, *ctx.saved_tensors, *ctx.geometry)
     return *grads, *(None for _ in ctx.geometry)
 

@@ -170,18 +170,19 @@ def triton_forward(
     grid = (triton.cdiv(pixels, meta["BLOCK_PIXELS"]) * geometry.groups, triton.cdiv(depth, meta["BLOCK_DEPTH"]))
     if max(pixels, height * width) > 2**30:
         raise ValueError(f"the triton backend takes at most 2^30 pixels; got {pixels}; split the batch")
-    torch.library.wrap_triton(dcnv3_forward_kernel)[grid](
-        input.contiguous(),
-        offset.contiguous(),
-        mask.contiguous(),
-        output,
-        height,
-        width,
-        out_height,
-        out_width,
-        pixels,
-        **meta,
-    )
+    with torch.cuda.device_of(input):  # Triton launches on the current device, which need not be the tensors'
+        torch.library.wrap_triton(dcnv3_forward_kernel)[grid](
+            input.contiguous(),
+            offset.contiguous(),
+            mask.contiguous(),
+            output,
+            height,
+            width,
+            out_height,
+            out_width,
+            pixels,
+            **meta,
+        )
     return output
 
 

@@ -74,7 +74,7 @@ def test_changed_sources_and_compilers_get_a_library_of_their_own(fake_compiler,
     assert build.cached_library() == first
     header = tmp_path / "extra.h"
     header.write_text("// changed")
-    monkeypatch.setattr(build, "headers", lambda: [header])
+    monkeypatch.setattr(build, "headers", lambda name: [header])
     assert build.cached_library() != first
 
 

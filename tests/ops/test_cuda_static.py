@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops_dcnv3 import cuda_build
+from ops_dcnv3 import build, toolchain
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("static_cuda", ROOT / "benchmarks" / "static_cuda.py")
@@ -23,9 +23,9 @@ sys.path[0] = first_path
 
 def missing() -> str | None:
     try:
-        cuda_build.find_toolkit()
+        toolchain.find_toolkit()
         static_cuda.disassembler()
-    except cuda_build.CudaBuildError as error:
+    except build.BuildError as error:
         return str(error)
     return None
 
@@ -59,7 +59,7 @@ def test_no_kernel_spills_registers_on_ampere_and_hopper():
 @needs_nvcc
 @pytest.mark.slow
 def test_all_kernels_compile_without_spills_for_every_other_architecture():
-    capabilities = [capability for capability in cuda_build.ARCHITECTURES if capability not in ("8.0", "9.0")]
+    capabilities = [capability for capability in toolchain.ARCHITECTURES if capability not in ("8.0", "9.0")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for kernels in pool.map(measure, capabilities):
             assert len(kernels) == 50
@@ -92,8 +92,8 @@ def test_budgets_notice_what_exceeds_them(change, complaint):
 def test_the_cuda_library_builds_without_a_gpu_and_registers_its_kernels(tmp_path):
     library = tmp_path / "_cuda.so"
     try:
-        cuda_build.compile_library(library, ["8.0"])
-    except cuda_build.CudaBuildError as error:
+        build.compile_library(library, "_cuda", (), ["8.0"])
+    except build.BuildError as error:
         if "same major version" in str(error):
             pytest.skip(str(error))
         raise
@@ -108,18 +108,18 @@ def test_the_cuda_library_builds_without_a_gpu_and_registers_its_kernels(tmp_pat
 
 def test_a_missing_toolkit_is_explained(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(cuda_build.CudaBuildError, match="has no nvcc; correct or unset CUDA_HOME"):
-        cuda_build.find_toolkit()
+    with pytest.raises(build.BuildError, match="has no nvcc; correct or unset CUDA_HOME"):
+        toolchain.find_toolkit()
 
 
 @needs_nvcc
 def test_architectures_come_from_the_environment_or_are_all_that_nvcc_knows(monkeypatch):
-    toolkit = cuda_build.find_toolkit()
+    toolkit = toolchain.find_toolkit()
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a 12.0+PTX")
-    assert cuda_build.architectures(toolkit) == ["8.0", "9.0a", "12.0+PTX"]
+    assert toolchain.architectures(toolkit) == ["8.0", "9.0a", "12.0+PTX"]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(cuda_build.CudaBuildError, match="name capabilities as in"):
-        cuda_build.architectures(toolkit)
+    with pytest.raises(build.BuildError, match="name capabilities as in"):
+        toolchain.architectures(toolkit)
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cuda_build.architectures(toolkit)[-1].endswith("+PTX")
+    assert toolchain.architectures(toolkit)[-1].endswith("+PTX")

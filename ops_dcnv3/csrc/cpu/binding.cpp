@@ -1,5 +1,5 @@
 // The CPU kernels as torch operators, through the stable ABI: one binary serves every torch from 2.10 on.
-// The schemas are defined in ops_dcnv3/functional.py; arguments arrive checked.
+// The schemas are defined in ops_dcnv3/functional.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -7,6 +7,7 @@
 #include <memory>
 #include <tuple>
 
+#include "../arguments.h"
 #include "../cpu_taps.h"
 #include "../cpu_types.h"
 #include "capability.h"
@@ -14,6 +15,7 @@
 using ops_dcnv3::DType;
 using ops_dcnv3::Kernels;
 using ops_dcnv3::Problem;
+using ops_dcnv3::Window;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -53,19 +55,17 @@ struct Call {
   Problem problem;
   ops_dcnv3::Taps taps;
 
-  Call(const Pixels& input, const Pixels& offset, const Pixels& mask, int64_t kernel_h, int64_t kernel_w,
-       int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
-       int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits)
-      : taps(kernel_h, kernel_w, dilation_h, dilation_w, offset_scale, remove_center) {
+  Call(const Pixels& input, const Pixels& offset, const Pixels& mask, const Window& w)
+      : taps(w.kernel_h, w.kernel_w, w.dilation_h, w.dilation_w, w.offset_scale, w.remove_center) {
     const Tensor& t = input.tensor;
-    problem = {t.size(0), t.size(1), t.size(2), groups, t.size(3) / groups,
+    problem = {t.size(0), t.size(1), t.size(2), w.groups, t.size(3) / w.groups,
                mask.tensor.size(1), mask.tensor.size(2), int64_t(taps.x.size()),
-               stride_h, stride_w, padding_h, padding_w,
-               input.stride, offset.stride, mask.stride, offset_scale, mask_is_logits,
+               w.stride_h, w.stride_w, w.padding_h, w.padding_w,
+               input.stride, offset.stride, mask.stride, w.offset_scale, w.mask_is_logits,
                taps.x.data(), taps.y.data(), taps.fraction_x.data(), taps.fraction_y.data()};
     constexpr int64_t limit = int64_t(1) << 30;
-    STD_TORCH_CHECK(problem.height * problem.width <= limit && problem.out_height * stride_h + padding_h <= limit &&
-                        problem.out_width * stride_w + padding_w <= limit,
+    STD_TORCH_CHECK(problem.height * problem.width <= limit && problem.out_height * w.stride_h + w.padding_h <= limit &&
+                        problem.out_width * w.stride_w + w.padding_w <= limit,
                     "ops_dcnv3: an image of more than 2^30 pixels; split it into parts");
   }
 };
@@ -85,17 +85,24 @@ class ScratchMemory {
 
 int64_t at_least_one(int64_t value) { return value > 1 ? value : 1; }
 
+void check(const Tensor& input, const Tensor& offset, const Tensor& mask, const Window& window) {
+  ops_dcnv3::check_arguments(input, offset, mask, window);
+  STD_TORCH_CHECK(offset.dim() == 4 && mask.dim() == 4, "ops_dcnv3 on the CPU: offset and mask must have 4 dimensions");
+}
+
 // A thread is worth waking for about a thousand units (one pixel of one group).
 constexpr int64_t kUnitsPerThread = 1024;
 
 Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t kernel_h, int64_t kernel_w,
                int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
                int64_t dilation_w, int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits) {
+  const Window window = {kernel_h,   kernel_w, stride_h,     stride_w,      padding_h,     padding_w,
+                         dilation_h, dilation_w, groups, offset_scale, remove_center, mask_is_logits};
+  check(input, offset, mask, window);
   const Pixels x(input), o(offset), m(mask);
   Tensor output = torch::stable::new_empty(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
   if (output.numel() == 0) return output;
-  const Call call(x, o, m, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups,
-                  offset_scale, remove_center, mask_is_logits);
+  const Call call(x, o, m, window);
   const Problem& p = call.problem;
   const DType dtype = dtype_of(input);
   const Kernels& kernels = ops_dcnv3::chosen_kernels();
@@ -114,6 +121,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
                                             int64_t dilation_w, int64_t groups, double offset_scale, bool remove_center,
                                             bool mask_is_logits) {
+  const Window window = {kernel_h,   kernel_w, stride_h,     stride_w,      padding_h,     padding_w,
+                         dilation_h, dilation_w, groups, offset_scale, remove_center, mask_is_logits};
+  check(input, offset, mask, window);
+  ops_dcnv3::check_grad_output(grad_output, input, offset);
   const Pixels x(input), o(offset), m(mask);
   const Tensor grad = torch::stable::contiguous(grad_output);
   Tensor grad_input = torch::stable::new_empty(input, input.sizes());
@@ -123,8 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
     torch::stable::zero_(grad_input), torch::stable::zero_(grad_offset), torch::stable::zero_(grad_mask);
     return {grad_input, grad_offset, grad_mask};
   }
-  const Call call(x, o, m, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups,
-                  offset_scale, remove_center, mask_is_logits);
+  const Call call(x, o, m, window);
   const Problem& p = call.problem;
   const DType dtype = dtype_of(input);
   const Kernels& kernels = ops_dcnv3::chosen_kernels();

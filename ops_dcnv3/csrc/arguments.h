@@ -1,0 +1,68 @@
+// The scalar arguments of the operator, and what both bindings check before a kernel reads memory: `torch.ops.ops_dcnv3`
+// can be called with anything, not only through ops_dcnv3.dcnv3, whose messages say more.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+namespace ops_dcnv3 {
+
+using torch::stable::Tensor;
+
+struct Window {
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups;
+  double offset_scale;
+  bool remove_center, mask_is_logits;
+
+  int64_t points() const { return kernel_h * kernel_w - (remove_center ? 1 : 0); }
+  static int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+    const int64_t span = size + 2 * padding - dilation * (kernel - 1) - 1;
+    return span < 0 ? 0 : span / stride + 1;
+  }
+};
+
+inline bool is_between(int64_t low, int64_t value) { return low <= value && value < (int64_t{1} << 30); }
+
+inline bool same_place(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// `per_point` numbers for every point: (N, Ho, Wo, G*P*per_point), or with the groups apart, (N, Ho, Wo, G, P*per_point).
+inline bool has_points(const Tensor& t, int64_t batch, int64_t out_h, int64_t out_w, const Window& w,
+                       int64_t per_point) {
+  if (t.dim() < 4 || t.dim() > 5 || t.size(0) != batch || t.size(1) != out_h || t.size(2) != out_w) return false;
+  if (t.dim() == 5) return t.size(3) == w.groups && t.size(4) == w.points() * per_point;
+  return t.size(3) == w.groups * w.points() * per_point;
+}
+
+inline void check_arguments(const Tensor& input, const Tensor& offset, const Tensor& mask, const Window& w) {
+  STD_TORCH_CHECK(is_between(1, w.kernel_h) && is_between(1, w.kernel_w) && is_between(1, w.stride_h) &&
+                      is_between(1, w.stride_w) && is_between(0, w.padding_h) && is_between(0, w.padding_w) &&
+                      is_between(1, w.dilation_h) && is_between(1, w.dilation_w) && is_between(1, w.groups),
+                  "ops_dcnv3: kernel, stride, dilation and groups must be in 1 to 2^30, padding in 0 to 2^30");
+  STD_TORCH_CHECK(!w.remove_center || (w.kernel_h % 2 && w.kernel_w % 2 && w.points() > 0),
+                  "ops_dcnv3: remove_center needs odd kernel sizes, and more than one point");
+  STD_TORCH_CHECK(offset.scalar_type() == input.scalar_type() && mask.scalar_type() == input.scalar_type(),
+                  "ops_dcnv3: input, offset and mask must have the same dtype");
+  STD_TORCH_CHECK(same_place(input, offset) && same_place(input, mask),
+                  "ops_dcnv3: input, offset and mask must be on the same device");
+  STD_TORCH_CHECK(input.dim() == 4 && input.size(1) > 0 && input.size(2) > 0 && input.size(3) % w.groups == 0,
+                  "ops_dcnv3: input must have shape (N, H, W, G*D) with H, W at least 1; got ", input.dim(),
+                  " dimensions, and ", w.groups, " groups");
+  const int64_t out_h = Window::out_size(input.size(1), w.kernel_h, w.stride_h, w.padding_h, w.dilation_h);
+  const int64_t out_w = Window::out_size(input.size(2), w.kernel_w, w.stride_w, w.padding_w, w.dilation_w);
+  STD_TORCH_CHECK(has_points(offset, input.size(0), out_h, out_w, w, 2) &&
+                      has_points(mask, input.size(0), out_h, out_w, w, 1),
+                  "ops_dcnv3: offset must have shape (N, Ho, Wo, G*P*2) and mask (N, Ho, Wo, G*P), here with N=",
+                  input.size(0), ", Ho=", out_h, ", Wo=", out_w, ", G=", w.groups, ", P=", w.points());
+}
+
+inline void check_grad_output(const Tensor& grad, const Tensor& input, const Tensor& offset) {
+  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type() && same_place(grad, input) && grad.dim() == 4 &&
+                      grad.size(0) == input.size(0) && grad.size(1) == offset.size(1) &&
+                      grad.size(2) == offset.size(2) && grad.size(3) == input.size(3),
+                  "ops_dcnv3: grad_output must have the output's shape (N, Ho, Wo, G*D), dtype and device");
+}
+
+}  // namespace ops_dcnv3
