@@ -37,6 +37,8 @@ struct Problem {
   int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   Acc offset_scale;
   bool remove_center, mask_is_logits;
+  bool paired;         // an offset's x and y can be loaded together
+  int64_t offset_pixel, offset_group, mask_pixel, mask_group;  // strides of offset and mask, in elements
   int pixel_bytes;     // from a pixel of the input to its right neighbour
   int64_t row_bytes, image_bytes;
   uint32_t first_row;  // of all N * out_height output rows
@@ -68,8 +70,8 @@ __device__ __forceinline__ void narrow(float x, __nv_bfloat16& y) { y = __float2
 
 __device__ __forceinline__ int floor_to_int(float x) { return __float2int_rd(x); }
 __device__ __forceinline__ int floor_to_int(double x) { return __double2int_rd(x); }
-__device__ __forceinline__ float exponential(float x) { return expf(x); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
+__device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
 __device__ __forceinline__ float minimum(float a, float b) { return fminf(a, b); }
 __device__ __forceinline__ double minimum(double a, double b) { return fmin(a, b); }
 __device__ __forceinline__ float maximum(float a, float b) { return fmaxf(a, b); }
@@ -154,20 +156,21 @@ __device__ __forceinline__ void store(T* p, const Acc* x) {
 // Where a thread works.
 struct Site {
   uint32_t image, row, column, group, lane;
-  int64_t unit;  // (pixel, group) counted over the whole output: the index into offset and mask, in groups
+  int64_t pixel, unit;  // counted over the whole output; a unit is one group of a pixel
 
   template <typename Acc>
   __device__ __forceinline__ Site(const Problem<Acc>& problem, uint32_t thread) {
     const uint32_t local = problem.lanes.quotient(thread);
     lane = thread - local * problem.lanes.divisor;
-    const uint32_t pixel = problem.by_groups.quotient(local);
-    group = local - pixel * problem.by_groups.divisor;
-    const uint32_t local_row = problem.by_out_width.quotient(pixel);
-    column = pixel - local_row * problem.by_out_width.divisor;
+    const uint32_t local_pixel = problem.by_groups.quotient(local);
+    group = local - local_pixel * problem.by_groups.divisor;
+    const uint32_t local_row = problem.by_out_width.quotient(local_pixel);
+    column = local_pixel - local_row * problem.by_out_width.divisor;
     const uint32_t global_row = problem.first_row + local_row;
     image = problem.by_out_height.quotient(global_row);
     row = global_row - image * problem.by_out_height.divisor;
-    unit = (int64_t{global_row} * problem.out_width + column) * problem.groups + group;
+    pixel = int64_t{global_row} * problem.out_width + column;
+    unit = pixel * problem.groups + group;
   }
 };
 
@@ -191,39 +194,46 @@ struct Coordinate {
   }
 };
 
-// Where the points of one group at one output pixel lie.
-template <typename T, int Points>
+// Loads an offset's (x, y).
+template <typename T, typename Acc>
+__device__ __forceinline__ void load_offset(const Problem<Acc>& problem, const T* p, Acc (&xy)[2]) {
+  if (problem.paired) {
+    Pack<T, 2> pair;
+    pair.load(p);
+    pair.widen_to(xy);
+  } else {
+    xy[0] = widen(__ldg(p));
+    xy[1] = widen(__ldg(p + 1));
+  }
+}
+
+// Where the points of one group at one output pixel lie. Points > 0 says at compile time that the window is 3x3.
+template <int Points, typename Acc>
 struct Sampler {
-  using Acc = typename Accumulator<T>::type;
   struct Point {
     Coordinate<Acc> h, w;
   };
   const Problem<Acc>& problem;
-  const T* offset;
   int height;
   Acc first_h, first_w;  // what point (0, 0) samples with a zero offset
 
-  __device__ __forceinline__ Sampler(const Problem<Acc>& problem, const Site& site, const T* offset, int height)
-      : problem(problem), offset(offset), height(height) {
-    first_h = first_tap(site.row, problem.stride_h, problem.padding_h, problem.kernel_h, problem.dilation_h);
-    first_w = first_tap(site.column, problem.stride_w, problem.padding_w, problem.kernel_w, problem.dilation_w);
+  __device__ __forceinline__ Sampler(const Problem<Acc>& problem, uint32_t row, uint32_t column, int height)
+      : problem(problem), height(height) {
+    first_h = first_tap(row, problem.stride_h, problem.padding_h, problem.kernel_h, problem.dilation_h);
+    first_w = first_tap(column, problem.stride_w, problem.padding_w, problem.kernel_w, problem.dilation_w);
   }
   // Window and offsets are both scaled around the window's centre.
   __device__ __forceinline__ Acc first_tap(uint32_t out, int stride, int padding, int kernel, int dilation) const {
     const int center = dilation * ((Points ? 3 : kernel) - 1) / 2;
     return Acc(static_cast<int>(out) * stride - padding + center) - Acc(center) * problem.offset_scale;
   }
-  // Point k is the window's column i, row j.
-  __device__ __forceinline__ Point operator()(int k, int i, int j) const {
-    Pack<T, 2> pair;
-    pair.load(offset + 2 * k);
-    Acc shift[2];
-    pair.widen_to(shift);
+  // The point of the window's column i, row j, with its offset.
+  __device__ __forceinline__ Point operator()(const Acc (&xy)[2], int i, int j) const {
     const Acc scale = problem.offset_scale;
     const Acc tap_h = multiply_add(Acc(j * problem.dilation_h), scale, first_h);
     const Acc tap_w = multiply_add(Acc(i * problem.dilation_w), scale, first_w);
-    return {Coordinate<Acc>(multiply_add(shift[1], scale, tap_h), height),
-            Coordinate<Acc>(multiply_add(shift[0], scale, tap_w), problem.width)};
+    return {Coordinate<Acc>(multiply_add(xy[1], scale, tap_h), height),
+            Coordinate<Acc>(multiply_add(xy[0], scale, tap_w), problem.width)};
   }
 };
 
@@ -251,26 +261,44 @@ __device__ __forceinline__ int point_count(const Problem<Acc>& problem) {
   return Points ? Points : problem.kernel_h * problem.kernel_w - (problem.remove_center ? 1 : 0);
 }
 
-// The weight of each point from its mask value: the value itself, or for logits exp(value - largest), which normalise()
-// turns into the softmax over the group's points.
+// The weight of each point from its mask value: the value itself, or for logits 2^(value - largest) with the values in
+// units of log 2, which normalise() turns into the softmax over the group's points.
 template <typename T, int Points>
 struct MaskReader {
   using Acc = typename Accumulator<T>::type;
+  static constexpr double kLog2e = 1.4426950408889634;
   const T* mask;
   int points;
   bool logits;
-  Acc largest = 0, scale = 1;
+  Acc value[Points ? Points : 1], largest = 0, scale = 1;  // values are kept if their number is known
 
   __device__ __forceinline__ MaskReader(const T* mask, int points, bool logits)
       : mask(mask), points(points), logits(logits) {
-    if (!logits) return;
-    largest = widen(mask[0]);
+    if constexpr (Points > 0) {
+#pragma unroll
+      for (int k = 0; k < Points; ++k) value[k] = widen(__ldg(mask + k));
+    }
+    if (logits) find_largest();
+  }
+  // From values in registers.
+  __device__ __forceinline__ MaskReader(const T (&loaded)[Points ? Points : 1], bool logits)
+      : mask(nullptr), points(Points), logits(logits) {
+#pragma unroll
+    for (int k = 0; k < Points; ++k) value[k] = widen(loaded[k]);
+    if (logits) find_largest();
+  }
+  __device__ __forceinline__ void find_largest() {
+    largest = read(0);
 #pragma unroll(Points ? Points : 1)
-    for (int k = 1; k < points; ++k) largest = maximum(largest, widen(mask[k]));
+    for (int k = 1; k < points; ++k) largest = maximum(largest, read(k));
+    largest *= Acc(kLog2e);
+  }
+  __device__ __forceinline__ Acc read(int k) const {
+    if constexpr (Points > 0) return value[k];
+    return widen(__ldg(mask + k));
   }
   __device__ __forceinline__ Acc operator()(int k) const {
-    const Acc value = widen(mask[k]);
-    return logits ? exponential(value - largest) * scale : value;
+    return logits ? power_of_two(multiply_add(read(k), Acc(kLog2e), -largest)) * scale : read(k);
   }
   __device__ __forceinline__ void normalise() {
     if (!logits) return;

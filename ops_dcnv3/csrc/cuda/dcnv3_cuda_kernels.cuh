@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kForwardThreads, (forward_blocks<T, Points, Lo
     forward_kernel(const Problem<typename Accumulator<T>::type> problem, const T* __restrict__ input,
                    const T* __restrict__ offset, const T* __restrict__ mask, T* __restrict__ output) {
   using Acc = typename Accumulator<T>::type;
-  const uint32_t thread = blockIdx.x * kForwardThreads + threadIdx.x;
+  const uint32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
   if (thread >= problem.threads) return;
 
   const Site site(problem, thread);
@@ -51,12 +51,16 @@ __global__ void __launch_bounds__(kForwardThreads, (forward_blocks<T, Points, Lo
   const bool logits = Points ? Logits : problem.mask_is_logits;
   const char* image = reinterpret_cast<const char*>(input + site.group * problem.group_channels + site.lane * V) +
                       site.image * problem.image_bytes;
-  const Sampler<T, Points> sample(problem, site, offset + site.unit * points * 2, problem.height);
-  const MaskReader<T, Points> weight_of(mask + site.unit * points, points, logits);
+  const Sampler<Points, Acc> sample(problem, site.row, site.column, problem.height);
+  const MaskReader<T, Points> weight_of(mask + site.pixel * problem.mask_pixel + site.group * problem.mask_group, points,
+                                        logits);
+  offset += site.pixel * problem.offset_pixel + site.group * problem.offset_group;
 
   Acc sum[V] = {}, total = 0;
   for_each_point<Points>(problem, [&](int k, int i, int j) {
-    const auto [h, w] = sample(k, i, j);
+    Acc xy[2];
+    load_offset(problem, offset + 2 * k, xy);
+    const auto [h, w] = sample(xy, i, j);
     const char* corner = image + int64_t{h.low * problem.width + w.low} * problem.pixel_bytes;
     const char* below = corner + problem.row_bytes;
     Pack<T, V> top_left, top_right, bottom_left, bottom_right;
@@ -128,7 +132,9 @@ __device__ __forceinline__ void sum_over_lanes(Acc (&x)[3], uint32_t lanes) {
   }
 }
 
-// Points and Logits as in the forward kernel; with Points > 0 the lanes' V channels make up the group exactly.
+// The gradients of offset and mask; and, where Points is 0, that of the input too. For 3x3 windows that one has a kernel
+// of its own, in grad_input_kernel.cuh. Points and Logits as in the forward kernel; with Points > 0 the lanes' V channels
+// make up the group exactly.
 // grad_input is in Acc and starts as zero; the order of the atomic additions to it is not deterministic.
 template <typename T, int V, int Points, bool Logits>
 __global__ void __launch_bounds__(kBackwardThreads)
@@ -139,7 +145,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
   using Acc = typename Accumulator<T>::type;
   // Threads past the end go through all shuffles with the rest of their warp, on an input of height zero: no point
   // counts, nothing is loaded or added.
-  const uint32_t thread = blockIdx.x * kBackwardThreads + threadIdx.x;
+  const uint32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
   const bool active = thread < problem.threads;
   const Site site(problem, active ? thread : 0);
   const int height = active ? problem.height : 0;
@@ -151,10 +157,12 @@ __global__ void __launch_bounds__(kBackwardThreads)
   const int64_t start = site.image * (problem.image_bytes / int64_t{sizeof(T)}) + site.group * problem.group_channels;
   constexpr int kGrowth = sizeof(Acc) / sizeof(T);  // strides of grad_input are those of the input times this
   grad_output += site.unit * problem.group_channels;
+  offset += site.pixel * problem.offset_pixel + site.group * problem.offset_group;
   grad_offset += site.unit * points * 2;
   grad_mask += site.unit * points;
-  const Sampler<T, Points> sample(problem, site, offset + site.unit * points * 2, height);
-  MaskReader<T, Points> weight_of(mask + site.unit * points, points, logits);
+  const Sampler<Points, Acc> sample(problem, site.row, site.column, height);
+  MaskReader<T, Points> weight_of(mask + site.pixel * problem.mask_pixel + site.group * problem.mask_group, points,
+                                  logits);
   weight_of.normalise();
 
   Acc grad[V];
@@ -165,13 +173,16 @@ __global__ void __launch_bounds__(kBackwardThreads)
   };
   if (Points) load_grad(first_channel);
 
-  // Gives the gradient of a point's weight; with `scatter` also writes the point's grad_offset and adds to grad_input.
-  const auto visit = [&](int k, int i, int j, Acc weight, bool scatter) -> Acc {
-    const auto [h, w] = sample(k, i, j);
+  // Gives the gradient of a point's weight; unless `only_weight`, writes the point's grad_offset, and adds to grad_input.
+  const auto visit = [&](int k, int i, int j, Acc weight, bool only_weight) -> Acc {
+    Acc xy[2];
+    load_offset(problem, offset + 2 * k, xy);
+    const auto [h, w] = sample(xy, i, j);
     const bool inside00 = h.low_inside && w.low_inside, inside01 = h.low_inside && w.high_inside;
     const bool inside10 = h.high_inside && w.low_inside, inside11 = h.high_inside && w.high_inside;
     const Acc bottom = weight * h.fraction, top = weight - bottom;
     const Acc w01 = top * w.fraction, w00 = top - w01, w11 = bottom * w.fraction, w10 = bottom - w11;
+    const bool scatter = !Points && !only_weight;
 
     Acc dot00 = 0, dot01 = 0, dot10 = 0, dot11 = 0;
     const int64_t pixel = int64_t{h.low * problem.width + w.low} * (problem.groups * problem.group_channels) + start;
@@ -202,7 +213,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
     const Acc slope_w = multiply_add(h.fraction, slope_bottom - slope_top, slope_top);
     Acc sums[3] = {multiply_add(h.fraction, slope_h, along_top), slope_w, slope_h};
     sum_over_lanes(sums, problem.lanes.divisor);
-    if (leader && scatter) {
+    if (leader && !only_weight) {
       const Acc steepness = weight * problem.offset_scale;
       const Acc gradient[2] = {steepness * sums[1], steepness * sums[2]};
       store<2>(grad_offset + 2 * k, gradient);
@@ -210,23 +221,25 @@ __global__ void __launch_bounds__(kBackwardThreads)
     return sums[0];
   };
 
-  if constexpr (Points > 0 && Logits) {
+  if constexpr (Points > 0) {
     Acc weight[Points], gradient[Points], inner = 0;
     for_each_point<Points>(problem, [&](int k, int i, int j) {
       weight[k] = weight_of(k);
-      gradient[k] = visit(k, i, j, weight[k], true);
+      gradient[k] = visit(k, i, j, weight[k], false);
       inner = multiply_add(weight[k], gradient[k], inner);
     });
     if (!leader) return;
 #pragma unroll
-    for (int k = 0; k < Points; ++k) narrow(weight[k] * (gradient[k] - inner), grad_mask[k]);
+    for (int k = 0; k < Points; ++k) {
+      narrow(Logits ? weight[k] * (gradient[k] - inner) : gradient[k], grad_mask[k]);
+    }
   } else {
     // A window of unknown size has no registers to keep its gradients in: with logits it is walked over twice.
     Acc inner = 0;
-    for (int pass = !Points && logits ? 0 : 1; pass < 2; ++pass) {
+    for (int pass = logits ? 0 : 1; pass < 2; ++pass) {
       for_each_point<Points>(problem, [&](int k, int i, int j) {
         const Acc weight = weight_of(k);
-        const Acc gradient = visit(k, i, j, weight, pass == 1);
+        const Acc gradient = visit(k, i, j, weight, pass == 0);
         if (pass == 0) {
           inner = multiply_add(weight, gradient, inner);
         } else if (leader) {
