@@ -4,10 +4,11 @@ Efficient Deformable ConvNets (Xiong et al., CVPR 2024); original project https:
 licence). Parameter names are those of the released checkpoints.
 """
 
+import torch
 from torch import Tensor, nn
 
 from .functional import dcnv3
-from .linear import Linear
+from .linear import Linear, linear
 
 __all__ = ["DCNv4", "dcnv4"]
 
@@ -65,6 +66,13 @@ def dcnv4(
         remove_center,
         backend,
     )
+
+
+def _offsets_first(rows: Tensor, groups: int, points: int) -> Tensor:
+    """Reorder the rows of `offset_mask` from group by group to all offsets, all weights, padding."""
+    used = groups * points * 3
+    offset, mask = rows[:used].unflatten(0, (groups, points * 3)).split([points * 2, points], dim=1)
+    return torch.cat([offset.flatten(0, 1), mask.flatten(0, 1), rows[used:]])
 
 
 class DCNv4(nn.Module):
@@ -157,18 +165,16 @@ class DCNv4(nn.Module):
         features = x
         if self.dw_kernel_size is not None:
             features = self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        output = dcnv4(
-            value,
-            self.offset_mask(features),
-            self.kernel_size,
-            self.stride,
-            self.pad,
-            self.dilation,
-            self.group,
-            self.offset_scale,
-            self.remove_center,
-            self.backend,
-        )
+        geometry = self.kernel_size, self.stride, self.pad, self.dilation, self.group, self.offset_scale
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            output = dcnv4(value, self.offset_mask(features), *geometry, self.remove_center, self.backend)
+        else:
+            # Reordering a few weights is cheaper than taking the offsets of every pixel from between its point weights.
+            points = self.kernel_size * self.kernel_size - int(self.remove_center)
+            weight, bias = (_offsets_first(p, self.group, points) for p in self.offset_mask.parameters())
+            rows, offsets = linear(features, weight, bias), self.group * points * 2
+            offset, mask = rows[..., :offsets], rows[..., offsets : offsets + self.group * points]
+            output = dcnv3(value, offset, mask, *geometry, self.remove_center, self.backend)
         if not self.without_pointwise:
             output = self.output_proj(output)
         return output.flatten(1, 2) if flat else output

@@ -28,12 +28,17 @@ inline bool same_place(const Tensor& a, const Tensor& b) {
   return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
 }
 
-// `per_point` numbers for every point: (N, Ho, Wo, G*P*per_point), or with the groups apart, (N, Ho, Wo, G, P*per_point).
-inline bool has_points(const Tensor& t, int64_t batch, int64_t out_h, int64_t out_w, const Window& w,
-                       int64_t per_point) {
-  if (t.dim() < 4 || t.dim() > 5 || t.size(0) != batch || t.size(1) != out_h || t.size(2) != out_w) return false;
-  if (t.dim() == 5) return t.size(3) == w.groups && t.size(4) == w.points() * per_point;
-  return t.size(3) == w.groups * w.points() * per_point;
+inline bool has_shape(const Tensor& t, int64_t n, int64_t h, int64_t w, int64_t c) {
+  return t.dim() == 4 && t.size(0) == n && t.size(1) == h && t.size(2) == w && t.size(3) == c;
+}
+
+// Whether the pixels of (N, H, W, C) follow each other at the stride of dimension 2, each with its C numbers in a row.
+inline bool has_regular_pixels(const Tensor& t) {
+  const int64_t stride = t.stride(2);
+  return (t.size(3) == 1 || t.stride(3) == 1) && stride >= t.size(3) && t.stride(1) == t.size(2) * stride &&
+         (t.size(0) == 1 || t.stride(0) == t.size(1) * t.size(2) * stride) &&
+         // The stride of a dimension of size one says nothing.
+         t.size(2) > 1 && t.size(1) > 1 && t.size(0) > 0;
 }
 
 inline void check_arguments(const Tensor& input, const Tensor& offset, const Tensor& mask, const Window& w) {
@@ -52,16 +57,16 @@ inline void check_arguments(const Tensor& input, const Tensor& offset, const Ten
                   " dimensions, and ", w.groups, " groups");
   const int64_t out_h = Window::out_size(input.size(1), w.kernel_h, w.stride_h, w.padding_h, w.dilation_h);
   const int64_t out_w = Window::out_size(input.size(2), w.kernel_w, w.stride_w, w.padding_w, w.dilation_w);
-  STD_TORCH_CHECK(has_points(offset, input.size(0), out_h, out_w, w, 2) &&
-                      has_points(mask, input.size(0), out_h, out_w, w, 1),
+  const int64_t points = w.groups * w.points();
+  STD_TORCH_CHECK(has_shape(offset, input.size(0), out_h, out_w, points * 2) &&
+                      has_shape(mask, input.size(0), out_h, out_w, points),
                   "ops_dcnv3: offset must have shape (N, Ho, Wo, G*P*2) and mask (N, Ho, Wo, G*P), here with N=",
                   input.size(0), ", Ho=", out_h, ", Wo=", out_w, ", G=", w.groups, ", P=", w.points());
 }
 
 inline void check_grad_output(const Tensor& grad, const Tensor& input, const Tensor& offset) {
-  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type() && same_place(grad, input) && grad.dim() == 4 &&
-                      grad.size(0) == input.size(0) && grad.size(1) == offset.size(1) &&
-                      grad.size(2) == offset.size(2) && grad.size(3) == input.size(3),
+  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type() && same_place(grad, input) &&
+                      has_shape(grad, input.size(0), offset.size(1), offset.size(2), input.size(3)),
                   "ops_dcnv3: grad_output must have the output's shape (N, Ho, Wo, G*D), dtype and device");
 }
 

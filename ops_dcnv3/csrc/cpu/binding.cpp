@@ -39,11 +39,7 @@ struct Pixels {
   int64_t stride;
 
   explicit Pixels(const Tensor& t) : tensor(t), stride(t.stride(2)) {
-    const bool regular = (t.size(3) == 1 || t.stride(3) == 1) && (t.size(2) == 1 || stride >= t.size(3)) &&
-                         (t.size(1) == 1 || t.stride(1) == t.size(2) * stride) &&
-                         (t.size(0) == 1 || t.stride(0) == t.size(1) * t.size(2) * stride);
-    // The stride of a dimension of size one says nothing.
-    if (!regular || t.size(2) == 1 || t.size(1) == 1 || t.size(0) == 0) {
+    if (!ops_dcnv3::has_regular_pixels(t)) {
       tensor = torch::stable::contiguous(t);
       stride = t.size(3);
     }
@@ -85,11 +81,6 @@ class ScratchMemory {
 
 int64_t at_least_one(int64_t value) { return value > 1 ? value : 1; }
 
-void check(const Tensor& input, const Tensor& offset, const Tensor& mask, const Window& window) {
-  ops_dcnv3::check_arguments(input, offset, mask, window);
-  STD_TORCH_CHECK(offset.dim() == 4 && mask.dim() == 4, "ops_dcnv3 on the CPU: offset and mask must have 4 dimensions");
-}
-
 // A thread is worth waking for about a thousand units (one pixel of one group).
 constexpr int64_t kUnitsPerThread = 1024;
 
@@ -98,7 +89,7 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
                int64_t dilation_w, int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits) {
   const Window window = {kernel_h,   kernel_w, stride_h,     stride_w,      padding_h,     padding_w,
                          dilation_h, dilation_w, groups, offset_scale, remove_center, mask_is_logits};
-  check(input, offset, mask, window);
+  ops_dcnv3::check_arguments(input, offset, mask, window);
   const Pixels x(input), o(offset), m(mask);
   Tensor output = torch::stable::new_empty(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
   if (output.numel() == 0) return output;
@@ -123,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             bool mask_is_logits) {
   const Window window = {kernel_h,   kernel_w, stride_h,     stride_w,      padding_h,     padding_w,
                          dilation_h, dilation_w, groups, offset_scale, remove_center, mask_is_logits};
-  check(input, offset, mask, window);
+  ops_dcnv3::check_arguments(input, offset, mask, window);
   ops_dcnv3::check_grad_output(grad_output, input, offset);
   const Pixels x(input), o(offset), m(mask);
   const Tensor grad = torch::stable::contiguous(grad_output);

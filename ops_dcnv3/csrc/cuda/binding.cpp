@@ -28,10 +28,25 @@ dcnv3::Dtype dtype_of(const Tensor& tensor) {
   return dcnv3::Dtype::kFloat32;
 }
 
+bool begins_on(const Tensor& tensor, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
+}
+
 // What the kernels read: contiguous, and on a 16-byte boundary, where a view into a larger tensor may not begin.
 Tensor prepared(const Tensor& tensor) {
   const Tensor dense = torch::stable::contiguous(tensor);
-  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : torch::stable::clone(dense);
+  return begins_on(dense, 16) ? dense : torch::stable::clone(dense);
+}
+
+// Offset and mask may also be columns of a wider matrix, such as the result of one projection for both.
+Tensor prepared(const Tensor& tensor, int64_t per_point, int64_t& pitch) {
+  pitch = tensor.stride(2);
+  if (ops_dcnv3::has_regular_pixels(tensor) && pitch % per_point == 0 &&
+      begins_on(tensor, per_point * tensor.element_size())) {
+    return tensor;
+  }
+  pitch = tensor.size(3);
+  return prepared(tensor);
 }
 
 void* current_stream(const Tensor& tensor) {
@@ -46,7 +61,7 @@ dcnv3::Shape shape_of(const Tensor& input, const Window& w) {
   return {input.size(0), input.size(1), input.size(2), w.groups,       input.size(3) / w.groups,
           w.kernel_h,    w.kernel_w,    w.stride_h,    w.stride_w,     w.padding_h,
           w.padding_w,   w.dilation_h,  w.dilation_w,  w.offset_scale, w.remove_center,
-          w.mask_is_logits};
+          w.mask_is_logits, 0, 0};
 }
 
 Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t kernel_h, int64_t kernel_w,
@@ -56,10 +71,12 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
                          dilation_h, dilation_w, groups,   offset_scale, remove_center, mask_is_logits};
   ops_dcnv3::check_arguments(input, offset, mask, window);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  const Tensor x = prepared(input), o = prepared(offset), m = prepared(mask);
+  dcnv3::Shape shape = shape_of(input, window);
+  const Tensor x = prepared(input);
+  const Tensor o = prepared(offset, 2, shape.offset_pitch), m = prepared(mask, 1, shape.mask_pitch);
   Tensor output = torch::stable::new_empty(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
-  check(dcnv3::forward(dtype_of(input), shape_of(input, window), x.const_data_ptr(), o.const_data_ptr(),
-                       m.const_data_ptr(), output.mutable_data_ptr(), current_stream(input)));
+  check(dcnv3::forward(dtype_of(input), shape, x.const_data_ptr(), o.const_data_ptr(), m.const_data_ptr(),
+                       output.mutable_data_ptr(), current_stream(input)));
   return output;
 }
 
@@ -81,11 +98,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   if (grad_output.numel() == 0) {  // no channels, no images: nothing below would write the gradients
     torch::stable::zero_(grad_offset), torch::stable::zero_(grad_mask);
   }
-  const Tensor g = prepared(grad_output), x = prepared(input), o = prepared(offset), m = prepared(mask);
+  dcnv3::Shape shape = shape_of(input, window);
+  const Tensor g = prepared(grad_output), x = prepared(input);
+  const Tensor o = prepared(offset, 2, shape.offset_pitch), m = prepared(mask, 1, shape.mask_pitch);
   void* stream = current_stream(input);
-  check(dcnv3::backward(dtype, shape_of(input, window), g.const_data_ptr(), x.const_data_ptr(), o.const_data_ptr(),
-                        m.const_data_ptr(), wide.mutable_data_ptr(), grad_offset.mutable_data_ptr(),
-                        grad_mask.mutable_data_ptr(), stream));
+  check(dcnv3::backward(dtype, shape, g.const_data_ptr(), x.const_data_ptr(), o.const_data_ptr(), m.const_data_ptr(),
+                        wide.mutable_data_ptr(), grad_offset.mutable_data_ptr(), grad_mask.mutable_data_ptr(), stream));
   if (!is_half) return {wide, grad_offset, grad_mask};
   Tensor grad_input = torch::stable::new_empty(input, input.sizes());
   check(dcnv3::narrow(dtype, wide.const_data_ptr(), grad_input.mutable_data_ptr(), input.numel(), stream));

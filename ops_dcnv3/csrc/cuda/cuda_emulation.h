@@ -231,6 +231,7 @@ inline unsigned __ballot_sync(unsigned mask, bool vote, int line = __builtin_LIN
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
 template <typename T>
 T __ldg(const T* p) {

@@ -9,15 +9,14 @@ enum class Dtype { kFloat16, kBFloat16, kFloat32, kFloat64 };
 
 // Sizes of one call. Tensors are channels last: input (batch, height, width, groups * group_channels), offset
 // (batch, out_height, out_width, groups * points * 2), mask (..., groups * points), output (..., groups *
-// group_channels), and their gradients. All are contiguous and begin on 16-byte boundaries, but for offset and mask,
-// which may have strides.
+// group_channels), and their gradients. All are contiguous and begin on 16-byte boundaries, but for offset and mask: what
+// follows a pixel's numbers may be others' (a pitch; even for offset, whose pairs lie on boundaries of their size).
 struct Shape {
   int64_t batch, height, width, groups, group_channels;
   int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   double offset_scale;
   bool remove_center, mask_is_logits;
-  // Strides of offset and mask from a pixel to the next and from a group to the next, in elements; 0 where contiguous.
-  int64_t offset_pixel = 0, offset_group = 0, mask_pixel = 0, mask_group = 0;
+  int64_t offset_pitch = 0, mask_pitch = 0;  // from a pixel to the next, in elements; 0: contiguous
 
   int64_t out_height() const { return (height + 2 * padding_h - dilation_h * (kernel_h - 1) - 1) / stride_h + 1; }
   int64_t out_width() const { return (width + 2 * padding_w - dilation_w * (kernel_w - 1) - 1) / stride_w + 1; }

@@ -37,8 +37,7 @@ struct Problem {
   int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   Acc offset_scale;
   bool remove_center, mask_is_logits;
-  bool paired;         // an offset's x and y can be loaded together
-  int64_t offset_pixel, offset_group, mask_pixel, mask_group;  // strides of offset and mask, in elements
+  int64_t offset_pitch, mask_pitch;  // from a pixel to the next, in elements
   int pixel_bytes;     // from a pixel of the input to its right neighbour
   int64_t row_bytes, image_bytes;
   uint32_t first_row;  // of all N * out_height output rows
@@ -194,19 +193,6 @@ struct Coordinate {
   }
 };
 
-// Loads an offset's (x, y).
-template <typename T, typename Acc>
-__device__ __forceinline__ void load_offset(const Problem<Acc>& problem, const T* p, Acc (&xy)[2]) {
-  if (problem.paired) {
-    Pack<T, 2> pair;
-    pair.load(p);
-    pair.widen_to(xy);
-  } else {
-    xy[0] = widen(__ldg(p));
-    xy[1] = widen(__ldg(p + 1));
-  }
-}
-
 // Where the points of one group at one output pixel lie. Points > 0 says at compile time that the window is 3x3.
 template <int Points, typename Acc>
 struct Sampler {
@@ -227,8 +213,11 @@ struct Sampler {
     const int center = dilation * ((Points ? 3 : kernel) - 1) / 2;
     return Acc(static_cast<int>(out) * stride - padding + center) - Acc(center) * problem.offset_scale;
   }
-  // The point of the window's column i, row j, with its offset.
-  __device__ __forceinline__ Point operator()(const Acc (&xy)[2], int i, int j) const {
+  // The point of the window's column i, row j, with its offset (x, y).
+  template <typename T>
+  __device__ __forceinline__ Point operator()(const Pack<T, 2>& offset, int i, int j) const {
+    Acc xy[2];
+    offset.widen_to(xy);
     const Acc scale = problem.offset_scale;
     const Acc tap_h = multiply_add(Acc(j * problem.dilation_h), scale, first_h);
     const Acc tap_w = multiply_add(Acc(i * problem.dilation_w), scale, first_w);
@@ -297,9 +286,10 @@ struct MaskReader {
     if constexpr (Points > 0) return value[k];
     return widen(__ldg(mask + k));
   }
-  __device__ __forceinline__ Acc operator()(int k) const {
-    return logits ? power_of_two(multiply_add(read(k), Acc(kLog2e), -largest)) * scale : read(k);
+  __device__ __forceinline__ Acc of(Acc x) const {
+    return logits ? power_of_two(multiply_add(x, Acc(kLog2e), -largest)) * scale : x;
   }
+  __device__ __forceinline__ Acc operator()(int k) const { return of(read(k)); }
   __device__ __forceinline__ void normalise() {
     if (!logits) return;
     Acc total = 0;

@@ -52,15 +52,14 @@ __global__ void __launch_bounds__(kForwardThreads, (forward_blocks<T, Points, Lo
   const char* image = reinterpret_cast<const char*>(input + site.group * problem.group_channels + site.lane * V) +
                       site.image * problem.image_bytes;
   const Sampler<Points, Acc> sample(problem, site.row, site.column, problem.height);
-  const MaskReader<T, Points> weight_of(mask + site.pixel * problem.mask_pixel + site.group * problem.mask_group, points,
-                                        logits);
-  offset += site.pixel * problem.offset_pixel + site.group * problem.offset_group;
+  const MaskReader<T, Points> weight_of(mask + site.pixel * problem.mask_pitch + site.group * points, points, logits);
+  offset += site.pixel * problem.offset_pitch + site.group * points * 2;
 
   Acc sum[V] = {}, total = 0;
   for_each_point<Points>(problem, [&](int k, int i, int j) {
-    Acc xy[2];
-    load_offset(problem, offset + 2 * k, xy);
-    const auto [h, w] = sample(xy, i, j);
+    Pack<T, 2> shift;
+    shift.load(offset + 2 * k);
+    const auto [h, w] = sample(shift, i, j);
     const char* corner = image + int64_t{h.low * problem.width + w.low} * problem.pixel_bytes;
     const char* below = corner + problem.row_bytes;
     Pack<T, V> top_left, top_right, bottom_left, bottom_right;
@@ -157,12 +156,11 @@ __global__ void __launch_bounds__(kBackwardThreads)
   const int64_t start = site.image * (problem.image_bytes / int64_t{sizeof(T)}) + site.group * problem.group_channels;
   constexpr int kGrowth = sizeof(Acc) / sizeof(T);  // strides of grad_input are those of the input times this
   grad_output += site.unit * problem.group_channels;
-  offset += site.pixel * problem.offset_pixel + site.group * problem.offset_group;
+  offset += site.pixel * problem.offset_pitch + site.group * points * 2;
   grad_offset += site.unit * points * 2;
   grad_mask += site.unit * points;
   const Sampler<Points, Acc> sample(problem, site.row, site.column, height);
-  MaskReader<T, Points> weight_of(mask + site.pixel * problem.mask_pixel + site.group * problem.mask_group, points,
-                                  logits);
+  MaskReader<T, Points> weight_of(mask + site.pixel * problem.mask_pitch + site.group * points, points, logits);
   weight_of.normalise();
 
   Acc grad[V];
@@ -175,9 +173,9 @@ __global__ void __launch_bounds__(kBackwardThreads)
 
   // Gives the gradient of a point's weight; unless `only_weight`, writes the point's grad_offset, and adds to grad_input.
   const auto visit = [&](int k, int i, int j, Acc weight, bool only_weight) -> Acc {
-    Acc xy[2];
-    load_offset(problem, offset + 2 * k, xy);
-    const auto [h, w] = sample(xy, i, j);
+    Pack<T, 2> shift;
+    shift.load(offset + 2 * k);
+    const auto [h, w] = sample(shift, i, j);
     const bool inside00 = h.low_inside && w.low_inside, inside01 = h.low_inside && w.high_inside;
     const bool inside10 = h.high_inside && w.low_inside, inside11 = h.high_inside && w.high_inside;
     const Acc bottom = weight * h.fraction, top = weight - bottom;

@@ -26,10 +26,20 @@ struct Tiles {
 // What one lane needs to know of one output pixel.
 template <typename T, int Points>
 struct Contribution {
-  float offset[Points][2];
+  Pack<T, 2> offset[Points];
   Pack<T, 4> grad;
   T mask[Points];
 };
+
+// The weights of a point's four corners: top left, top right, bottom left, bottom right.
+__device__ __forceinline__ void corner_weights(float weight, const Coordinate<float>& h, const Coordinate<float>& w,
+                                               float (&weights)[4]) {
+  const float bottom = weight * h.fraction, top = weight - bottom;
+  weights[1] = top * w.fraction;
+  weights[0] = top - weights[1];
+  weights[3] = bottom * w.fraction;
+  weights[2] = bottom - weights[3];
+}
 
 template <typename T, int Points, bool Logits>
 __global__ void __launch_bounds__(32)
@@ -54,16 +64,16 @@ __global__ void __launch_bounds__(32)
   const int rows = min(tiles.rows, problem.out_height - first_row);
   const int columns = min(tiles.columns, problem.out_width - first_column);
   const int64_t first_pixel = (image * problem.out_height + first_row) * problem.out_width + first_column;
-  offset += group * problem.offset_group;
-  mask += group * problem.mask_group;
+  offset += group * Points * 2;
+  mask += group * Points;
   grad_input += image * problem.height * problem.width * channels + channel;
 
   const auto read = [&](int r, int c, Contribution<T, Points>& to) {
     const int64_t pixel = first_pixel + int64_t{r} * problem.out_width + c;
 #pragma unroll
     for (int k = 0; k < Points; ++k) {
-      load_offset(problem, offset + pixel * problem.offset_pixel + 2 * k, to.offset[k]);
-      to.mask[k] = __ldg(mask + pixel * problem.mask_pixel + k);
+      to.offset[k].load(offset + pixel * problem.offset_pitch + 2 * k);
+      to.mask[k] = __ldg(mask + pixel * problem.mask_pitch + k);
     }
     to.grad.load(grad_output + pixel * channels + channel);
   };
@@ -84,42 +94,50 @@ __global__ void __launch_bounds__(32)
       MaskReader<T, Points> weight_of(now.mask, Logits);
       weight_of.normalise();
       const Sampler<Points, float> sample(problem, first_row + r, first_column + c, problem.height);
+      uint32_t far = 0;
       for_each_point<Points>(problem, [&](int k, int i, int j) {
         const auto [h, w] = sample(now.offset[k], i, j);
         if (!(h.low_inside || h.high_inside) || !(w.low_inside || w.high_inside)) return;
-        const float weight = weight_of(k);
-        const float bottom = weight * h.fraction, top = weight - bottom;
-        const float w01 = top * w.fraction, w11 = bottom * w.fraction;
-        const float weights[4] = {top - w01, w01, bottom - w11, w11};
         const int y = h.low - origin_h, x = w.low - origin_w;
-        if (static_cast<unsigned>(y) < kRegionRows - 1u && static_cast<unsigned>(x) < kRegionColumns - 1u) {
-          // Corners outside the image are added to pixels of the region that never leave it.
-          float4* const at = sums + (y * kRegionColumns + x) * 32;
-          float4* const corners[4] = {at, at + 32, at + kRegionColumns * 32, at + kRegionColumns * 32 + 32};
-          float4 sum[4];
+        if (static_cast<unsigned>(y) >= kRegionRows - 1u || static_cast<unsigned>(x) >= kRegionColumns - 1u) {
+          far |= 1u << k;
+          return;
+        }
+        float weights[4];
+        corner_weights(weight_of(k), h, w, weights);
+        // Corners outside the image are added to pixels of the region that never leave it.
+        float4* const at = sums + (y * kRegionColumns + x) * 32;
+        float4* const corners[4] = {at, at + 32, at + kRegionColumns * 32, at + kRegionColumns * 32 + 32};
+        float4 sum[4];
 #pragma unroll
-          for (int q = 0; q < 4; ++q) sum[q] = *corners[q];
+        for (int q = 0; q < 4; ++q) sum[q] = *corners[q];
 #pragma unroll
-          for (int q = 0; q < 4; ++q) {
-            sum[q].x = fmaf(weights[q], grad[0], sum[q].x);
-            sum[q].y = fmaf(weights[q], grad[1], sum[q].y);
-            sum[q].z = fmaf(weights[q], grad[2], sum[q].z);
-            sum[q].w = fmaf(weights[q], grad[3], sum[q].w);
-            *corners[q] = sum[q];
-          }
-        } else {
-          const bool inside[4] = {h.low_inside && w.low_inside, h.low_inside && w.high_inside,
-                                  h.high_inside && w.low_inside, h.high_inside && w.high_inside};
-#pragma unroll
-          for (int q = 0; q < 4; ++q) {
-            if (!inside[q]) continue;
-            float x4[4];
-#pragma unroll
-            for (int e = 0; e < 4; ++e) x4[e] = weights[q] * grad[e];
-            atomic_add<4>(grad_input + (int64_t{h.low + q / 2} * problem.width + w.low + q % 2) * channels, x4);
-          }
+        for (int q = 0; q < 4; ++q) {
+          sum[q].x = fmaf(weights[q], grad[0], sum[q].x);
+          sum[q].y = fmaf(weights[q], grad[1], sum[q].y);
+          sum[q].z = fmaf(weights[q], grad[2], sum[q].z);
+          sum[q].w = fmaf(weights[q], grad[3], sum[q].w);
+          *corners[q] = sum[q];
         }
       });
+      // Few points lie outside the region; a loop for them keeps the code above short.
+      for (; far != 0; far &= far - 1) {
+        const int k = __ffs(far) - 1, tap = k + (Points == 8 && k >= 4 ? 1 : 0);
+        const int64_t pixel = first_pixel + int64_t{r} * problem.out_width + c;
+        Pack<T, 2> shift;
+        shift.load(offset + pixel * problem.offset_pitch + 2 * k);
+        const auto [h, w] = sample(shift, tap / 3, tap % 3);
+        float weights[4];
+        corner_weights(weight_of.of(widen(__ldg(mask + pixel * problem.mask_pitch + k))), h, w, weights);
+        const bool inside[4] = {h.low_inside && w.low_inside, h.low_inside && w.high_inside,
+                                h.high_inside && w.low_inside, h.high_inside && w.high_inside};
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          if (!inside[q]) continue;
+          const float x4[4] = {weights[q] * grad[0], weights[q] * grad[1], weights[q] * grad[2], weights[q] * grad[3]};
+          atomic_add<4>(grad_input + (int64_t{h.low + q / 2} * problem.width + w.low + q % 2) * channels, x4);
+        }
+      }
     }
   }
 

@@ -46,8 +46,7 @@ inline const char* launch_error() {
 }
 
 template <typename T>
-Problem<typename Accumulator<T>::type> make_problem(const Shape& s, uint32_t lanes, const T* offset) {
-  const bool paired = reinterpret_cast<uintptr_t>(offset) % (2 * sizeof(T)) == 0;
+Problem<typename Accumulator<T>::type> make_problem(const Shape& s, uint32_t lanes) {
   Problem<typename Accumulator<T>::type> p;
   p.height = static_cast<int>(s.height);
   p.width = static_cast<int>(s.width);
@@ -66,11 +65,8 @@ Problem<typename Accumulator<T>::type> make_problem(const Shape& s, uint32_t lan
   p.offset_scale = static_cast<typename Accumulator<T>::type>(s.offset_scale);
   p.remove_center = s.remove_center;
   p.mask_is_logits = s.mask_is_logits;
-  p.offset_group = s.offset_group ? s.offset_group : s.points() * 2;
-  p.offset_pixel = s.offset_pixel ? s.offset_pixel : s.groups * s.points() * 2;
-  p.mask_group = s.mask_group ? s.mask_group : s.points();
-  p.mask_pixel = s.mask_pixel ? s.mask_pixel : s.groups * s.points();
-  p.paired = paired && p.offset_group % 2 == 0 && p.offset_pixel % 2 == 0;
+  p.offset_pitch = s.offset_pitch ? s.offset_pitch : s.groups * s.points() * 2;
+  p.mask_pitch = s.mask_pitch ? s.mask_pitch : s.groups * s.points();
   p.pixel_bytes = static_cast<int>(s.channels() * sizeof(T));
   p.row_bytes = s.width * p.pixel_bytes;
   p.image_bytes = s.height * p.row_bytes;
@@ -132,7 +128,7 @@ void launch_forward(const Shape& s, const T* input, const T* offset, const T* ma
     constexpr int V = decltype(v)::value;
     const auto run = [&](auto points, auto logits) {
       const auto kernel = forward_kernel<T, V, decltype(points)::value, decltype(logits)::value>;
-      auto problem = make_problem(s, static_cast<uint32_t>(s.group_channels / V), offset);
+      auto problem = make_problem<T>(s, static_cast<uint32_t>(s.group_channels / V));
       for_each_launch(s, problem, kForwardThreads, max_threads, [&](unsigned blocks, unsigned threads) {
         DCNV3_LAUNCH(kernel, blocks, threads, stream, problem, input, offset, mask, output);
       });
@@ -158,7 +154,7 @@ inline int tile_size(int region, int64_t stride) { return static_cast<int>((regi
 template <typename T, typename Acc>
 void launch_grad_input(const Shape& s, const T* grad_output, const T* offset, const T* mask, Acc* grad_input,
                        cudaStream_t stream, int64_t max_threads) {
-  const auto problem = make_problem(s, 1, offset);
+  const auto problem = make_problem<T>(s, 1);
   Tiles tiles;
   tiles.rows = tile_size(kRegionRows, s.stride_h);
   tiles.columns = tile_size(kRegionColumns, s.stride_w);
@@ -195,7 +191,7 @@ void launch_backward(const Shape& s, const T* grad_output, const T* input, const
     while (lanes < 32 && int64_t{lanes} * V < s.group_channels) lanes *= 2;
     const auto run = [&](auto points, auto logits) {
       const auto kernel = backward_kernel<T, V, decltype(points)::value, decltype(logits)::value>;
-      auto problem = make_problem(s, lanes, offset);
+      auto problem = make_problem<T>(s, lanes);
       for_each_launch(s, problem, kBackwardThreads, max_threads, [&](unsigned blocks, unsigned threads) {
         DCNV3_LAUNCH(kernel, blocks, threads, stream, problem, grad_output, input, offset, mask, grad_input,
                      grad_offset, grad_mask);
