@@ -85,5 +85,6 @@ def read(folder: Path, phase: str) -> dict | None:
 
 
 def _brief(error: Exception) -> str:
-    lines = traceback.format_exception(error)
-    return "".join(lines)[-1500:]
+    """Where it happened, then what, in one line of its own."""
+    places = "".join(traceback.format_tb(error.__traceback__))[-1000:]
+    return f"{places}{type(error).__name__}: {' '.join(str(error).split())[:500]}"

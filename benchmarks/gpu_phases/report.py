@@ -42,6 +42,13 @@ def complaints(results: Results) -> list[str]:
     return wrong + failed
 
 
+def _left_out(results: Results) -> list[str]:
+    counts = {
+        phase: [row["status"] for row in data["rows"].values()].count("left out") for phase, data in results.items()
+    }
+    return [f"{phase}: {count} rows were left out for lack of time" for phase, count in counts.items() if count]
+
+
 def _ceilings(results: Results) -> tuple[float | None, float | None]:
     """Bytes per second of the memory, instructions of a warp per second of all schedulers at the highest clock."""
     rows = results.get("build", {}).get("rows", {})
@@ -247,7 +254,7 @@ def _tests(results: Results) -> list[str]:
 def markdown(results: Results) -> str:
     """Return the whole report."""
     lines = ["# Results on a GPU", ""]
-    if found := complaints(results):
+    if found := complaints(results) + _left_out(results):
         lines += ["## Wrong or not run", "", *(f"- {line}" for line in found), ""]
     lines += [*_machine(results), *_tests(results)]
     if _operator_groups(results):
@@ -284,7 +291,13 @@ def brief(results: Results) -> str:
     """Return the end of a run in few characters: what is wrong, then one line for each result."""
     lines = ["", "=" * 20 + " RESULTS"]
     lines += [line[:260] for line in complaints(results)[:25]]
-    lines += [line for line in _machine(results) + _tests(results) if line]
+    lines += [line for line in _left_out(results) + _machine(results) + _tests(results) if line]
+    for name, row in results.get("ncu", {}).get("rows", {}).items():
+        for kernel in row.get("kernels", []):
+            lines.append(f"ncu {name} {str(kernel.get('Kernel Name'))[:30]}: " + "; ".join(_counters(kernel)))
+    for row in _profiles(results):
+        lines.append(f"{row['model']} {row['precision']}: {row['launches']} launches, {row['total_us'] / 1e3:.2f} ms")
+        lines += [f"  {k['us']:8.0f} us {k['count']:4d} {k['name'][:70]}" for k in row["kernels"][:8]]
     for row in _timed_models(results):
         other = _yardstick(results, row)
         beside = f" {_speed(row) / _speed(other):.2f} of ConvNeXt" if other and other is not row else ""
@@ -311,12 +324,6 @@ def brief(results: Results) -> str:
         if own.get("status") == "wrong":
             line += " | WRONG"
         lines.append(line)
-    for row in _profiles(results):
-        lines.append(f"{row['model']} {row['precision']}: {row['launches']} launches, {row['total_us'] / 1e3:.2f} ms")
-        lines += [f"  {k['us']:8.0f} us {k['count']:4d} {k['name'][:70]}" for k in row["kernels"][:9]]
-    for name, row in results.get("ncu", {}).get("rows", {}).items():
-        for kernel in row.get("kernels", []):
-            lines.append(f"ncu {name} {str(kernel.get('Kernel Name'))[:30]}: " + "; ".join(_counters(kernel)))
     text = "\n".join(lines)
     return text if len(text) <= _BRIEF else text[: _BRIEF - 40] + "\n... (the rest: --report)"
 

@@ -46,7 +46,7 @@ def run(journal: Journal, deadline: Deadline, work: Path, root: Path, folder: Pa
         arguments += ["-p", "gpu_phases.suite", "-p", "no:cacheprovider", "--color=no"]
         if processes > 1 and importlib.util.find_spec("xdist"):
             arguments += ["-n", str(processes), "--dist", "worksteal"]
-        paths = [str(root), str(root / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+        paths = [str(root), str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
         environment = {_RESULTS: str(results), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         start, limit = time.time(), deadline.left - 2
         os.chdir(root)

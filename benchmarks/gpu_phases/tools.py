@@ -91,7 +91,9 @@ def _record(row: dict, arguments: list[str], seconds: float, journal: Journal) -
         row["runs"] = int(found[1])
     if found := re.search(r"ERROR SUMMARY: (\d+) error", output):
         row["errors"] = int(found[1])
-    if code == 9 or row.get("errors"):
+    if "not supported" in output:
+        row.update(status="failed", error=f"refused: {_first_error(output)}")
+    elif code == 9 or row.get("errors"):
         row.update(status="wrong", error=f"{row.get('errors', 'some')} errors were found: {_first_error(output)}")
     elif code is None:
         row.update(status="failed", error=f"ended after {seconds:.0f} s, its time limit")
