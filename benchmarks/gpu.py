@@ -38,7 +38,7 @@ def run_phases(out: Path, budget: float, phases: list[str], options: list[str], 
     """Run the phases one after another, each in a process of its own that is ended at its deadline.
 
     Args:
-        out: folder of the JSON files; those of these phases are written anew.
+        out: folder of the JSON files; those of these phases are written anew, others stay.
         budget: seconds for all of them.
         phases: names, in any order.
         options: command-line options for the processes.
@@ -80,7 +80,7 @@ def _run_phase(out: Path, name: str, deadline: Deadline, common: list[str], rest
             _stop(process)
         if code is None or code == 0:
             break
-        ended = f"its process ended with code {code}, {attempt + 1} times"
+        ended = f"its process ended with code {code} (attempt {attempt + 1})"
         journal = Journal(out, name)  # marks the row at which it died
         journal.write()
         if (code != _LOST and code > 0) or deadline.left < PHASES[name].least:

@@ -61,9 +61,9 @@ def run(journal: Journal, deadline: Deadline, device: torch.device) -> None:
 
 
 def _clocks_under_load(device: torch.device) -> dict[str, str]:
-    """What nvidia-smi reads while a second of matrix products is queued."""
+    """What nvidia-smi reads while two seconds of matrix products is queued."""
     a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    for _ in range(600):
+    for _ in range(1500):
         a @ a
     read = _smi()
     torch.cuda.synchronize()

@@ -239,7 +239,7 @@ def measure(case: Case, device: torch.device, seed: int, compiled: Callable, row
     sets = 1
     if case.batch > 1 and device.type == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-        sets = min(1 + math.ceil(2 * cache / moved["forward"]), 24 if case.method in OWN else 4)
+        sets = min(1 + math.ceil(2 * cache / moved["forward"]), 24 if case.method in OWN else 2)
     rotation = [make_inputs(case, device, seed + 1 + index) for index in range(sets)]
     # One image is a matter of microseconds: several calls in one graph, whose inputs then lie in the cache as they do
     # in a network, where the layer before wrote them.

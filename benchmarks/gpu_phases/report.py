@@ -139,8 +139,7 @@ def _yardstick(results: Results, row: dict) -> dict | None:
 
 
 def _timed_models(results: Results) -> list[dict]:
-    rows = [row for row in results.get("model", {}).get("rows", {}).values() if "time" in row]
-    return sorted(rows, key=lambda row: (row["task"], row["precision"], row["batch"], row["mode"]))
+    return [row for row in results.get("model", {}).get("rows", {}).values() if "time" in row]
 
 
 def _speed(row: dict) -> float:
@@ -150,7 +149,8 @@ def _speed(row: dict) -> float:
 def model_table(results: Results) -> list[str]:
     """Images per second of every row, and beside ConvNeXt."""
     rows = []
-    for row in _timed_models(results):
+    order = ("task", "precision", "batch", "mode")
+    for row in sorted(_timed_models(results), key=lambda row: [row[key] for key in order]):
         other = _yardstick(results, row)
         time = row["time"]
         rows.append(
@@ -297,7 +297,8 @@ def brief(results: Results) -> str:
             lines.append(f"ncu {name} {str(kernel.get('Kernel Name'))[:30]}: " + "; ".join(_counters(kernel)))
     for row in _profiles(results):
         lines.append(f"{row['model']} {row['precision']}: {row['launches']} launches, {row['total_us'] / 1e3:.2f} ms")
-        lines += [f"  {k['us']:8.0f} us {k['count']:4d} {k['name'][:70]}" for k in row["kernels"][:8]]
+        count = 10 if row["model"].startswith("InternImage") else 0
+        lines += [f"  {k['us']:8.0f} us {k['count']:4d} {k['name'][:70]}" for k in row["kernels"][:count]]
     for row in _timed_models(results):
         other = _yardstick(results, row)
         beside = f" {_speed(row) / _speed(other):.2f} of ConvNeXt" if other and other is not row else ""
@@ -355,7 +356,7 @@ def plot(results: Results, path: Path) -> None:
     left.set_yticks(list(places), [bar[0] for bar in bars], fontsize=8)
     left.set_xlabel("µs, batch 64, offsets N(0, 1), on logits")
     left.invert_yaxis()
-    left.legend()
+    left.legend(loc="lower right")
     names = [f"{r['model']}{', optimised' if r['optimized'] else ''}, {r['task']}, {r['precision']}" for r in speeds]
     colors = ["tab:blue" if row["model"].startswith("InternImage") else "lightgray" for row in speeds]
     right.barh(names, [_speed(row) for row in speeds], color=colors)

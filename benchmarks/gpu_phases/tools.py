@@ -18,7 +18,8 @@ from .process import command
 __all__ = ["build_program", "count_instructions", "parse_ncu", "run_ncu", "run_sanitizer", "tool"]
 
 HERE = Path(__file__).resolve().parent
-_SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats", "WarpStateStats", "SchedulerStats")
+_SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats")
+_SECTIONS += ("WarpStateStats", "SchedulerStats")
 _METRICS = (
     "lts__t_sectors_op_red.sum,lts__t_sectors_op_atom.sum,lts__t_requests_op_red.sum,lts__t_sectors_op_read.sum,"
     "lts__t_sectors_op_write.sum,smsp__inst_executed.sum"
