@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 sys.path.insert(1, str(ROOT / "benchmarks"))
 
-from gpu_phases import report  # noqa: E402
+from gpu_phases import report, summary  # noqa: E402
 from gpu_phases.journal import Journal, LostDevice, read  # noqa: E402
 from gpu_phases.plan import PHASES, Deadline, allot  # noqa: E402
 
@@ -191,14 +191,16 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(text)
         if arguments.png:
-            report.plot(results, arguments.png)
+            from gpu_phases import picture  # needs matplotlib
+
+            picture.plot(results, arguments.png)
         return 0
     if arguments.out is None:
         parser.error("give --out DIR to measure, or --report DIR")
     options = ["--device", arguments.device, "--test-processes", str(arguments.test_processes)]
     run_phases(arguments.out.resolve(), arguments.budget, arguments.phases, options)
     results = report.load(arguments.out)
-    print(report.brief(results), flush=True)
+    print(summary.brief(results), flush=True)
     return 1 if report.complaints(results) else 0
 
 

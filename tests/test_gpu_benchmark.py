@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from gpu_phases import model, operator, plan, report, suite, tools  # noqa: E402
+from gpu_phases import model, networks, operator, plan, report, suite, summary, tools  # noqa: E402
 from gpu_phases.journal import Journal, LostDevice, read  # noqa: E402
 from gpu_phases.process import command  # noqa: E402
 
@@ -144,6 +144,27 @@ def test_the_other_implementations_compute_the_same_function(method, logits):
         assert len(operator._backward(case, inputs, None)()) == 3
 
 
+def test_networks_are_compared_with_float64_and_then_timed_and_profiled(tmp_path, monkeypatch):
+    monkeypatch.setitem(networks.MODELS, "InternImage-T", ("internimage_t_1k_224", 32))
+    names = "InternImage-T", "inference", "bfloat16", 1
+    chosen = [
+        model.Run(*names, optimized=True),
+        model.Run("InternImage-T", "training", "bfloat16 autocast", 2),
+        model.Run("InternImage-T", "profile", "bfloat16", 1),
+    ]
+    model.run(Journal(tmp_path, "model"), soon(), CPU, chosen)
+    inference, training, profile = read(tmp_path, "model")["rows"].values()
+    assert inference["status"] == training["status"] == profile["status"] == "ok", (inference, training, profile)
+    assert 1e-4 < inference["error_of_logits"] < 5e-2 and inference["time"]["ms"] > 0
+    assert training["error_of_gradient"] < 1e-3 and training["last_loss"] < training["first_loss"]
+    assert len(profile["kernels"]) == 25 and any("dcnv3" in kernel["name"] for kernel in profile["kernels"])
+
+    monkeypatch.setitem(model.LIMITS, "bfloat16", 1e-5)
+    model.run(Journal(tmp_path, "wrong"), soon(), CPU, chosen[:1])
+    (row,) = read(tmp_path, "wrong")["rows"].values()
+    assert row["status"] == "wrong" and "time" not in row
+
+
 def test_bytes_and_floors_are_those_of_the_tensors(tmp_path):
     case = operator.Case("T", 1, 64, "float16")
     moved = operator.bytes_moved(case)
@@ -237,7 +258,7 @@ def test_the_report_says_what_is_wrong_first_and_has_times_ratios_and_counters(t
     assert "| InternImage-T | inference | bfloat16 | 64 | eager | 224 | 20.00 (18.00 to 22.00) | 3200 | 1.25 |" in text
     assert "| 900 | 10.0 | 30 | `forward_kernel` |" in text
     assert "duration: 1,098.5 usecond" in text and "long_scoreboard 4.25" in text
-    brief = report.brief(results)
+    brief = summary.brief(results)
     assert "InternImage-T infer bfloat16 N=64 eager: 20.00 ms 3200/s 1.25 of ConvNeXt" in brief
     assert len(brief) < 12_000
 

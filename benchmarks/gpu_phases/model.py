@@ -11,30 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import internimage
-from internimage.export.exportable import spread_sampling_points
 from ops_dcnv3 import backends
 
 from .journal import Journal
+from .networks import MODELS, References, create, images_for, layout_of, relative_error, set_precision
 from .plan import Deadline
 from .timing import graph_times, summary, times
 
-__all__ = ["MODELS", "Run", "images_per_second", "run", "runs"]
+__all__ = ["Run", "run", "runs"]
 
-# Name in tables: name for create_model, pixels per side.
-MODELS = {
-    **{f"InternImage-{size}": (f"internimage_{size.lower()}_1k_224", 224) for size in "TSB"},
-    **{f"InternImage-{size}": (f"internimage_{size.lower()}_22kto1k_384", 384) for size in ("L", "XL")},
-    "ConvNeXt-T": ("convnext_tiny", 224),
-    "ConvNeXt-B": ("convnext_base", 224),
-    "Swin-T": ("swin_tiny_patch4_window7_224", 224),
-    "Swin-B": ("swin_base_patch4_window7_224", 224),
-}
 # Largest relative error of the logits. On the CPU, T and ConvNeXt-T have 4e-7 in float32 and 7e-3 in bfloat16; cuDNN's
 # float32 convolutions may be less exact than that, and TF32 has three bits more than bfloat16.
 LIMITS = {"float32": 1e-4, "TF32": 1e-2, "bfloat16": 5e-2}
@@ -114,81 +103,6 @@ def runs() -> Iterator[Run]:
         yield Run(model, "inference", bf16, 1, "compiled")
 
 
-def images_per_second(row: dict) -> float:
-    """Of a row that was timed."""
-    return row["batch"] / row["time"]["ms"] * 1e3
-
-
-def create(name: str, device: torch.device, **options: Any) -> nn.Module:
-    """The network with seeded random weights; sampling points spread and layer scales large enough to matter."""
-    key, _ = MODELS[name]
-    torch.manual_seed(0)
-    with device:
-        if not key.startswith("internimage"):
-            return timm.create_model(key)
-        model = internimage.create_model(key, **options)
-    spread_sampling_points(model)
-    for parameter_name, parameter in model.named_parameters():
-        if parameter_name.endswith(("gamma1", "gamma2")):
-            nn.init.constant_(parameter, 0.1)
-    return model
-
-
-def _images(name: str, batch: int, device: torch.device) -> Tensor:
-    side = MODELS[name][1]
-    return torch.randn(batch, 3, side, side, device=device)
-
-
-def _layout(name: str) -> torch.memory_format:
-    return torch.contiguous_format if name.startswith("Swin") else torch.channels_last
-
-
-def _relative(result: Tensor, expected: Tensor) -> float:
-    return float((result.double() - expected.double()).norm() / expected.double().norm())
-
-
-class References:
-    """Two images for each network and what it makes of them in float64, computed once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.found: dict[str, tuple[Tensor, Tensor]] = {}
-
-    @torch.no_grad()
-    def __call__(self, name: str) -> tuple[Tensor, Tensor]:
-        if name not in self.found:
-            images = _images(name, 2, self.device)
-            self.found[name] = images, self.exact(name).eval()(images.double())
-        return self.found[name]
-
-    def exact(self, name: str) -> nn.Module:
-        """The network in float64."""
-        model = create(name, self.device)
-        if name.startswith("InternImage"):
-            weights = model.state_dict()
-            model = create(name, self.device, core_op="DCNv3_pytorch")
-            model.load_state_dict(weights)
-        return model.double()
-
-    def gradient_error(self, name: str) -> float:
-        """Relative error of the gradient of all parameters in float32."""
-        images, _ = self(name)
-        labels = torch.arange(len(images), device=self.device)
-        gradients = []
-        for model in (create(name, self.device), self.exact(name)):
-            model.eval()  # without dropped paths
-            parameter = next(model.parameters())
-            F.cross_entropy(model(images.to(parameter.dtype)), labels).backward()
-            gradients.append(torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None]))
-        return _relative(*gradients)
-
-
-def _set_precision(precision: str) -> None:
-    tf32 = precision == "TF32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = True
-
-
 def _wall_times(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
     """From the call until its result is there: what one image costs in eager mode, where the host is the limit."""
     found: list[float] = []
@@ -207,17 +121,17 @@ def _wall_times(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
 @torch.no_grad()
 def _inference(run: Run, device: torch.device, references: References, row: dict) -> None:
     images, expected = references(run.model)
-    _set_precision(run.precision)
+    set_precision(run.precision)
     network, x = _ready(run, device)
     call = torch.compile(network) if run.mode == "compiled" else network
     like = next(network.parameters()).dtype
-    small = images.to(dtype=like, memory_format=_layout(run.model))
-    row["error_of_logits"] = _relative(network(small), expected)
+    small = images.to(dtype=like, memory_format=layout_of(run.model))
+    row["error_of_logits"] = relative_error(network(small), expected)
     if run.mode == "compiled":
         start = time.time()
         result = call(x)
         row["compile_seconds"] = round(time.time() - start, 1)
-        row["error_of_compiled"] = _relative(result[:8], network(x)[:8])
+        row["error_of_compiled"] = relative_error(result[:8], network(x)[:8])
     for key in ("error_of_logits", "error_of_compiled"):
         if key in row and not row[key] <= LIMITS[run.precision]:
             raise ArithmeticError(f"{key} is {row[key]:.1e}, the limit {LIMITS[run.precision]:g}")
@@ -237,16 +151,16 @@ def _ready(run: Run, device: torch.device) -> tuple[nn.Module, Tensor]:
     if run.optimized:
         network = network.optimize_for_inference()
     dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
-    layout = _layout(run.model)
+    layout = layout_of(run.model)
     network = network.to(dtype=dtype, memory_format=layout)
-    return network, _images(run.model, run.batch, device).to(dtype=dtype, memory_format=layout)
+    return network, images_for(run.model, run.batch, device).to(dtype=dtype, memory_format=layout)
 
 
 def _training_step(run: Run, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
-    _set_precision(run.precision)
-    layout = _layout(run.model)
+    set_precision(run.precision)
+    layout = layout_of(run.model)
     network = create(run.model, device).train().to(memory_format=layout)
-    x = _images(run.model, run.batch, device).to(memory_format=layout)
+    x = images_for(run.model, run.batch, device).to(memory_format=layout)
     labels = torch.randint(1000, (run.batch,), device=device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
     call = torch.compile(network) if run.mode == "compiled" else network
@@ -264,7 +178,7 @@ def _training_step(run: Run, device: torch.device) -> tuple[nn.Module, Callable[
 
 def _training(run: Run, device: torch.device, references: References, row: dict) -> None:
     if run.model.startswith("InternImage") and run.mode == "eager":
-        _set_precision("float32")
+        set_precision("float32")
         row["error_of_gradient"] = references.gradient_error(run.model)
         # 7e-6 on the CPU. More is due where rounding moves a sampling point across a pixel: there the gradient jumps.
         if not row["error_of_gradient"] <= 1e-2:
@@ -294,7 +208,7 @@ def _profile(run: Run, device: torch.device, row: dict) -> None:
         if "autocast" in run.precision:
             _, call = _training_step(run, device)
         else:
-            _set_precision(run.precision)
+            set_precision(run.precision)
             network, x = _ready(run, device)
             call = lambda: network(x)  # noqa: E731
         for _ in range(3):

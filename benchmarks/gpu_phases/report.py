@@ -1,4 +1,4 @@
-"""From the JSON files of the phases to Markdown, a picture and the text at the end of a run. What is wrong first."""
+"""From the JSON files of the phases to Markdown. What is wrong comes first."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,30 @@ from typing import Any
 from .journal import read
 from .plan import PHASES
 
-__all__ = ["brief", "complaints", "floors", "load", "markdown", "plot"]
+__all__ = [
+    "OTHERS",
+    "complaints",
+    "counter_lines",
+    "floors",
+    "left_out",
+    "load",
+    "machine_lines",
+    "markdown",
+    "microseconds",
+    "operator_groups",
+    "profiles",
+    "speed",
+    "test_lines",
+    "three_digits",
+    "timed_models",
+    "yardstick",
+]
 
 Results = dict[str, dict]
 
 # TensorRT engines at batch 1, as the original project published them (for another card).
 _PUBLISHED = "T 156, S 129, B 116, L 56, XL 47 images/s"
-_OTHERS = ("triton", "torchvision", "grid_sample", "compiled gather")
-_BRIEF = 11_500  # characters
+OTHERS = ("triton", "torchvision", "grid_sample", "compiled gather")
 
 
 def load(folder: Path) -> Results:
@@ -42,7 +58,8 @@ def complaints(results: Results) -> list[str]:
     return wrong + failed
 
 
-def _left_out(results: Results) -> list[str]:
+def left_out(results: Results) -> list[str]:
+    """How many rows of each phase had no time left."""
     counts = {
         phase: [row["status"] for row in data["rows"].values()].count("left out") for phase, data in results.items()
     }
@@ -81,7 +98,7 @@ def floors(results: Results, row: dict, direction: str) -> dict[str, float]:
     return found
 
 
-def _operator_groups(results: Results) -> dict[tuple, dict[str, dict]]:
+def operator_groups(results: Results) -> dict[tuple, dict[str, dict]]:
     """Rows of the operator by case, then by method."""
     groups: dict[tuple, dict[str, dict]] = {}
     for row in results.get("operator", {}).get("rows", {}).values():
@@ -96,40 +113,42 @@ def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
 
 
-def _us(time: dict | None, spread: bool = False) -> str:
+def microseconds(time: dict | None, spread: bool = False) -> str:
+    """A time in microseconds, with its first and last decile if asked; nothing if there is none."""
     if not time:
         return ""
-    text = _three(1e3 * time["ms"])
-    return f"{text} ({_three(1e3 * time['low'])} to {_three(1e3 * time['high'])})" if spread else text
+    text = three_digits(1e3 * time["ms"])
+    return f"{text} ({three_digits(1e3 * time['low'])} to {three_digits(1e3 * time['high'])})" if spread else text
 
 
-def _three(value: float) -> str:
+def three_digits(value: float) -> str:
+    """Three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def operator_table(results: Results, direction: str) -> list[str]:
     """Microseconds of one direction, and how many times the floors and ours the others are."""
     rows = []
-    for case, methods in _operator_groups(results).items():
+    for case, methods in operator_groups(results).items():
         own = methods.get("kernel", {})
         cells = [f"{case[0]} {case[1]}", "x".join(map(str, next(iter(methods.values()))["shape"])), case[3]]
         cells += [f"{case[4]:g}", "logits" if case[5] else "weights"]
         time = own.get(direction)
-        cells.append("**wrong**" if own.get("status") == "wrong" else _us(time, spread=True))
+        cells.append("**wrong**" if own.get("status") == "wrong" else microseconds(time, spread=True))
         least = floors(results, own, direction) if time else {}
         cells += [f"{time['ms'] / least[name]:.2f}" if name in least else "" for name in ("dram", "issue")]
-        for name in _OTHERS:
+        for name in OTHERS:
             other = methods.get(name, {})
-            text = "wrong" if other.get("status") == "wrong" else _us(other.get(direction))
+            text = "wrong" if other.get("status") == "wrong" else microseconds(other.get(direction))
             if time and other.get(direction):
                 text += f" ({other[direction]['ms'] / time['ms']:.1f}x)"
             cells.append(text)
         rows.append(cells)
     head = ["stage", "input", "type", "offsets", "mask", "kernel, µs (10% to 90%)", "times DRAM floor"]
-    return _table([*head, "times issue floor", *_OTHERS], rows)
+    return _table([*head, "times issue floor", *OTHERS], rows)
 
 
-def _yardstick(results: Results, row: dict) -> dict | None:
+def yardstick(results: Results, row: dict) -> dict | None:
     """The row of ConvNeXt that a row is to be compared with: the same size, task, precision, batch and mode."""
     for other in results["model"]["rows"].values():
         same = all(other.get(key) == row.get(key) for key in ("task", "precision", "batch", "mode"))
@@ -138,11 +157,13 @@ def _yardstick(results: Results, row: dict) -> dict | None:
     return None
 
 
-def _timed_models(results: Results) -> list[dict]:
+def timed_models(results: Results) -> list[dict]:
+    """Rows of networks that were timed, in the order in which they were run."""
     return [row for row in results.get("model", {}).get("rows", {}).values() if "time" in row]
 
 
-def _speed(row: dict) -> float:
+def speed(row: dict) -> float:
+    """Images per second of a network's row."""
     return row["batch"] / row["time"]["ms"] * 1e3
 
 
@@ -150,16 +171,16 @@ def model_table(results: Results) -> list[str]:
     """Images per second of every row, and beside ConvNeXt."""
     rows = []
     order = ("task", "precision", "batch", "mode")
-    for row in sorted(_timed_models(results), key=lambda row: [row[key] for key in order]):
-        other = _yardstick(results, row)
+    for row in sorted(timed_models(results), key=lambda row: [row[key] for key in order]):
+        other = yardstick(results, row)
         time = row["time"]
         rows.append(
             [
                 row["model"] + (", optimised" if row["optimized"] else ""),
                 *(row["task"], row["precision"], row["batch"], row["mode"], row["image"]),
                 f"{time['ms']:.2f} ({time['low']:.2f} to {time['high']:.2f})",
-                _three(_speed(row)),
-                f"{_speed(row) / _speed(other):.2f}" if other else "",
+                three_digits(speed(row)),
+                f"{speed(row) / speed(other):.2f}" if other else "",
                 f"{row['peak_bytes'] / 2**30:.1f}" if "peak_bytes" in row else "",
                 f"{row['error_of_logits']:.0e}" if "error_of_logits" in row else "",
             ]
@@ -168,7 +189,8 @@ def model_table(results: Results) -> list[str]:
     return _table([*head, "of ConvNeXt's", "peak GiB", "error"], rows)
 
 
-def _profiles(results: Results) -> list[dict]:
+def profiles(results: Results) -> list[dict]:
+    """Rows with the kernels of a network."""
     return [row for row in results.get("model", {}).get("rows", {}).values() if row.get("kernels")]
 
 
@@ -193,7 +215,7 @@ _COUNTERS = {
 }
 
 
-def _counters(kernel: dict) -> list[str]:
+def counter_lines(kernel: dict) -> list[str]:
     """Lines about one kernel: the counters above, then the five largest reasons for which warps wait."""
     by_name = {label.split(" [")[0]: (label, value) for label, value in kernel.items()}
     lines = []
@@ -215,7 +237,8 @@ def _counters(kernel: dict) -> list[str]:
     return lines
 
 
-def _machine(results: Results) -> list[str]:
+def machine_lines(results: Results) -> list[str]:
+    """Card, versions, measured ceilings, how the library was built."""
     data = results.get("build")
     if not data:
         return []
@@ -240,7 +263,8 @@ def _machine(results: Results) -> list[str]:
     return [*lines, ""]
 
 
-def _tests(results: Results) -> list[str]:
+def test_lines(results: Results) -> list[str]:
+    """Results of pytest and of compute-sanitizer."""
     lines = []
     if row := results.get("tests", {}).get("rows", {}).get("pytest"):
         counts = ", ".join(f"{count} {outcome}" for outcome, count in row.get("counts", {}).items()) or "none ran"
@@ -254,10 +278,10 @@ def _tests(results: Results) -> list[str]:
 def markdown(results: Results) -> str:
     """Return the whole report."""
     lines = ["# Results on a GPU", ""]
-    if found := complaints(results) + _left_out(results):
+    if found := complaints(results) + left_out(results):
         lines += ["## Wrong or not run", "", *(f"- {line}" for line in found), ""]
-    lines += [*_machine(results), *_tests(results)]
-    if _operator_groups(results):
+    lines += [*machine_lines(results), *test_lines(results)]
+    if operator_groups(results):
         lines += [
             "## The operator",
             "",
@@ -268,10 +292,10 @@ def markdown(results: Results) -> str:
         ]
         for direction in ("forward", "backward"):
             lines += [f"### {direction.capitalize()}", "", *operator_table(results, direction)]
-    if _timed_models(results):
+    if timed_models(results):
         lines += ["## Networks", "", *model_table(results)]
         lines += [f"TensorRT at batch 1, published by the original project (another card): {_PUBLISHED}.", ""]
-    for row in _profiles(results):
+    for row in profiles(results):
         title = f"### Kernels: {row['model']}, {row['precision']}, batch {row['batch']}"
         lines += [
             title,
@@ -283,88 +307,5 @@ def markdown(results: Results) -> str:
     for name, row in results.get("ncu", {}).get("rows", {}).items():
         for kernel in row.get("kernels", []):
             lines += [f"### Counters, {name}: `{str(kernel.get('Kernel Name'))[:90]}`", ""]
-            lines += [*(f"- {line}" for line in _counters(kernel)), ""]
+            lines += [*(f"- {line}" for line in counter_lines(kernel)), ""]
     return "\n".join(lines)
-
-
-def brief(results: Results) -> str:
-    """Return the end of a run in few characters: what is wrong, then one line for each result."""
-    lines = ["", "=" * 20 + " RESULTS"]
-    lines += [line[:260] for line in complaints(results)[:25]]
-    lines += [line for line in _left_out(results) + _machine(results) + _tests(results) if line]
-    for name, row in results.get("ncu", {}).get("rows", {}).items():
-        for kernel in row.get("kernels", []):
-            lines.append(f"ncu {name} {str(kernel.get('Kernel Name'))[:30]}: " + "; ".join(_counters(kernel)))
-    for row in _profiles(results):
-        lines.append(f"{row['model']} {row['precision']}: {row['launches']} launches, {row['total_us'] / 1e3:.2f} ms")
-        count = 10 if row["model"].startswith("InternImage") else 0
-        lines += [f"  {k['us']:8.0f} us {k['count']:4d} {k['name'][:70]}" for k in row["kernels"][:count]]
-    for row in _timed_models(results):
-        other = _yardstick(results, row)
-        beside = f" {_speed(row) / _speed(other):.2f} of ConvNeXt" if other and other is not row else ""
-        peak = f" {row['peak_bytes'] / 2**30:.1f} GiB" if "peak_bytes" in row else ""
-        name = row["model"] + (" opt" if row["optimized"] else "")
-        lines.append(
-            f"{name} {row['task'][:5]} {row['precision']} N={row['batch']} {row['mode']}: "
-            f"{row['time']['ms']:.2f} ms {_three(_speed(row))}/s{peak}{beside}"
-        )
-    for case, methods in _operator_groups(results).items():
-        own = methods.get("kernel", {})
-        line = f"{case[0]}{case[1]} N={case[2]} {case[3]} s{case[4]:g} {'L' if case[5] else 'W'}"
-        for direction in ("forward", "backward"):
-            if time := own.get(direction):
-                least = floors(results, own, direction)
-                ratios = "/".join(f"{time['ms'] / least[name]:.1f}" for name in ("dram", "issue") if name in least)
-                line += f" | {direction[:3]} {_us(time)} us x{ratios}"
-            others = [
-                f"{name[:4]} {_us(methods[name][direction])}"
-                for name in _OTHERS
-                if methods.get(name, {}).get(direction)
-            ]
-            line += f" ({', '.join(others)})" if others else ""
-        if own.get("status") == "wrong":
-            line += " | WRONG"
-        lines.append(line)
-    text = "\n".join(lines)
-    return text if len(text) <= _BRIEF else text[: _BRIEF - 40] + "\n... (the rest: --report)"
-
-
-def plot(results: Results, path: Path) -> None:
-    """Draw times of the operator over its larger floor, and images per second of the networks."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    bars = []
-    for case, methods in _operator_groups(results).items():
-        own = methods.get("kernel", {})
-        for direction in ("forward", "backward"):
-            least = floors(results, own, direction) if own.get(direction) else {}
-            if case[2] > 1 and case[4] == 1 and case[5] and least:
-                name = f"{case[0]} {case[1]}, {case[3]}, {direction}"
-                bars.append((name, own[direction]["ms"], max(least.values()), methods.get("triton", {}).get(direction)))
-    speeds = [row for row in _timed_models(results) if row["batch"] == 64 and row["mode"] == "eager"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 1.5 + 0.26 * max(len(bars), len(speeds), 6)))
-    places = range(len(bars))
-    left.barh([p - 0.2 for p in places], [1e3 * bar[1] for bar in bars], 0.4, color="tab:blue", label="kernel")
-    left.barh([p + 0.2 for p in places], [1e3 * bar[2] for bar in bars], 0.4, color="lightgray", label="larger floor")
-    others = [(p, 1e3 * bar[3]["ms"]) for p, bar in zip(places, bars) if bar[3]]
-    left.scatter(
-        [x for _, x in others], [p for p, _ in others], marker="|", color="tab:orange", label="Triton", zorder=3
-    )
-    left.set_yticks(list(places), [bar[0] for bar in bars], fontsize=8)
-    left.set_xlabel("µs, batch 64, offsets N(0, 1), on logits")
-    left.invert_yaxis()
-    left.legend(loc="lower right")
-    names = [f"{r['model']}{', optimised' if r['optimized'] else ''}, {r['task']}, {r['precision']}" for r in speeds]
-    colors = ["tab:blue" if row["model"].startswith("InternImage") else "lightgray" for row in speeds]
-    right.barh(names, [_speed(row) for row in speeds], color=colors)
-    right.bar_label(right.containers[0], [_three(_speed(row)) for row in speeds], padding=3, fontsize=8)
-    right.tick_params(axis="y", labelsize=8)
-    right.set_xlabel("images per second, batch 64, eager")
-    right.invert_yaxis()
-    right.margins(x=0.15)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
