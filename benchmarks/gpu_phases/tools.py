@@ -41,10 +41,10 @@ def build_program(work: Path, seconds: float) -> Path:
     program = work / "memory_check"
     if program.exists():
         return program
-    from ops_dcnv3 import cuda_build  # imports torch
+    from ops_dcnv3 import toolchain  # imports torch
 
-    toolkit = cuda_build.find_toolkit()
-    csrc = cuda_build.CSRC
+    toolkit = toolchain.find_toolkit()
+    csrc = HERE.parents[1] / "ops_dcnv3" / "csrc" / "cuda"
     partial = work / f"memory_check.{os.getpid()}"
     code, output = command(
         [
@@ -118,7 +118,7 @@ def run_ncu(journal: Journal, deadline: Deadline, work: Path) -> None:
                 raise FileNotFoundError("ncu is not installed")
             program = build_program(work, deadline.left)
             arguments = [ncu, "--clock-control", "none", "--csv", "--page", "raw", "--kernel-name"]
-            arguments += ["regex:forward|backward|narrow", "--metrics", _METRICS]
+            arguments += ["regex:forward|backward|grad|narrow", "--metrics", _METRICS]
             arguments += [part for section in _SECTIONS for part in ("--section", section)]
             start = time.time()
             code, output = command([*arguments, str(program), "profile", str(number)], deadline.left - 1)
