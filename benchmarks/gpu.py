@@ -145,9 +145,14 @@ def _measure(journal: Journal, until: Deadline, arguments: argparse.Namespace) -
         return model.run(journal, until, device)
     from gpu_phases import operator
 
-    operator.run(journal, until, device)
     counts = arguments.work / "static.json"
-    journal.note(instructions=json.loads(counts.read_text()) if counts.exists() else [])
+
+    def note_counts() -> None:
+        journal.note(instructions=json.loads(counts.read_text()) if counts.exists() else [])
+
+    note_counts()
+    operator.run(journal, until, device)
+    note_counts()  # they may not have been there yet
 
 
 def _prepare(work: Path) -> int:
