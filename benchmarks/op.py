@@ -26,7 +26,7 @@ from torchvision.ops import deform_conv2d  # noqa: E402
 from ops_dcnv3 import backends, dcnv3  # noqa: E402
 from ops_dcnv3.reference import Geometry, grid_sample_core  # noqa: E402
 
-__all__ = ["MODELS", "Row", "measure", "scaling", "table"]
+__all__ = ["MODELS", "Row", "as_torchvision", "measure", "scaling", "table"]
 
 # Channels of the first stage and channels per group; each stage halves the size and doubles the channels.
 MODELS = {"T": (64, 16), "B": (112, 16), "H": (320, 32)}
@@ -77,13 +77,13 @@ def _inputs(batch: int, size: int, groups: int, depth: int) -> tuple[Tensor, Ten
     )
 
 
-def _as_torchvision(input: Tensor, offset: Tensor, mask: Tensor, groups: int) -> tuple[Tensor, ...]:
+def as_torchvision(input: Tensor, offset: Tensor, mask: Tensor, groups: int) -> tuple[Tensor, ...]:
     """Channels first, offsets as (y, x), points row by row: what deform_conv2d expects."""
     batch, height, width, channels = input.shape
     points = (batch, height, width, groups, 3, 3)  # columns, rows
     offset = offset.view(*points, 2).flip(-1).transpose(4, 5).flatten(3).permute(0, 3, 1, 2)
     mask = mask.view(points).transpose(4, 5).flatten(3).permute(0, 3, 1, 2)
-    tensors = input.permute(0, 3, 1, 2), offset, torch.ones(channels, 1, 3, 3), mask
+    tensors = input.permute(0, 3, 1, 2), offset, input.new_ones(channels, 1, 3, 3), mask
     return tuple(tensor.contiguous() for tensor in tensors)
 
 
@@ -115,7 +115,7 @@ def measure(models: list[str], batches: list[int], repeats: int) -> list[Row]:
 def _measure_shape(model: str, batch: int, size: int, groups: int, depth: int, repeats: int, rate: float) -> list[Row]:
     input, offset, mask, grad = _inputs(batch, size, groups, depth)
     geometry = Geometry(3, 3, 1, 1, 1, 1, 1, 1, groups, 1.0, False, False)
-    vision = _as_torchvision(input, offset, mask, groups)
+    vision = as_torchvision(input, offset, mask, groups)
     forward = {
         "kernels": lambda: dcnv3(input, offset, mask, groups=groups),
         "pytorch": lambda: grid_sample_core(input, offset, mask, geometry),

@@ -1,5 +1,6 @@
 // Runs every kernel on buffers of exactly the right size. Built with sanitizers: an access outside ends the program.
 #include "emulated_dcnv3.cpp"
+#include "memory_cases.h"
 
 namespace {
 
@@ -34,17 +35,8 @@ void run(int dtype, const int64_t* sizes, double offset_scale, unsigned seed) {
 
 int main() {
   unsigned runs = 0;
-  for (int dtype = 0; dtype < 4; ++dtype) {
-    for (int64_t depth : {1, 3, 4, 6, 8, 12, 16}) {
-      for (int64_t window : {3, 5}) {
-        for (int64_t switches = 0; switches < 4; ++switches) {
-          const int64_t stride = 1 + depth % 2;
-          const int64_t sizes[15] = {2,      3,          4, 1, depth,         window,       window, stride, 1,
-                                     window / 2, window / 2, 1, 1, switches & 1, switches >> 1};
-          run(dtype, sizes, 1.0 + switches, ++runs);
-        }
-      }
-    }
-  }
+  for_each_memory_case([&](int dtype, const int64_t* sizes, double offset_scale) {
+    run(dtype, sizes, offset_scale, ++runs);
+  });
   std::printf("%u runs\n", runs);
 }
