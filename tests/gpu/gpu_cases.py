@@ -11,7 +11,7 @@ from torch import Tensor
 from ops_dcnv3 import dcnv3
 from ops_dcnv3.reference import Geometry, gather_core, sampling_locations
 
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda", 0)
 BACKEND = "cuda"
 # Relative to the largest value. For half types: rounding of the blended sample and of the result. The emulated kernels
 # (tests/ops/test_cuda_emulation.py) keep the last three; atomic sums in another order cost float64 the rest.

@@ -101,6 +101,45 @@ def test_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(call, leaves, atol=1e-6, nondet_tol=1e-10)
 
 
+def test_level_sizes_may_be_python_integers():
+    value, locations, weights, _ = draw()
+    results = [ms_deform_attn(value, shapes, locations, weights) for shapes in (LEVELS, on_gpu(LEVELS))]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("place", [float("nan"), float("inf"), -float("inf"), 1e30], ids=str)
+def test_a_point_nowhere_counts_as_one_of_weight_zero(place):
+    value, locations, weights, grad_output = draw()
+    lost, zero = locations.clone(), weights.clone()
+    lost[0, 3, 1, 2, 0, 1] = place
+    zero[0, 3, 1, 2, 0] = 0
+    results = run(ms_deform_attn, on_gpu(LEVELS), value, lost, weights, grad_output)
+    expected = run(by_grid_sample, LEVELS, *(tensor.double() for tensor in (value, locations, zero, grad_output)))
+    expected[3][0, 3, 1, 2, 0] = 0  # it gets no gradient for its weight either
+    assert_close(results, expected, TOLERANCE[torch.float32])
+
+
+def test_deterministic_mode_refuses_the_backward_pass_by_name():
+    *leaves, grad_output = draw()
+    for leaf in leaves:
+        leaf.requires_grad_()
+    torch.use_deterministic_algorithms(True)
+    try:
+        output = ms_deform_attn(leaves[0], on_gpu(LEVELS), *leaves[1:])
+        with pytest.raises(RuntimeError, match=r"ms_deform_attn[\s\S]*deterministic"):
+            output.backward(grad_output)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dim", range(5))
+def test_weights_that_do_not_fit_the_locations_are_refused(dim):
+    value, locations, weights, _ = draw()
+    with pytest.raises(RuntimeError):
+        ms_deform_attn(value, on_gpu(LEVELS), locations, weights.narrow(dim, 0, weights.shape[dim] - 1))
+    torch.cuda.synchronize()  # nothing was launched that could still fail
+
+
 def test_neither_queries_nor_images_are_needed():
     value, locations, weights, grad_output = draw(queries=0)
     assert ms_deform_attn(value, on_gpu(LEVELS), locations, weights).shape == (2, 0, 32)

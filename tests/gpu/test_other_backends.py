@@ -7,6 +7,7 @@ from gpu_cases import DTYPES, PLAIN, TOLERANCE, assert_close, draw, dtype_id, op
 from ops_dcnv3 import backends
 from ops_dcnv3.reference import Geometry
 
+needs_triton = pytest.mark.usefixtures("triton")
 GEOMETRIES = {
     "logits": (PLAIN, 16),
     "weights, odd channels": (PLAIN._replace(mask_is_logits=False), 3),
@@ -14,12 +15,13 @@ GEOMETRIES = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def triton():
     if reason := backends.status()["triton"]:
         pytest.skip(reason)
 
 
+@needs_triton
 @pytest.mark.parametrize(("geometry", "depth"), GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_triton_equals_cuda_in_both_passes(dtype, geometry, depth):
@@ -28,6 +30,7 @@ def test_triton_equals_cuda_in_both_passes(dtype, geometry, depth):
     assert_close(operator(inputs, geometry, "triton"), operator(inputs, geometry, "cuda"), 2 * TOLERANCE[dtype])
 
 
+@needs_triton
 @pytest.mark.parametrize("remove_center", [False, True], ids=["full", "no_centre"])
 def test_triton_equals_the_reference(remove_center):
     geometry = PLAIN._replace(remove_center=remove_center)
@@ -41,6 +44,7 @@ def test_plain_pytorch_on_the_gpu_equals_the_reference(dtype):
     assert_close(operator(inputs, PLAIN, "torch"), reference(inputs, PLAIN), TOLERANCE[dtype])
 
 
+@needs_triton
 def test_triton_runs_on_the_current_stream():
     inputs = draw()
     operator(inputs, PLAIN, "triton")  # compiles
@@ -56,6 +60,7 @@ def test_triton_runs_on_the_current_stream():
     assert_close(results, reference(inputs, PLAIN), TOLERANCE[torch.float32])
 
 
+@needs_triton
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_tensors_on_another_than_the_current_device_stay_there(backend):
     if torch.cuda.device_count() < 2:
