@@ -73,6 +73,20 @@ def test_the_stages_of_models_equal_the_reference(dtype, stage):
     check(PLAIN._replace(groups=groups), dtype, size=(3, size, size), depth=depth)
 
 
+@pytest.mark.parametrize("spread", [0.5, 2.0, 5.0], ids=["near", "around", "far"])
+@pytest.mark.parametrize("variation", ["plain", "stride 2", "dilation 2"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_maps_of_many_blocks_equal_the_reference_wherever_their_points_are(dtype, variation, spread):
+    geometry = VARIATIONS.get(variation, PLAIN)
+    check(geometry, dtype, size=(2, 33, 38), spread=spread)
+
+
+@pytest.mark.parametrize("depth", [4, 8, 64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_maps_of_many_blocks_equal_the_reference_for_any_width_of_a_group(dtype, depth):
+    check(PLAIN._replace(groups=3, remove_center=depth == 8), dtype, size=(1, 21, 30), depth=depth)
+
+
 @pytest.mark.parametrize("depth", [17, 24, 70, 280])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_groups_of_many_and_odd_channels_equal_the_reference(dtype, depth):

@@ -103,16 +103,18 @@ def test_mixed_types_are_promoted_to_the_widest(dtype):
     assert (results[0] - expected[0]).abs().max() / expected[0].abs().max() < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "shifted"])
 @pytest.mark.parametrize("remove_center", [False, True], ids=["full", "no_centre"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-def test_dcnv4_reads_its_rows_without_their_padding(dtype, remove_center):
+def test_dcnv4_reads_its_rows_without_their_padding(dtype, remove_center, aligned):
     geometry = PLAIN._replace(mask_is_logits=False, remove_center=remove_center)
     inputs = draw(geometry, dtype=dtype)
     points = geometry.points
     rows = torch.cat([inputs.offset.unflatten(3, (2, 2 * points)), inputs.mask.unflatten(3, (2, points))], dim=-1)
     rows = rows.flatten(3)
     padding = -rows.shape[-1] % 8
-    padded = torch.nn.functional.pad(rows, (0, padding), value=float("nan")).requires_grad_()
+    padded = torch.nn.functional.pad(rows, (0, padding), value=float("nan"))
+    padded = (padded if aligned else shifted(padded)).requires_grad_()
     x = inputs.input.clone().requires_grad_()
     with poisoned_memory():
         output = ops_dcnv3.dcnv4(x, padded, groups=2, remove_center=remove_center, backend=BACKEND)
