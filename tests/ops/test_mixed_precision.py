@@ -8,23 +8,24 @@ import torch.nn.functional as F
 
 from golden import image, relative_error
 from internimage import InternImage
-from ops_dcnv3 import DCNv3, backends, dcnv3
+from machine import BACKENDS, device_of
+from ops_dcnv3 import DCNv3, dcnv3
 
 HALF = [torch.bfloat16, torch.float16]
-BACKENDS = [name for name in ("cpu", "torch") if backends.status()[name] is None]
 needs_kernels = pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled CPU kernels on this machine")
 
 
 def train(model, steps, dtype, seed=0):
     """Losses of `steps` updates on two classes of 16 noisy images, as a mixed-precision recipe makes them."""
-    labels = torch.arange(16) % 2
-    pattern = image(2, 3, 32, 32, seed=seed)
+    device = next(model.parameters()).device
+    labels = torch.arange(16, device=device) % 2
+    pattern = image(2, 3, 32, 32, seed=seed).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     losses = []
     for step in range(steps):
-        images = pattern[labels] + image(16, 3, 32, 32, seed=step)
-        with torch.autocast("cpu", dtype=dtype):
+        images = pattern[labels] + image(16, 3, 32, 32, seed=step).to(device)
+        with torch.autocast(device.type, dtype=dtype):
             loss = F.cross_entropy(model(images).float(), labels)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
@@ -42,7 +43,7 @@ def small_model():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", HALF)
 def test_training_under_autocast_stays_finite_and_learns(dtype, backend):
-    model = small_model()
+    model = small_model().to(device_of(backend))
     for module in model.modules():
         if isinstance(module, DCNv3):
             module.backend = backend
@@ -134,14 +135,13 @@ def test_under_autocast_the_operator_saves_half_precision_tensors(dtype):
 @pytest.mark.parametrize("dtype", HALF)
 def test_a_long_sum_of_half_precision_gradients_is_accumulated_in_float32(dtype, backend):
     """All 1024 outputs sample one pixel: in half precision the sum would stop growing at 256 or 2048."""
-    size = 32
-    x = torch.ones(1, size, size, 1, dtype=dtype, requires_grad=True)
+    size, device = 32, device_of(backend)
+    x = torch.ones(1, size, size, 1, dtype=dtype, device=device, requires_grad=True)
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    offset = torch.stack([16 - columns, 16 - rows], -1)[None].to(dtype)
-    mask = torch.full((1, size, size, 1), 3.0, dtype=dtype)
-    dcnv3(x, offset, mask, kernel_size=1, padding=0, backend=backend).backward(
-        torch.ones(1, size, size, 1, dtype=dtype)
-    )
+    offset = torch.stack([16 - columns, 16 - rows], -1)[None].to(device, dtype)
+    mask = torch.full((1, size, size, 1), 3.0, dtype=dtype, device=device)
+    output = dcnv3(x, offset, mask, kernel_size=1, padding=0, backend=backend)
+    output.backward(torch.ones_like(output))
     assert x.grad[0, 16, 16, 0] == 3072 and x.grad.sum() == 3072
 
 
