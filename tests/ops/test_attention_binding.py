@@ -1,5 +1,6 @@
 """Deformable attention as a torch operator, over emulated CUDA kernels that here serve CPU tensors."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,30 @@ def test_tensors_of_several_types_are_computed_in_the_widest(emulated_backend):
     output = ms_deform_attn(value.half(), shapes, locations, weights)
     assert output.dtype == torch.float16
     assert torch.equal(output, FORWARD(value.half().float(), shapes, locations, weights).half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_mmcvs_autograd_function_uses_the_kernels(emulated_backend, monkeypatch, dtype):
+    pytest.importorskip("mmcv")
+    from internimage.integrations import mmcv_ext
+
+    mmcv_ext.install()
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    module = sys.modules["internimage.integrations.ms_deform_attn"]
+    monkeypatch.setattr(module, "dcnv3", None)  # what computes it without the kernels
+    for place in (module, mmcv_ext):
+        monkeypatch.setattr(place, "has_kernel", lambda value: True)
+    value, shapes, *rest, grad_output = AttentionCase().tensors(dtype)
+    leaves = [x.requires_grad_() for x in (value, *rest)]
+    starts = torch.tensor([0, 35])
+    output = MultiScaleDeformableAttnFunction.apply(leaves[0], shapes, starts, *leaves[1:], 64)
+    output.backward(grad_output)
+    tolerance = 8 * torch.finfo(dtype).eps
+    expected = (reference(value, shapes, *rest), *reference_gradients(grad_output, value, shapes, *rest))
+    for ours, theirs in zip((output, *(x.grad for x in leaves)), expected, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
 
 
 def test_without_the_cuda_backend_the_error_says_why():
