@@ -86,8 +86,8 @@ void launch_attention_backward(const AttentionShape& s, const T* grad_output, co
     const int64_t owned = int64_t{V} * (kChunks ? kChunks : 1);
     uint32_t lanes = 1;
     while (lanes < 32 && lanes * owned < s.depth) lanes *= 2;
-    const auto run = [&](auto chunks, auto step) {
-      const auto kernel = attention_backward_kernel<T, V, decltype(chunks)::value, decltype(step)::value>;
+    const auto run = [&](auto chunks) {
+      const auto kernel = attention_backward_kernel<T, V, decltype(chunks)::value>;
       auto problem = make_problem<T>(s, lanes);
       for_each_launch(s, problem, max_threads, [&](unsigned blocks) {
         DCNV3_LAUNCH(kernel, blocks, kAttentionThreads, stream, problem, grad_output, value, shapes, locations,
@@ -95,11 +95,9 @@ void launch_attention_backward(const AttentionShape& s, const T* grad_output, co
       });
     };
     if constexpr (kChunks > 0 && V == kWidest) {
-      if (lanes * owned == s.depth && s.points % 4 == 0) {
-        return run(std::integral_constant<int, kChunks>(), std::integral_constant<int, 4>());
-      }
+      if (lanes * owned == s.depth) return run(std::integral_constant<int, kChunks>());
     }
-    run(std::integral_constant<int, 0>(), std::integral_constant<int, 1>());
+    run(std::integral_constant<int, 0>());
   });
 }
 

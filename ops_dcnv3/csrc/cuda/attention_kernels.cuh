@@ -4,6 +4,9 @@
 // relatives of the DCNv3 ones and share their parts: a thread owns V neighbouring channels of one head at one query,
 // coordinates and sums are fp32 (fp64 for double), no shared memory and no temporary. One launch does all levels: their
 // sizes are read from device memory, so the host need not know them, and a CUDA graph may replay with others.
+//
+// With 32 half-precision channels a head's corner is 64 bytes, which its four lanes load as one piece of a cache line.
+// More channels a thread would save a quarter of the instructions, but look up twice as many lines per load.
 #pragma once
 
 #include "dcnv3_cuda_kernels.cuh"
@@ -64,7 +67,7 @@ struct LevelWalk {
   __device__ __forceinline__ bool complete() const { return fits && next == keys; }
 };
 
-// Loads or stores Count values, a power of two, with as few accesses as 16 bytes each allow.
+// Loads Count values, a power of two, with as few accesses as 16 bytes each allow.
 template <int Count, typename T, typename Acc>
 __device__ __forceinline__ void read(const T* p, Acc (&x)[Count]) {
   constexpr int kStep = Count * sizeof(T) > 16 ? 16 / sizeof(T) : Count;
@@ -74,12 +77,6 @@ __device__ __forceinline__ void read(const T* p, Acc (&x)[Count]) {
     packed.load(p + i);
     packed.widen_to(x + i);
   }
-}
-template <int Count, typename T, typename Acc>
-__device__ __forceinline__ void write(T* p, const Acc (&x)[Count]) {
-  constexpr int kStep = Count * sizeof(T) > 16 ? 16 / sizeof(T) : Count;
-#pragma unroll
-  for (int i = 0; i < Count; i += kStep) store<kStep>(p + i, x + i);
 }
 
 // The sampling point at x, y (0 and 1 are the edges of the map): the first pixel's centre is half a pixel inside.
@@ -93,9 +90,10 @@ __device__ __forceinline__ Acc not_a_number() {
   return Acc(__uint_as_float(0x7fc00000u));
 }
 
-// Step: how many points are read at once, 4 or 1; divides the points of a level.
+// Step: how many points are read at once, 4 or 1; divides the points of a level. At least 8 blocks to a multiprocessor,
+// 64 registers: without a number ptxas spills on some architectures to fit ten.
 template <typename T, int V, int Step>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 8)
     attention_forward_kernel(const AttentionProblem problem, const T* __restrict__ value,
                              const int64_t* __restrict__ shapes, const T* __restrict__ locations,
                              const T* __restrict__ weights, T* __restrict__ output) {
@@ -149,8 +147,10 @@ __global__ void __launch_bounds__(kAttentionThreads)
 // A thread's channels come in chunks of V, `lanes` * V apart, so that the lanes of a head add to neighbouring addresses.
 // Chunks > 0: as many per thread, which make up the depth exactly; 0: known at run time only, and no lane need have any.
 // grad_value is in Acc and starts as zero; the order of the atomic additions to it is not deterministic.
-template <typename T, int V, int Chunks, int Step>
-__global__ void __launch_bounds__(kAttentionThreads)
+// Points are walked over one by one: four at once take 131 instructions per half-precision channel instead of 145, but
+// their corners need registers that spill. One block leaves ptxas free; without a number it spills here too.
+template <typename T, int V, int Chunks>
+__global__ void __launch_bounds__(kAttentionThreads, 1)
     attention_backward_kernel(const AttentionProblem problem, const T* __restrict__ grad_output,
                               const T* __restrict__ value, const int64_t* __restrict__ shapes,
                               const T* __restrict__ locations, const T* __restrict__ weights,
@@ -180,70 +180,66 @@ __global__ void __launch_bounds__(kAttentionThreads)
     level.enter(l);
     const int height = active ? level.height : 0;
     const int64_t row_bytes = int64_t{level.width} * problem.key_bytes;
-    for (int k = 0; k < problem.points; k += Step, point += Step) {
-      Acc xy[2 * Step], weight[Step], grad_xy[2 * Step], grad_weight[Step];
+#pragma unroll 1
+    for (int k = 0; k < problem.points; ++k, ++point) {
+      Acc xy[2];
       read(locations + 2 * point, xy);
-      read(weights + point, weight);
-#pragma unroll
-      for (int i = 0; i < Step; ++i) {
-        const Coordinate<Acc> h = place(xy[2 * i + 1], height), w = place(xy[2 * i], level.width);
-        const bool inside00 = h.low_inside && w.low_inside, inside01 = h.low_inside && w.high_inside;
-        const bool inside10 = h.high_inside && w.low_inside, inside11 = h.high_inside && w.high_inside;
-        const Acc bottom = weight[i] * h.fraction, top = weight[i] - bottom;
-        const Acc w01 = top * w.fraction, w00 = top - w01, w11 = bottom * w.fraction, w10 = bottom - w11;
-        const int64_t key_offset =
-            int64_t{level.start + h.low * level.width + w.low} * (problem.key_bytes / int{sizeof(T)}) + start;
+      const Acc weight = widen(weights[point]);
+      const Coordinate<Acc> h = place(xy[1], height), w = place(xy[0], level.width);
+      const bool inside00 = h.low_inside && w.low_inside, inside01 = h.low_inside && w.high_inside;
+      const bool inside10 = h.high_inside && w.low_inside, inside11 = h.high_inside && w.high_inside;
+      const Acc bottom = weight * h.fraction, top = weight - bottom;
+      const Acc w01 = top * w.fraction, w00 = top - w01, w11 = bottom * w.fraction, w10 = bottom - w11;
+      const int64_t key =
+          int64_t{level.start + h.low * level.width + w.low} * (problem.key_bytes / int{sizeof(T)}) + start;
 
-        Acc dot00 = 0, dot01 = 0, dot10 = 0, dot11 = 0;
-        const auto visit = [&](int channel, const Acc(&gradient)[V]) {
-          const char* corner = reinterpret_cast<const char*>(value + key_offset + channel);
-          char* target = reinterpret_cast<char*>(grad_value + key_offset + channel);
-          const char* below = corner + row_bytes;
-          char* target_below = target + row_bytes * kGrowth;
-          const int64_t next = int64_t{problem.key_bytes} * kGrowth;
-          Pack<T, V> value00, value01, value10, value11;
-          if (inside00) value00.load(corner);
-          if (inside01) value01.load(corner + problem.key_bytes);
-          if (inside10) value10.load(below);
-          if (inside11) value11.load(below + problem.key_bytes);
-          visit_corner(value00, gradient, w00, inside00, reinterpret_cast<Acc*>(target), dot00);
-          visit_corner(value01, gradient, w01, inside01, reinterpret_cast<Acc*>(target + next), dot01);
-          visit_corner(value10, gradient, w10, inside10, reinterpret_cast<Acc*>(target_below), dot10);
-          visit_corner(value11, gradient, w11, inside11, reinterpret_cast<Acc*>(target_below + next), dot11);
-        };
-        if constexpr (Chunks > 0) {
+      Acc dot00 = 0, dot01 = 0, dot10 = 0, dot11 = 0;
+      const auto visit = [&](int channel, const Acc(&gradient)[V]) {
+        const char* corner = reinterpret_cast<const char*>(value + key + channel);
+        char* target = reinterpret_cast<char*>(grad_value + key + channel);
+        const char* below = corner + row_bytes;
+        char* target_below = target + row_bytes * kGrowth;
+        const int64_t next = int64_t{problem.key_bytes} * kGrowth;
+        Pack<T, V> value00, value01, value10, value11;
+        if (inside00) value00.load(corner);
+        if (inside01) value01.load(corner + problem.key_bytes);
+        if (inside10) value10.load(below);
+        if (inside11) value11.load(below + problem.key_bytes);
+        visit_corner(value00, gradient, w00, inside00, reinterpret_cast<Acc*>(target), dot00);
+        visit_corner(value01, gradient, w01, inside01, reinterpret_cast<Acc*>(target + next), dot01);
+        visit_corner(value10, gradient, w10, inside10, reinterpret_cast<Acc*>(target_below), dot10);
+        visit_corner(value11, gradient, w11, inside11, reinterpret_cast<Acc*>(target_below + next), dot11);
+      };
+      if constexpr (Chunks > 0) {
 #pragma unroll
-          for (int chunk = 0; chunk < Chunks; ++chunk) visit(first_channel + chunk * channel_step, grad[chunk]);
-        } else {
-          for (int channel = first_channel; channel < problem.depth; channel += channel_step) {
-            read(grad_output + channel, grad[0]);
-            visit(channel, grad[0]);
-          }
+        for (int chunk = 0; chunk < Chunks; ++chunk) visit(first_channel + chunk * channel_step, grad[chunk]);
+      } else {
+        for (int channel = first_channel; channel < problem.depth; channel += channel_step) {
+          read(grad_output + channel, grad[0]);
+          visit(channel, grad[0]);
         }
-
-        // The sampled value is bilinear in the fractions: its value and its two slopes from the four dot products.
-        const Acc slope_top = dot01 - dot00, slope_bottom = dot11 - dot10;
-        const Acc along_top = multiply_add(w.fraction, slope_top, dot00);
-        const Acc along_bottom = multiply_add(w.fraction, slope_bottom, dot10);
-        const Acc slope_h = along_bottom - along_top;
-        const Acc slope_w = multiply_add(h.fraction, slope_bottom - slope_top, slope_top);
-        Acc sums[3] = {multiply_add(h.fraction, slope_h, along_top), slope_w, slope_h};
-        sum_over_lanes(sums, problem.lanes.divisor);
-        grad_weight[i] = sums[0];
-        grad_xy[2 * i] = weight[i] * Acc(level.width) * sums[1];
-        grad_xy[2 * i + 1] = weight[i] * Acc(level.height) * sums[2];
       }
+
+      // The sampled value is bilinear in the fractions: its value and its two slopes from the four dot products.
+      const Acc slope_top = dot01 - dot00, slope_bottom = dot11 - dot10;
+      const Acc along_top = multiply_add(w.fraction, slope_top, dot00);
+      const Acc along_bottom = multiply_add(w.fraction, slope_bottom, dot10);
+      const Acc slope_h = along_bottom - along_top;
+      const Acc slope_w = multiply_add(h.fraction, slope_bottom - slope_top, slope_top);
+      Acc sums[3] = {multiply_add(h.fraction, slope_h, along_top), slope_w, slope_h};
+      sum_over_lanes(sums, problem.lanes.divisor);
       if (leader) {
-        write(grad_locations + 2 * point, grad_xy);
-        write(grad_weights + point, grad_weight);
+        const Acc gradient[2] = {weight * Acc(level.width) * sums[1], weight * Acc(height) * sums[2]};
+        store<2>(grad_locations + 2 * point, gradient);
+        narrow(sums[0], grad_weights[point]);
       }
     }
   }
   if (leader && !level.complete()) {
+    const Acc gradient[2] = {not_a_number<Acc>(), not_a_number<Acc>()};
     for (int64_t k = first_point; k < point; ++k) {
-      const Acc pair[2] = {not_a_number<Acc>(), not_a_number<Acc>()};
-      store<2>(grad_locations + 2 * k, pair);
-      narrow(pair[0], grad_weights[k]);
+      store<2>(grad_locations + 2 * k, gradient);
+      narrow(gradient[0], grad_weights[k]);
     }
   }
 }
