@@ -1,8 +1,9 @@
 """DCNv3, the deformable convolution of InternImage (Wang et al., CVPR 2023), for every device."""
 
+from .attention import ms_deform_attn
 from .backends import BackendError
 from .dcnv4 import DCNv4, dcnv4
 from .functional import dcnv3
 from .module import DCNv3, DCNv3_pytorch
 
-__all__ = ["BackendError", "DCNv3", "DCNv3_pytorch", "DCNv4", "dcnv3", "dcnv4"]
+__all__ = ["BackendError", "DCNv3", "DCNv3_pytorch", "DCNv4", "dcnv3", "dcnv4", "ms_deform_attn"]

@@ -2,9 +2,10 @@
 
 mmcv-lite has all of mmcv but its compiled module, whose names `mmcv.ops` asks for when it is imported. This stand-in
 has every name. `nms` and `roi_align_*` (all that Mask R-CNN and Cascade need) call torchvision's kernels. mmcv calls
-`ms_deform_attn_*` and `sigmoid_focal_loss_*` on a GPU only: the first is the DCNv3 operator (`ms_deform_attn.py`), the
-second PyTorch. Any other operator says what is missing when it is called. Arguments and results are those of mmcv
-2.1's compiled functions: outputs are written in place. Where a real `mmcv._ext` is installed, it is used.
+`ms_deform_attn_*` and `sigmoid_focal_loss_*` on a GPU only: the first are CUDA kernels of `ops_dcnv3`, or without its
+CUDA library the DCNv3 operator (`ms_deform_attn.py`), the second PyTorch. Any other operator says what is missing when
+it is called. Arguments and results are those of mmcv 2.1's compiled functions: outputs are written in place. Where a
+real `mmcv._ext` is installed, it is used.
 """
 
 import importlib.machinery
@@ -18,8 +19,10 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401 - registers torch.ops.torchvision
 from torch import Tensor
 
+from ops_dcnv3 import attention
+
 from ..errors import UserError
-from .ms_deform_attn import ms_deform_attn
+from .ms_deform_attn import has_kernel, ms_deform_attn
 
 __all__ = ["install"]
 
@@ -126,11 +129,14 @@ def ms_deform_attn_backward(
     im2col_step: int,
 ) -> None:
     """Gradients of `ms_deform_attn_forward`, into the three `grad_*` tensors."""
-    grads = _gradients(
-        lambda value, locations, weights: ms_deform_attn(value, spatial_shapes, locations, weights),
-        (value, sampling_locations, attention_weights),
-        grad_output,
-    )
+    if has_kernel(value):
+        grads = attention.backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
+    else:
+        grads = _gradients(
+            lambda value, locations, weights: ms_deform_attn(value, spatial_shapes, locations, weights),
+            (value, sampling_locations, attention_weights),
+            grad_output,
+        )
     for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads):
         target.copy_(grad)
 

@@ -1,6 +1,7 @@
-"""Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021) computed by the DCNv3 operator.
+"""Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021) on every device.
 
-Both sum bilinear samples with weights; heads are groups. What differs is where the points are: DCNv3 counts them from
+On a GPU with the CUDA library by kernels of its own (`ops_dcnv3.ms_deform_attn`), elsewhere by the DCNv3 operator. Both
+sum bilinear samples with weights; heads are groups. What differs is where the points are: DCNv3 counts them from
 the output's own grid. So the queries are laid out as the output of a convolution over each level, and the offsets are
 taken from that grid to the points. Every backend of the operator then serves attention too, with its gradients.
 
@@ -11,14 +12,21 @@ and 2.7 s (benchmarks/ms_deform_attn.py).
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops_dcnv3 import dcnv3
+import ops_dcnv3
+from ops_dcnv3 import backends, dcnv3
 
-__all__ = ["install", "ms_deform_attn"]
+__all__ = ["has_kernel", "install", "ms_deform_attn"]
+
+
+def has_kernel(value: Tensor) -> bool:
+    """Whether `ops_dcnv3.ms_deform_attn` serves this tensor: it is on a GPU, and the CUDA library runs there."""
+    return value.is_cuda and backends.select("auto", value.device) == "cuda"
 
 
 def _grid(size: int, kernel: int, wanted: int) -> tuple[int, int, int]:
@@ -42,7 +50,9 @@ def _level(value: Tensor, locations: Tensor, weights: Tensor, heads: int) -> Ten
     tap = torch.arange(points, device=value.device)  # the kernel is a column of `points` pixels
     grid = torch.stack([x[:, None].expand(-1, points), y[:, None] + tap], dim=-1)
     # In pixels a location is its product with the size, less the half pixel to the first pixel's centre.
-    offset = torch.addcmul(-0.5 - grid[:, None], locations, locations.new_tensor([width, height])).flatten(2)
+    # Filled, not copied from the host, which would wait for a GPU.
+    size = torch.stack([locations.new_full((), width), locations.new_full((), height)])
+    offset = torch.addcmul(-0.5 - grid[:, None], locations, size).flatten(2)
     output = dcnv3(
         value,
         F.pad(offset, (0, 0, 0, spare)).view(images, rows, columns, -1),
@@ -56,13 +66,19 @@ def _level(value: Tensor, locations: Tensor, weights: Tensor, heads: int) -> Ten
 
 
 def ms_deform_attn(
-    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
 ) -> Tensor:
-    """Sum of the values at the sampling points, weighted; in float32, or float64 for such values.
+    """Sum of the values at the sampling points, weighted.
+
+    The CUDA kernel reads and writes the tensors' own type and sums in float32 (float64 for such values). Everything
+    else converts to float32 first; on a GPU it waits for the device if the shapes are a tensor.
 
     Args:
         value: `(N, keys, heads, D)`, the levels one after the other, rows first.
-        spatial_shapes: `(levels, 2)`, height and width.
+        spatial_shapes: `(levels, 2)`, height and width: a tensor, or nested sequences of ints.
         sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y; 0 and 1 are the edges of the map. What
             lies outside is zero.
         attention_weights: `(N, queries, heads, levels, points)`.
@@ -70,10 +86,12 @@ def ms_deform_attn(
     Returns:
         `(N, queries, heads * D)` in the type of `value`.
     """
+    if has_kernel(value):
+        return ops_dcnv3.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     heads = value.shape[2]
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     output = 0.0
-    shapes = spatial_shapes.tolist()
+    shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
     with torch.autocast(value.device.type, enabled=False):
         maps = value.to(dtype).flatten(2).split([height * width for height, width in shapes], dim=1)
         for level, (height, width) in enumerate(shapes):

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.ops import MultiScaleDeformableAttention, multi_scale_deform_attn
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from internimage.integrations import ms_deform_attn as ours
 from internimage.integrations.ms_deform_attn import ms_deform_attn
@@ -76,6 +78,24 @@ def test_half_types_are_computed_in_float32(dtype):
 
 def test_no_queries_give_no_output():
     assert ms_deform_attn(*case([(4, 4)], queries=0)).shape == (1, 0, 8)
+
+
+def test_shapes_may_be_python_integers_and_then_no_tensor_is_read_or_copied_from_the_host():
+    value, shapes, locations, weights = case([(7, 5), (3, 4)], images=2, queries=11, dtype=torch.float32)
+    torch.testing.assert_close(
+        ms_deform_attn(value, shapes.tolist(), locations, weights), ms_deform_attn(value, shapes, locations, weights)
+    )
+    names = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    with FakeTensorMode(allow_non_fake_inputs=True), Record():  # fake tensors have no data to read
+        ms_deform_attn(value, ((7, 5), (3, 4)), locations, weights)
+    assert "ops_dcnv3::forward" in names
+    assert not {"aten::lift_fresh", "aten::_local_scalar_dense", "aten::_to_copy"} & set(names)
 
 
 def test_mmcvs_layer_uses_it_except_in_tracing(monkeypatch):

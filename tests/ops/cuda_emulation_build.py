@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import mmap
 import os
 import shutil
 import subprocess
@@ -75,3 +76,10 @@ class Emulator:
 def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
     assert tensor.is_contiguous()
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+def sparse_zeros(*sizes: int) -> torch.Tensor:
+    """Zeros that take memory only where they are touched."""
+    count = torch.Size(sizes).numel()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return torch.frombuffer(mmap.mmap(-1, 4 * count, flags=flags), dtype=torch.float32).view(sizes)

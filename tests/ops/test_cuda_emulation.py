@@ -1,13 +1,12 @@
 """The CUDA kernels, executed on the CPU under emulation: one fiber per CUDA thread, in shuffled order."""
 
-import mmap
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from cuda_emulation_build import COMPILER, Emulator, build
+from cuda_emulation_build import COMPILER, Emulator, build, sparse_zeros
 from dcnv3_cases import Case, reference, reference_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -219,13 +218,6 @@ def test_addresses_beyond_32_bits_are_reached(kernels):
     kernels._call(kernels.library.emulated_backward, case, 0, 0x7FFFFF00, *tensors)
     assert torch.equal(grad_input[ends], grad_output)
     assert_close(rest[1].flatten(), grad_output.square().sum(-1).flatten(), 1e-5)
-
-
-def sparse_zeros(*sizes: int) -> torch.Tensor:
-    """Zeros that take memory only where they are touched."""
-    count = torch.Size(sizes).numel()
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    return torch.frombuffer(mmap.mmap(-1, 4 * count, flags=flags), dtype=torch.float32).view(sizes)
 
 
 @pytest.mark.slow

@@ -1,0 +1,157 @@
+"""Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021) by CUDA kernels of its own.
+
+The operators `ops_dcnv3::ms_deform_attn_forward` and `ops_dcnv3::ms_deform_attn_backward`: schemas, shape rules,
+autograd and autocast; the CUDA library adds the kernels. Where they cannot run, `internimage.integrations` computes
+the same with `dcnv3`.
+"""
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import backends
+
+__all__ = ["ms_deform_attn"]
+
+_INPUTS = "Tensor value, Tensor spatial_shapes, Tensor sampling_locations, Tensor attention_weights"
+
+_library = torch.library.Library("ops_dcnv3", "FRAGMENT")
+_library.define(f"ms_deform_attn_forward({_INPUTS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(
+    f"ms_deform_attn_backward(Tensor grad_output, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_bitwise),
+)
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Per query and head, the weighted sum of bilinear samples at `points` places in each of `levels` maps.
+
+    One kernel for all levels; the host does not wait for the device, so a CUDA graph can capture it (with a list of
+    shapes after one call outside the graph). Float64, float32, bfloat16 and float16 tensors are read and written as
+    such; coordinates and sums are float32 for the half types. The order of the sums in the gradient of `value` is not
+    deterministic.
+
+    Args:
+        value: `(N, keys, heads, D)`, the levels one after the other, rows first; on a CUDA device.
+        spatial_shapes: `(levels, 2)`, height and width: an int64 tensor on that device, or nested sequences of ints.
+            If the areas in a tensor do not add up to the keys, the result is NaN: the host does not know them.
+        sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y; 0 and 1 are the edges of the map. What
+            lies outside is zero; a point at NaN or infinity does not count.
+        attention_weights: `(N, queries, heads, levels, points)`.
+
+    Returns:
+        `(N, queries, heads * D)` in the type of `value`. Tensors of different types are promoted to the widest first.
+
+    Raises:
+        ops_dcnv3.BackendError: there is no CUDA backend for the tensors.
+        ValueError: a sequence of shapes whose areas do not add up to the keys.
+        RuntimeError: shapes, types or devices that do not fit together; in backward, if
+            `torch.use_deterministic_algorithms(True)` is set.
+    """
+    if backends.select("auto", value.device) != "cuda":
+        reason = backends.load("cuda") if value.is_cuda else f"value is on {value.device}"
+        raise backends.BackendError(f"ms_deform_attn needs the CUDA backend: {reason}")
+    shapes = spatial_shapes if isinstance(spatial_shapes, Tensor) else _on_device(spatial_shapes, value)
+    tensors = _promote(value, sampling_locations, attention_weights)
+    return torch.ops.ops_dcnv3.ms_deform_attn_forward(tensors[0], shapes, *tensors[1:]).to(value.dtype)
+
+
+def _on_device(spatial_shapes: Sequence[Sequence[int]], value: Tensor) -> Tensor:
+    shapes = tuple((int(height), int(width)) for height, width in spatial_shapes)
+    keys = sum(height * width for height, width in shapes)
+    if keys != value.shape[1]:
+        raise ValueError(f"spatial_shapes {shapes} make {keys} keys, but value has {value.shape[1]}")
+    copy = _copy_once.__wrapped__ if torch.compiler.is_compiling() else _copy_once
+    return copy(shapes, value.device)
+
+
+# Copying to a device makes the host wait, and a CUDA graph cannot capture it. Never forgotten, since a graph that was
+# captured reads this memory again.
+@functools.cache
+def _copy_once(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # what inference mode makes, autograd cannot save
+        return torch.tensor(shapes, dtype=torch.int64, device=device).view(-1, 2)
+
+
+def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return tuple(tensor.to(widest) for tensor in tensors)
+
+
+def _alert_not_deterministic(operator: str) -> None:
+    """Raise or warn as PyTorch's own operators do, if the user asked for deterministic algorithms."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    message = f"{operator} does not have a deterministic implementation, but you set "
+    if torch.is_deterministic_algorithms_warn_only_enabled():
+        warnings.warn(f"{message}'torch.use_deterministic_algorithms(True, warn_only=True)'.", stacklevel=2)
+        return
+    raise RuntimeError(
+        f"{message}'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, "
+        "or you can use the 'warn_only=True' option, if that's acceptable for your application."
+    )
+
+
+def _forward_fake(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+def _backward_fake(grad_output: Tensor, value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def backward(
+    grad_output: Tensor, value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the sum of `ms_deform_attn(...) * grad_output` by value, locations and weights; one type for all.
+
+    Raises:
+        RuntimeError: `torch.use_deterministic_algorithms(True)` is set, or tensors that do not fit together.
+    """
+    if value.is_cuda:
+        _alert_not_deterministic("ops_dcnv3::ms_deform_attn_backward")
+    tensors = value, spatial_shapes, sampling_locations, attention_weights
+    return torch.ops.ops_dcnv3.ms_deform_attn_backward(grad_output, *tensors)
+
+
+def _autograd(ctx, grad_output: Tensor):
+    grad_value, grad_locations, grad_weights = backward(grad_output, *ctx.saved_tensors)
+    return grad_value, None, grad_locations, grad_weights
+
+
+def _no_second_derivative(ctx, *grads: Tensor):
+    raise RuntimeError("ms_deform_attn can be differentiated once: it has no second derivative; omit create_graph=True")
+
+
+def _autocast(device_type: str):
+    """Autocast rule: promote to the widest type present. The kernels sum in float32 or better whatever it is."""
+    key = getattr(torch._C.DispatchKey, f"Autocast{device_type}")
+
+    def forward(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            value, locations, weights = _promote(value, locations, weights)
+            return torch.ops.ops_dcnv3.ms_deform_attn_forward(value, spatial_shapes, locations, weights)
+
+    return forward
+
+
+torch.library.register_fake("ops_dcnv3::ms_deform_attn_forward", _forward_fake, lib=_library)
+torch.library.register_fake("ops_dcnv3::ms_deform_attn_backward", _backward_fake, lib=_library)
+torch.library.register_autograd(
+    "ops_dcnv3::ms_deform_attn_forward", _autograd, setup_context=_setup_context, lib=_library
+)
+torch.library.register_autograd("ops_dcnv3::ms_deform_attn_backward", _no_second_derivative, lib=_library)
+for _device_type in ("CPU", "CUDA"):
+    _library.impl("ms_deform_attn_forward", _autocast(_device_type), f"Autocast{_device_type}")
