@@ -54,8 +54,14 @@ __global__ void __launch_bounds__(32)
   const uint32_t local_image = tiles.by_rows.quotient(tile_row), row = tile_row - local_image * tiles.by_rows.divisor;
   const int64_t image = int64_t{tiles.first_image} + local_image;
 
+  // The part of the region that this size of tiles reaches.
+  const int used_rows = (tiles.rows - 1) * problem.stride_h + 2 * kHalo + 1;
+  const int used_columns = (tiles.columns - 1) * problem.stride_w + 2 * kHalo + 1;
   float4* const sums = region + threadIdx.x;
-  for (int i = 0; i < kRegionRows * kRegionColumns; ++i) sums[i * 32] = make_float4(0, 0, 0, 0);
+  for (int y = 0; y < used_rows; ++y) {
+#pragma unroll 4
+    for (int x = 0; x < used_columns; ++x) sums[(y * kRegionColumns + x) * 32] = make_float4(0, 0, 0, 0);
+  }
 
   const int channels = problem.groups * problem.group_channels, channel = group * problem.group_channels + lane * 4;
   const int first_row = row * tiles.rows, first_column = column * tiles.columns;
@@ -94,32 +100,36 @@ __global__ void __launch_bounds__(32)
       MaskReader<T, Points> weight_of(now.mask, Logits);
       weight_of.normalise();
       const Sampler<Points, float> sample(problem, first_row + r, first_column + c, problem.height);
-      uint32_t far = 0;
+      // First all points' places and weights, whose chains of arithmetic overlap, then the additions, which cannot.
+      float4* at[Points];
+      float weights[Points][4];
+      uint32_t near = 0, far = 0;
       for_each_point<Points>(problem, [&](int k, int i, int j) {
         const auto [h, w] = sample(now.offset[k], i, j);
-        if (!(h.low_inside || h.high_inside) || !(w.low_inside || w.high_inside)) return;
+        corner_weights(weight_of(k), h, w, weights[k]);
         const int y = h.low - origin_h, x = w.low - origin_w;
-        if (static_cast<unsigned>(y) >= kRegionRows - 1u || static_cast<unsigned>(x) >= kRegionColumns - 1u) {
-          far |= 1u << k;
-          return;
-        }
-        float weights[4];
-        corner_weights(weight_of(k), h, w, weights);
+        const bool counts = (h.low_inside || h.high_inside) && (w.low_inside || w.high_inside);
+        const bool is_near = static_cast<unsigned>(y) < static_cast<unsigned>(used_rows - 1) && static_cast<unsigned>(x) < static_cast<unsigned>(used_columns - 1);
+        at[k] = sums + (is_near ? y * kRegionColumns + x : 0) * 32;
+        near |= (counts && is_near ? 1u : 0u) << k;
+        far |= (counts && !is_near ? 1u : 0u) << k;
+      });
+#pragma unroll
+      for (int k = 0; k < Points; ++k) {
         // Corners outside the image are added to pixels of the region that never leave it.
-        float4* const at = sums + (y * kRegionColumns + x) * 32;
-        float4* const corners[4] = {at, at + 32, at + kRegionColumns * 32, at + kRegionColumns * 32 + 32};
+        float4* const corners[4] = {at[k], at[k] + 32, at[k] + kRegionColumns * 32, at[k] + kRegionColumns * 32 + 32};
         float4 sum[4];
 #pragma unroll
         for (int q = 0; q < 4; ++q) sum[q] = *corners[q];
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
-          sum[q].x = fmaf(weights[q], grad[0], sum[q].x);
-          sum[q].y = fmaf(weights[q], grad[1], sum[q].y);
-          sum[q].z = fmaf(weights[q], grad[2], sum[q].z);
-          sum[q].w = fmaf(weights[q], grad[3], sum[q].w);
-          *corners[q] = sum[q];
+          sum[q].x = fmaf(weights[k][q], grad[0], sum[q].x);
+          sum[q].y = fmaf(weights[k][q], grad[1], sum[q].y);
+          sum[q].z = fmaf(weights[k][q], grad[2], sum[q].z);
+          sum[q].w = fmaf(weights[k][q], grad[3], sum[q].w);
+          if (near >> k & 1) *corners[q] = sum[q];
         }
-      });
+      }
       // Few points lie outside the region; a loop for them keeps the code above short.
       for (; far != 0; far &= far - 1) {
         const int k = __ffs(far) - 1, tap = k + (Points == 8 && k >= 4 ? 1 : 0);
@@ -127,30 +137,32 @@ __global__ void __launch_bounds__(32)
         Pack<T, 2> shift;
         shift.load(offset + pixel * problem.offset_pitch + 2 * k);
         const auto [h, w] = sample(shift, tap / 3, tap % 3);
-        float weights[4];
-        corner_weights(weight_of.of(widen(__ldg(mask + pixel * problem.mask_pitch + k))), h, w, weights);
+        float weight4[4];
+        corner_weights(weight_of.of(widen(__ldg(mask + pixel * problem.mask_pitch + k))), h, w, weight4);
         const bool inside[4] = {h.low_inside && w.low_inside, h.low_inside && w.high_inside,
                                 h.high_inside && w.low_inside, h.high_inside && w.high_inside};
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
           if (!inside[q]) continue;
-          const float x4[4] = {weights[q] * grad[0], weights[q] * grad[1], weights[q] * grad[2], weights[q] * grad[3]};
+          const float x4[4] = {weight4[q] * grad[0], weight4[q] * grad[1], weight4[q] * grad[2], weight4[q] * grad[3]};
           atomic_add<4>(grad_input + (int64_t{h.low + q / 2} * problem.width + w.low + q % 2) * channels, x4);
         }
       }
     }
   }
 
-  for (int i = 0; i < kRegionRows * kRegionColumns; ++i) {
-    const int h = origin_h + i / kRegionColumns, w = origin_w + i % kRegionColumns;
-    const float4 sum = sums[i * 32];
-    const bool untouched = sum.x == 0 && sum.y == 0 && sum.z == 0 && sum.w == 0;
-    if (untouched || static_cast<unsigned>(h) >= static_cast<unsigned>(problem.height) ||
-        static_cast<unsigned>(w) >= static_cast<unsigned>(problem.width)) {
-      continue;
+  for (int y = 0; y < used_rows; ++y) {
+    const int h = origin_h + y;
+    if (static_cast<unsigned>(h) >= static_cast<unsigned>(problem.height)) continue;
+#pragma unroll 4
+    for (int x = 0; x < used_columns; ++x) {
+      const int w = origin_w + x;
+      const float4 sum = sums[(y * kRegionColumns + x) * 32];
+      const bool untouched = sum.x == 0 && sum.y == 0 && sum.z == 0 && sum.w == 0;
+      if (untouched || static_cast<unsigned>(w) >= static_cast<unsigned>(problem.width)) continue;
+      const float x4[4] = {sum.x, sum.y, sum.z, sum.w};
+      atomic_add<4>(grad_input + (int64_t{h} * problem.width + w) * channels, x4);
     }
-    const float x4[4] = {sum.x, sum.y, sum.z, sum.w};
-    atomic_add<4>(grad_input + (int64_t{h} * problem.width + w) * channels, x4);
   }
 }
 

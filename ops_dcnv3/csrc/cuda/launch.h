@@ -20,6 +20,7 @@ namespace dcnv3 {
 // Work of fewer threads than this goes in blocks of kSmallBlock: 132 multiprocessors take two blocks of 256 each.
 constexpr int64_t kFewThreads = 65536;
 constexpr int kSmallBlock = 64;
+constexpr int64_t kFewTiles = 512;  // warps; four fit on a multiprocessor
 
 // What keeps a shape from running, in words, or nullptr. Tensors may be larger than 2^31 elements; one image of the
 // input, counted in pixels, and one row of the output may not.
@@ -158,9 +159,17 @@ void launch_grad_input(const Shape& s, const T* grad_output, const T* offset, co
   Tiles tiles;
   tiles.rows = tile_size(kRegionRows, s.stride_h);
   tiles.columns = tile_size(kRegionColumns, s.stride_w);
-  const int64_t down = (s.out_height() + tiles.rows - 1) / tiles.rows;
-  const int64_t across = (s.out_width() + tiles.columns - 1) / tiles.columns;
-  const int64_t lanes = s.group_channels / 4, units = down * across * s.groups;  // of one image
+  const int64_t lanes = s.group_channels / 4;
+  int64_t down, across, units;  // units of one image
+  while (true) {
+    down = (s.out_height() + tiles.rows - 1) / tiles.rows;
+    across = (s.out_width() + tiles.columns - 1) / tiles.columns;
+    units = down * across * s.groups;
+    // A small problem is cut finer, so that every multiprocessor has something to do.
+    int& larger = tiles.columns > tiles.rows ? tiles.columns : tiles.rows;
+    if (s.batch * units * lanes / 32 >= kFewTiles || larger == 1) break;
+    larger = (larger + 1) / 2;
+  }
   tiles.lanes = FastDivisor(static_cast<uint32_t>(lanes));
   tiles.by_groups = FastDivisor(static_cast<uint32_t>(s.groups));
   tiles.by_columns = FastDivisor(static_cast<uint32_t>(across));
