@@ -4,6 +4,7 @@ InternImage (Wang et al., CVPR 2023, section 3.1); parameter names are those of 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .functional import dcnv3
@@ -139,6 +140,7 @@ class DCNv3(nn.Module):
         if center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+        self.predictors: nn.Module | None = None  # see merge_predictors
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -150,6 +152,22 @@ class DCNv3(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def merge_predictors(self) -> None:
+        """For inference: compute offsets, mask logits and gate by one matrix product, of which they become views.
+
+        Its rows are padded to a multiple of 8, which fast half-precision products need. The released names stay, but
+        later changes of their values have no effect.
+        """
+        weights, biases = [self.offset.weight, self.mask.weight], [self.offset.bias, self.mask.bias]
+        if self.center_feature_scale:
+            weights.append(self.center_feature_scale_proj_weight)
+            biases.append(self.center_feature_scale_proj_bias)
+        weight, bias = torch.cat(weights).detach(), torch.cat(biases).detach()
+        padding = -len(weight) % 8
+        self.predictors = Linear(self.channels, len(weight) + padding, device="meta")
+        self.predictors.weight = nn.Parameter(F.pad(weight, (0, 0, 0, padding)), requires_grad=False)
+        self.predictors.bias = nn.Parameter(F.pad(bias, (0, padding)), requires_grad=False)
+
     def sampling(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Offsets `(N, Ho, Wo, G*P*2)`, mask logits `(N, Ho, Wo, G*P)` and the gate's logits `(N, Ho, Wo, G)`.
 
@@ -160,6 +178,11 @@ class DCNv3(nn.Module):
             gate = [self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias]
         # A permuted NHWC tensor is a channels-last NCHW one: the convolution runs without a copy.
         x = input.permute(0, 3, 1, 2)
+        if self.predictors is not None:
+            points = self.mask.out_features
+            rows = self.predictors(self.dw_conv(x))
+            offset, mask, gate, _ = rows.tensor_split((2 * points, 3 * points, 3 * points + self.group), dim=-1)
+            return offset, mask, gate if self.center_feature_scale else None
         conv, norm, activation = self.dw_conv
         if can_fuse(activation, self.offset, self.mask):
             parameters = (self.offset.weight, self.offset.bias, self.mask.weight, self.mask.bias)
