@@ -212,8 +212,9 @@ class DCNv3(nn.Module):
             mask_is_logits=True,
         )
         if gate_logits is not None:
-            gate = gate_logits.sigmoid().repeat_interleave(self.group_channels, dim=-1)
-            output = output * (1 - gate) + value * gate
+            gate = gate_logits.sigmoid().unsqueeze(-1)  # one for all channels of a group
+            groups = (self.group, self.group_channels)
+            output = (output.unflatten(-1, groups) * (1 - gate) + value.unflatten(-1, groups) * gate).flatten(-2)
         return self.output_proj(output)
 
     def extra_repr(self) -> str:
