@@ -1,5 +1,6 @@
 """What makes a GPU fast, as far as a CPU can show it: the same results, the same checkpoints."""
 
+import copy
 import warnings
 
 import pytest
@@ -11,7 +12,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from classification import optimizer
 from classification.acceleration import place_model, set_tf32
+from classification.distributed import World, wrap_model
 from classification.resume import RunState, restore
+from internimage import InternImage
 
 CPU = torch.device("cpu")
 
@@ -42,6 +45,14 @@ def compiled_modes(monkeypatch):
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         yield modes
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def process_group():
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture
@@ -94,6 +105,22 @@ def test_a_compiled_model_evaluates_as_the_plain_one(eager, config_file, tmp_pat
     assert f"validation: top-1 {last['top1']:.3f}%" in printed
     assert f"averaged weights: top-1 {last['top1_ema']:.3f}%" in printed
     assert compiled_modes == ["default", "default"]
+
+
+def test_a_compiled_model_has_the_gradients_of_the_plain_one_inside_ddp(process_group, compiled_modes):
+    torch.manual_seed(0)
+    plain = InternImage(channels=16, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8), num_classes=4).train()
+    compiled = place_model(copy.deepcopy(plain), CPU, "default")
+    x = torch.randn(4, 3, 32, 32)
+    parallel = wrap_model(World(), compiled)
+    for _ in range(2):  # gradients are added up where no process waits for another
+        plain(x).square().sum().backward()
+        with parallel.no_sync():
+            parallel(x).square().sum().backward()
+    parallel(x).square().sum().backward(), plain(x).square().sum().backward()
+    assert compiled_modes == ["default"] and list(compiled.state_dict()) == list(plain.state_dict())
+    for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_without_the_option_nothing_is_compiled(config_file, tmp_path, compiled_modes):
@@ -176,23 +203,19 @@ def test_restored_states_have_the_layout_of_their_parameters(memory_format, tmp_
     torch.testing.assert_close(state.model.weight, saved.model.weight)
 
 
-def test_the_state_of_a_sharded_optimizer_is_restored_for_fused_steps(tmp_path):
+def test_the_state_of_a_sharded_optimizer_is_restored_for_fused_steps(process_group, tmp_path):
     def sharded(parameters, **options):
         return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.AdamW, **options)
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        saved = run_state(nn.Conv2d(4, 8, 3), sharded)
-        step_once(saved)
-        saved.optimizer.consolidate_state_dict(to=0)
-        payload = saved.state_dict("")
-        state = run_state(nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last), sharded, fused=True)
-        restore(state, payload, tmp_path / "x.pth", print)
-        assert all(group["fused"] for group in state.optimizer.optim.param_groups)
-        step_once(saved), step_once(state)
-        torch.testing.assert_close(state.model.weight, saved.model.weight)
-    finally:
-        dist.destroy_process_group()
+    saved = run_state(nn.Conv2d(4, 8, 3), sharded)
+    step_once(saved)
+    saved.optimizer.consolidate_state_dict(to=0)
+    payload = saved.state_dict("")
+    state = run_state(nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last), sharded, fused=True)
+    restore(state, payload, tmp_path / "x.pth", print)
+    assert all(group["fused"] for group in state.optimizer.optim.param_groups)
+    step_once(saved), step_once(state)
+    torch.testing.assert_close(state.model.weight, saved.model.weight)
 
 
 def test_only_gpu_parameters_ask_for_a_fused_step():
