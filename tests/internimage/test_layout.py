@@ -1,11 +1,14 @@
 """Activations stay channels-last from the image to the head: no pass copies one, forward or backward."""
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from golden import fill, image
 from internimage import InternImage
+from ops_dcnv3 import DCNv3
 
 SMALL = {"channels": 16, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8), "num_classes": 5}
 COPIES = ("aten::clone", "aten::copy_", "aten::_to_copy")
@@ -62,3 +65,13 @@ def test_the_rewritten_model_copies_nothing(name):
     with Copies() as copies:
         model(x)
     assert copies.shapes == []
+
+
+def test_a_layer_casts_its_input_once_under_autocast_and_computes_what_it_did():
+    layer, x = fill(DCNv3(16, group=2)), image(2, 6, 5, 16, seed=1)
+    with torch.autocast("cpu", torch.bfloat16), Copies() as copies:
+        output = layer(x)
+    assert [shape for shape in copies.shapes if math.prod(shape) == x.numel()] == [tuple(x.shape)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(output, layer(x.bfloat16()))
+        assert layer.double()(x.double()).dtype == torch.float64  # which autocast leaves alone
