@@ -74,7 +74,8 @@ def _check_sizes(kernel_size: int, dw_kernel_size: int, stride: int, pad: int, d
 def _autocast(x: Tensor) -> Tensor:
     """Cast as autocast would, once for the two layers that read it: each would make, and keep for backward, its own."""
     kind = x.device.type
-    if x.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+    # Of some devices, such as meta, autocast may not even be asked.
+    if x.dtype != torch.float32 or kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 

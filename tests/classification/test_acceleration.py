@@ -87,6 +87,7 @@ def test_a_compiled_run_learns_the_same_and_writes_the_same_checkpoints(options,
         assert a == pytest.approx(b, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_resumes_bit_by_bit(config_file, tmp_path, compiled_modes):
     run_here(config_file, tmp_path, "--compile", "reduce-overhead", "--tag", "whole")
     (tmp_path / "tiny" / "resumed").mkdir()

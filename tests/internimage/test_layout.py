@@ -75,3 +75,8 @@ def test_a_layer_casts_its_input_once_under_autocast_and_computes_what_it_did():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(output, layer(x.bfloat16()))
         assert layer.double()(x.double()).dtype == torch.float64  # which autocast leaves alone
+
+
+def test_a_model_runs_on_the_meta_device():
+    model = InternImage(**{**SMALL, "core_op": "DCNv3_pytorch"}).to("meta")
+    assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 5)
