@@ -17,7 +17,7 @@ import torch
 import yaml
 from yacs.config import CfgNode
 
-from classification.defaults import AT_LEAST, CHOICES, DEFAULTS, OPTIONAL
+from classification.defaults import AT_LEAST, CHOICES, CUDA_GRAPH_MODES, DEFAULTS, OPTIONAL
 from internimage.errors import UserError
 
 __all__ = ["DEFAULTS", "amp_dtype", "get_config", "load_yaml", "parse_args"]
@@ -161,6 +161,12 @@ def _validate(config: CfgNode) -> None:
     for key, least in AT_LEAST.items():
         if value_of(key) < least:
             raise UserError(f"{key} is {value_of(key)}, expected at least {least}")
+    if config.COMPILE in CUDA_GRAPH_MODES and config.TRAIN.ACCUMULATION_STEPS > 1:
+        # Every replay of a graph writes its gradients to the same memory (pytorch issue 169545).
+        raise UserError(
+            f"--compile {config.COMPILE} uses CUDA graphs, which cannot accumulate gradients; leave out "
+            "--accumulation-steps, or use --compile default"
+        )
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -172,7 +178,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     def add(name: str, **settings: object) -> None:
         underscored = "--" + name[2:].replace("-", "_")
-        parser.add_argument(*dict.fromkeys((name, underscored)), **settings)
+        parser.add_argument(*dict.fromkeys((name, underscored)), **{"default": None, **settings})
 
     add(
         "--cfg",
@@ -197,6 +203,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--amp", choices=CHOICES["AMP"], help="mixed precision (default: AMP_TYPE on GPUs, off on CPU)")
     add("--disable-amp", action="store_true", help="the same as --amp off")
     add("--amp-opt-level", choices=("O0", "O1", "O2"), help="older spelling: O0 is --amp off, the others --amp auto")
+    add("--tf32", action="store_true", help="float32 products on GPUs in TF32 (the default)")
+    add("--no-tf32", action="store_false", dest="tf32", help="float32 products on GPUs in full float32")
+    add(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=CHOICES["COMPILE"],
+        help="torch.compile the model; reduce-overhead and max-autotune replay CUDA graphs (default: off)",
+    )
     add("--output", default="output", metavar="DIR", help="results go to DIR/<name of the YAML file>")
     add("--tag", help="name of this run: results go to a further folder of that name")
     add("--save-ckpt-num", type=int, help="how many checkpoints to keep")
@@ -222,6 +237,8 @@ _OPTION_KEYS = {
     "use_checkpoint": "TRAIN.USE_CHECKPOINT",
     "use_zero": "TRAIN.OPTIMIZER.USE_ZERO",
     "amp": "AMP",
+    "tf32": "TF32",
+    "compile": "COMPILE",
     "output": "OUTPUT",
     "tag": "TAG",
     "save_ckpt_num": "SAVE_CKPT_NUM",
@@ -244,7 +261,7 @@ def get_config(args: argparse.Namespace) -> CfgNode:
 
     for option, key in _OPTION_KEYS.items():
         value = getattr(args, option, None)
-        if value is not None and value is not False:
+        if value is not None:
             _merge_options(config, [key, value])
     if getattr(args, "disable_amp", False) or getattr(args, "amp_opt_level", None) == "O0":
         config.AMP = "off"

@@ -1,10 +1,11 @@
 """The configuration's keys: default, type, permitted values.
 
-Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Five keys are new:
-`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, and `AUG.CROP_SCALE`.
+Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Seven keys are new:
+`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`, and
+`AUG.CROP_SCALE`.
 """
 
-__all__ = ["AT_LEAST", "CHOICES", "DEFAULTS", "OPTIONAL"]
+__all__ = ["AT_LEAST", "CHOICES", "CUDA_GRAPH_MODES", "DEFAULTS", "OPTIONAL"]
 
 _LEVELS = {
     "DEPTHS": [4, 4, 18, 4],
@@ -98,6 +99,8 @@ DEFAULTS = {
     "AMP_OPT_LEVEL": "",  # read from old files, without effect: AMP and AMP_TYPE decide
     "AMP_TYPE": "float16",
     "AMP": "auto",
+    "TF32": True,  # float32 products and convolutions on a GPU may round their factors to TF32
+    "COMPILE": "off",  # a mode of torch.compile
     "OUTPUT": "",
     "TAG": "default",
     "SAVE_FREQ": 1,
@@ -138,8 +141,11 @@ CHOICES = {
     "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
     "AMP_TYPE": ("float16", "bfloat16"),
     "AMP": ("auto", "off", "bf16", "fp16"),
+    "COMPILE": ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "LAUNCHER": ("auto", "none", "pytorch", "slurm"),
 }
+
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 AT_LEAST = {
     "DATA.BATCH_SIZE": 1,

@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from internimage.errors import UserError
 
+from .acceleration import compile_model
 from .data import Loaders
 from .distributed import World, wrap_model
 from .evaluation import evaluate_all, forward_precision, to_device
@@ -70,6 +71,8 @@ class Trainer:
             scaler=torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16),
             ema=ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY) if config.TRAIN.EMA.ENABLE else None,
         )
+        if self.state.ema is not None:  # a copy of the model, and copies are not compiled
+            compile_model(self.state.ema.module, config.COMPILE)
         self.parallel = model
         if world.size > 1:
             self.parallel = wrap_model(world, model)

@@ -171,7 +171,7 @@ def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], N
         _load_weights(state.ema.module, checkpoint, path, ema=True)
     try:
         # A copy, since the file is mapped into memory and will be rotated away or rewritten while this run lives.
-        state.optimizer.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))
+        _restore_optimizer(state.optimizer, copy.deepcopy(checkpoint["optimizer"]))
         state.scaler.load_state_dict(checkpoint["scaler"] or state.scaler.state_dict())
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
@@ -183,6 +183,26 @@ def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], N
     state.epoch = checkpoint["epoch"]
     state.max_accuracy = checkpoint["max_accuracy"]
     state.max_accuracy_ema = checkpoint.get("max_accuracy_ema", -1.0)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load an optimizer's state, whatever device it comes from.
+
+    The present device decides whether updates are fused. Fused ones need states in the layout of their parameters
+    (convolution weights are channels-last on GPUs only) and the step counts beside them.
+    """
+    for group, present in zip(saved["param_groups"], optimizer.param_groups):
+        group["fused"] = present.get("fused")
+    optimizer.load_state_dict(saved)
+    optimizer = getattr(optimizer, "optim", optimizer)  # ZeRO's states are those of an optimizer of its own share
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            states = optimizer.state.get(parameter, {})
+            for name, value in states.items():
+                if name == "step" and group.get("fused"):
+                    states[name] = value.to(parameter.device)
+                elif value is not None and value.shape == parameter.shape and value.stride() != parameter.stride():
+                    states[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> bool:

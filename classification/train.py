@@ -17,6 +17,7 @@ if not __package__:  # run as a script
 from yacs.config import CfgNode
 
 from classification import distributed, resume
+from classification.acceleration import place_model, set_tf32
 from classification.config import amp_dtype, get_config, parse_args
 from classification.data import build_loaders
 from classification.engine import Trainer, seed_everything
@@ -31,6 +32,7 @@ from internimage.errors import UserError, exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     config = get_config(parse_args(argv))
     world = distributed.start(config.LAUNCHER, config.LOCAL_RANK)
+    set_tf32(world.device, config.TF32)
     seed_everything(config.SEED)
     run = run_evaluation if config.EVAL_MODE else run_throughput if config.THROUGHPUT_MODE else run_training
     run(config, world)
@@ -44,7 +46,7 @@ def run_training(config: CfgNode, world: distributed.World) -> None:
     tracker = Tracker(folder, world)
     loaders = build_loaders(config)
     loaders.start_workers()
-    model = build_model(config, loaders.num_classes).to(world.device)
+    model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
     tracker.log(
         f"{config.MODEL.NAME}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
         f"{loaders.num_classes} classes, {world.size} x {world.device.type}, output {folder}"
@@ -77,16 +79,15 @@ def run_evaluation(config: CfgNode, world: distributed.World) -> None:
     loaders = build_loaders(config)
     models = []
     for averaged in (False, True):
-        model = build_model(config, loaders.num_classes)
-        loaded = resume.load_for_evaluation(model, weights, ema=averaged)
-        models.append(model.to(world.device) if loaded else None)
+        model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
+        models.append(model if resume.load_for_evaluation(model, weights, ema=averaged) else None)
     evaluate_all(*models, loaders, world, amp_dtype(config, world.device), Tracker(None, world).log)
 
 
 def run_throughput(config: CfgNode, world: distributed.World) -> None:
     """Time the forward pass on one batch of the validation set."""
     loaders = build_loaders(config)
-    model = build_model(config, loaders.num_classes).to(world.device)
+    model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
     batch = next(iter(loaders.val))
     rate = throughput(model, batch, world, dtype=amp_dtype(config, world.device))
     text = f"throughput: {rate:.1f} images/s with batch size {len(batch[0])} on {world.device}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ops_dcnv3.linear import Linear, PackedConv2d, PackedLinear
-from ops_dcnv3.module import ToChannelsFirst, ToChannelsLast
+from ops_dcnv3.module import DCNv3, ToChannelsFirst, ToChannelsLast
 
 from .layers import Block, MLPLayer
 
@@ -19,9 +19,10 @@ __all__ = ["fold_layer_scale", "optimize_for_inference"]
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """Return a copy of `model`, in evaluation mode and without gradients, that computes the same faster.
 
-    Layer scales and the head's BatchNorm go into neighbouring weights, GELUs into the linear layers before them, and
-    weights are laid out for oneDNN when first used (a second copy of them). Unchanged weights are shared with `model`:
-    call this again after training on. The copy can be compiled and exported, but its state dict is no checkpoint.
+    Layer scales and the head's BatchNorm go into neighbouring weights, GELUs into the linear layers before them. One
+    product gives offsets and masks. Weights are laid out for oneDNN when first used (a second copy of them). Unchanged
+    weights are shared with `model`: call this again after training on. The copy can be compiled and exported, but its
+    state dict is no checkpoint.
     """
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     model = copy.deepcopy(model, shared).eval()
@@ -30,6 +31,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             fold_layer_scale(module)
         elif isinstance(module, MLPLayer) and _is_plain(module.fc1, module.act):
             module.fc1, module.act = PackedLinear(module.fc1, module.act), nn.Identity()
+        elif isinstance(module, DCNv3) and _is_plain(module.offset) and _is_plain(module.mask):
+            module.merge_predictors()
     if isinstance(getattr(model, "conv_head", None), nn.Sequential):
         model.conv_head = _folded_head(model.conv_head)
     for module in list(model.modules()):

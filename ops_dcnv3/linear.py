@@ -1,12 +1,12 @@
 """Linear layers that run on oneDNN for float32 on the CPU, and that need not keep their activated input for backward.
 
 PyTorch sends float32 matrix products to MKL, which uses half of the vector width on processors that are not Intel's;
-oneDNN, in the same PyTorch build, chooses by what the processor can do. On anything but float32 CPU tensors, and under
-compilers, exporters and other program transformations, these are the ordinary linear layers.
+oneDNN, in the same PyTorch build, chooses by what the processor can do. On a GPU the products are PyTorch's own. Under
+compilers, exporters and other program transformations these are the ordinary linear layers.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ __all__ = ["Linear", "PackedConv2d", "PackedLinear", "activated_linears", "can_f
 
 _NO_GELU, _EXACT_GELU = "", "none"  # the values of nn.GELU.approximate, and one for no activation
 _LEAST_WORK = 2**20  # multiply-adds from which the faster product repays the dearer call (20 microseconds)
+_RECOMPUTING = ("cuda",)  # devices whose GELUs are computed again in backward where the products are PyTorch's own
 
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: str = _NO_GELU) -> Tensor:
@@ -75,7 +76,7 @@ def _compiled_serves(x: Tensor, weight: Tensor) -> bool:
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        x.is_cpu
         and x.dim() > 1
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= _LEAST_WORK
@@ -83,50 +84,84 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing():
-        return False
+def _is_plain(x: Tensor, *weights: Tensor) -> bool:
+    """Whether nothing but autograd and autocast watches what is done to these tensors."""
     return (
-        _suits(x, weight)
+        not (torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing())
         and type(x) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
+        and all(type(weight) in (Tensor, nn.Parameter) for weight in weights)
         # A mode (fake tensors, FLOP counting, ...) or a function transform would not see what it expects.
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
-        and onednn_works()
+        and torch.autograd.forward_ad._current_level < 0
     )
 
 
+def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
+    # A GPU's tensor is turned away by the first comparison.
+    return x.is_cpu and _is_plain(x, weight) and _suits(x, weight) and onednn_works()
+
+
+def _recomputes(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    if not (x.device.type in _RECOMPUTING and x.dim() > 1 and _is_plain(x, *weights)):
+        return False
+    types = {x.dtype, *(weight.dtype for weight in weights)}
+    # Autocast leaves float64 alone; without it a mixture is an error for F.linear to raise.
+    return torch.float64 not in types if torch.is_autocast_enabled(x.device.type) else len(types) == 1
+
+
 class _ActivatedLinears(torch.autograd.Function):
-    """Several linear layers of one activated input, of which only the input before the activation is kept."""
+    """Several linear layers of one activated input, of which only the input before the activation is kept.
+
+    `product` is `_matmul` or `F.linear`. The parameters are of one type; `x` may be of a wider one, as LayerNorm's
+    results are under autocast.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, gelu: str, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx, x: Tensor, gelu: str, product: Callable, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         weights, biases = parameters[::2], parameters[1::2]
-        ctx.gelu = gelu
+        ctx.gelu, ctx.product = gelu, product
         ctx.save_for_backward(x, *weights)
-        activated = F.gelu(x, approximate=gelu) if gelu else x
-        return tuple(_matmul(activated, weight, bias) for weight, bias in zip(weights, biases))
+        activated = _activated(x, gelu, weights[0].dtype)
+        return tuple(product(activated, weight, bias) for weight, bias in zip(weights, biases))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        flat = (F.gelu(x, approximate=ctx.gelu) if ctx.gelu else x).flatten(0, -2)
+        flat = _activated(x, ctx.gelu, weights[0].dtype).flatten(0, -2)
         grad_x, grad_parameters = None, []
         for index, (grad, weight) in enumerate(zip(grads, weights)):
             rows = grad.flatten(0, -2)
-            needs_weight, needs_bias = ctx.needs_input_grad[2 + 2 * index : 4 + 2 * index]
-            grad_parameters.append(_matmul(rows.t(), flat.t()) if needs_weight else None)
+            needs_weight, needs_bias = ctx.needs_input_grad[3 + 2 * index : 5 + 2 * index]
+            grad_parameters.append(ctx.product(rows.t(), flat.t()) if needs_weight else None)
             grad_parameters.append(rows.sum(0) if needs_bias else None)
-            if ctx.needs_input_grad[0]:
-                product = _matmul(rows, weight.t())
-                grad_x = product if grad_x is None else grad_x.add_(product)
+            if not ctx.needs_input_grad[0]:
+                continue
+            if grad_x is None:
+                grad_x = ctx.product(rows, weight.t())
+            elif ctx.product is F.linear:
+                grad_x.addmm_(rows, weight)  # the sum is part of the product
+            else:
+                grad_x.add_(ctx.product(rows, weight.t()))
         if grad_x is not None:
             grad_x = grad_x.view_as(x)
             if ctx.gelu:
-                grad_x = torch.ops.aten.gelu_backward(grad_x, x, approximate=ctx.gelu)
-        return grad_x, None, *grad_parameters
+                grad_x = torch.ops.aten.gelu_backward(grad_x, x, approximate=ctx.gelu)  # in the wider type
+        return grad_x, None, None, *grad_parameters
+
+
+def _activated(x: Tensor, gelu: str, dtype: torch.dtype) -> Tensor:
+    return F.gelu(x, approximate=gelu).to(dtype) if gelu else x
+
+
+def _recomputed(x: Tensor, gelu: str, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    """Linear layers of `gelu(x)` by PyTorch's own product, which keep `x` and, as `F.linear` does, the weights."""
+    if torch.is_autocast_enabled(x.device.type):
+        # Cast here and not in the function: there autocast would remember weights that autograd has not seen.
+        dtype = torch.get_autocast_dtype(x.device.type)
+        parameters = [tensor if tensor is None else tensor.to(dtype) for tensor in parameters]
+    return _ActivatedLinears.apply(x, gelu, F.linear, *parameters)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -135,19 +170,23 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def _linears(x: Tensor, gelu: str, *parameters: Tensor | None) -> tuple[Tensor, ...]:
     weights, biases = parameters[::2], parameters[1::2]
-    fast = all(_onednn_serves(x, weight) for weight in weights)
-    if fast and _needs_grad(x, *parameters):
-        return _ActivatedLinears.apply(x, gelu, *parameters)
-    product = _matmul if fast else F.linear
-    if torch.compiler.is_compiling() and all(_compiled_serves(x, weight) for weight in weights):
-        product = torch.ops.ops_dcnv3.linear
+    product = F.linear
+    if x.is_cpu:
+        if all(_onednn_serves(x, weight) for weight in weights):
+            if _needs_grad(x, *parameters):
+                return _ActivatedLinears.apply(x, gelu, _matmul, *parameters)
+            product = _matmul
+        elif torch.compiler.is_compiling() and all(_compiled_serves(x, weight) for weight in weights):
+            product = torch.ops.ops_dcnv3.linear
+    if gelu and product is F.linear and _needs_grad(x, *parameters) and _recomputes(x, weights):
+        return _recomputed(x, gelu, *parameters)
     activated = F.gelu(x, approximate=gelu) if gelu else x
     return tuple(product(activated, weight, bias) for weight, bias in zip(weights, biases))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: `(..., K)` times `(N, K)` transposed, to `(..., N)`."""
-    return _linears(x, _NO_GELU, weight, bias)[0]
+    return _linears(x, _NO_GELU, weight, bias)[0] if x.is_cpu else F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):
@@ -206,7 +245,7 @@ class PackedConv2d(_Packed, nn.Conv2d):
         self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, input: Tensor) -> Tensor:
-        channels_last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+        channels_last = input.is_cpu and input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
         if not (channels_last and _onednn_serves(input, self.weight)) or _needs_grad(input, self.weight, self.bias):
             return super().forward(input)
         geometry = (self.padding, self.stride, self.dilation, self.groups)

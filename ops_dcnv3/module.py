@@ -4,6 +4,7 @@ InternImage (Wang et al., CVPR 2023, section 3.1); parameter names are those of 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .functional import dcnv3
@@ -68,6 +69,15 @@ def _check_sizes(kernel_size: int, dw_kernel_size: int, stride: int, pad: int, d
         remedy = f"pad must be {needed // 2}" if needed % 2 == 0 else "kernel_size and dw_kernel_size must both be odd"
         given = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ValueError(f"{remedy} for {given}; got pad {pad}")
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Cast as autocast would, once for the two layers that read it: each would make, and keep for backward, its own."""
+    kind = x.device.type
+    # Of some devices, such as meta, autocast may not even be asked.
+    if x.dtype != torch.float32 or kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 class DCNv3(nn.Module):
@@ -139,6 +149,7 @@ class DCNv3(nn.Module):
         if center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+        self.predictors: nn.Module | None = None  # see merge_predictors
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -150,6 +161,22 @@ class DCNv3(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def merge_predictors(self) -> None:
+        """For inference: compute offsets, mask logits and gate by one matrix product, of which they become views.
+
+        Its rows are padded to a multiple of 8, which fast half-precision products need. The released names stay, but
+        later changes of their values have no effect.
+        """
+        weights, biases = [self.offset.weight, self.mask.weight], [self.offset.bias, self.mask.bias]
+        if self.center_feature_scale:
+            weights.append(self.center_feature_scale_proj_weight)
+            biases.append(self.center_feature_scale_proj_bias)
+        weight, bias = torch.cat(weights).detach(), torch.cat(biases).detach()
+        padding = -len(weight) % 8
+        self.predictors = Linear(self.channels, len(weight) + padding, device="meta")
+        self.predictors.weight = nn.Parameter(F.pad(weight, (0, 0, 0, padding)), requires_grad=False)
+        self.predictors.bias = nn.Parameter(F.pad(bias, (0, padding)), requires_grad=False)
+
     def sampling(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Offsets `(N, Ho, Wo, G*P*2)`, mask logits `(N, Ho, Wo, G*P)` and the gate's logits `(N, Ho, Wo, G)`.
 
@@ -160,6 +187,11 @@ class DCNv3(nn.Module):
             gate = [self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias]
         # A permuted NHWC tensor is a channels-last NCHW one: the convolution runs without a copy.
         x = input.permute(0, 3, 1, 2)
+        if self.predictors is not None:
+            points = self.mask.out_features
+            rows = self.predictors(self.dw_conv(x))
+            offset, mask, gate, _ = rows.tensor_split((2 * points, 3 * points, 3 * points + self.group), dim=-1)
+            return offset, mask, gate if self.center_feature_scale else None
         conv, norm, activation = self.dw_conv
         if can_fuse(activation, self.offset, self.mask):
             parameters = (self.offset.weight, self.offset.bias, self.mask.weight, self.mask.bias)
@@ -172,6 +204,7 @@ class DCNv3(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim != 4 or input.shape[-1] != self.channels:
             raise ValueError(f"input must have shape (N, H, W, {self.channels}); got {tuple(input.shape)}")
+        input = _autocast(input)
         value = self.input_proj(input)
         offset, mask_logits, gate_logits = self.sampling(input)
         output = dcnv3(
@@ -189,8 +222,9 @@ class DCNv3(nn.Module):
             mask_is_logits=True,
         )
         if gate_logits is not None:
-            gate = gate_logits.sigmoid().repeat_interleave(self.group_channels, dim=-1)
-            output = output * (1 - gate) + value * gate
+            gate = gate_logits.sigmoid().unsqueeze(-1)  # one for all channels of a group
+            groups = (self.group, self.group_channels)
+            output = (output.unflatten(-1, groups) * (1 - gate) + value.unflatten(-1, groups) * gate).flatten(-2)
         return self.output_proj(output)
 
     def extra_repr(self) -> str:

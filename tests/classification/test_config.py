@@ -12,7 +12,7 @@ from internimage.errors import UserError
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "classification" / "configs"
 RECIPES = json.loads((ROOT / "tests/data/classification_recipes.json").read_text())
-NEW_KEYS = {"AMP", "LAUNCHER", "SAVE_CKPT_NUM", "DATA.SKIP_BAD_IMAGES", "AUG.CROP_SCALE"}
+NEW_KEYS = {"AMP", "TF32", "COMPILE", "LAUNCHER", "SAVE_CKPT_NUM", "DATA.SKIP_BAD_IMAGES", "AUG.CROP_SCALE"}
 SET_BY_COMMAND_LINE = {"MODEL.NAME", "OUTPUT", "DATA.DATA_PATH", "LOCAL_RANK"}
 TINY = str(CONFIGS / "internimage_t_1k_224.yaml")
 
@@ -86,7 +86,7 @@ def test_options_reach_their_keys():
     line = (
         "--data-path d --dataset folder --zip --cache-mode no --pretrained p --resume r --throughput --tag x "
         "--accumulation-steps 2 --use-checkpoint --use-zero --skip-bad-images --seed 4 --local-rank 1 "
-        "--output o --save-ckpt-num 3 --launcher slurm --amp bf16"
+        "--output o --save-ckpt-num 3 --launcher slurm --amp bf16 --no-tf32 --compile max-autotune-no-cudagraphs"
     )
     config = configure(*line.split())
     assert (config.DATA.DATA_PATH, config.DATA.DATASET, config.DATA.ZIP_MODE) == ("d", "folder", True)
@@ -95,7 +95,24 @@ def test_options_reach_their_keys():
     assert (config.TRAIN.ACCUMULATION_STEPS, config.TRAIN.USE_CHECKPOINT) == (2, True)
     assert (config.TRAIN.OPTIMIZER.USE_ZERO, config.SEED, config.LOCAL_RANK) == (True, 4, 1)
     assert (config.SAVE_CKPT_NUM, config.LAUNCHER, config.AMP) == (3, "slurm", "bf16")
+    assert (config.TF32, config.COMPILE) == (False, "max-autotune-no-cudagraphs")
     assert Path(config.OUTPUT) == Path("o/internimage_t_1k_224/x")
+
+
+def test_tf32_and_compiling_can_be_said_in_the_file_and_on_the_command_line(tmp_path):
+    assert (configure().TF32, configure().COMPILE) == (True, "off")
+    assert configure("--compile").COMPILE == "default"
+    cfg = write(tmp_path / "a.yaml", "TF32: false\nCOMPILE: reduce-overhead\n")
+    assert (configure(cfg=cfg).TF32, configure(cfg=cfg).COMPILE) == (False, "reduce-overhead")
+    config = configure("--tf32", "--compile", "off", cfg=cfg)
+    assert (config.TF32, config.COMPILE) == (True, "off")
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_and_accumulated_gradients_are_refused_together(mode):
+    with pytest.raises(UserError, match=f"--compile {mode} .*--compile default"):
+        configure("--compile", mode, "--accumulation-steps", "2")
+    configure("--compile", mode, "--accumulation-steps", "1")
 
 
 def test_an_untagged_run_writes_where_the_original_does():

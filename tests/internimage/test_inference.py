@@ -8,6 +8,7 @@ from torch import nn
 
 from golden import fill, golden_model, image, relative_error
 from internimage import FlashInternImage, InternImage
+from ops_dcnv3 import DCNv3
 from ops_dcnv3 import linear as onednn
 from ops_dcnv3.linear import PackedConv2d, PackedLinear
 
@@ -50,6 +51,42 @@ def test_the_rewritten_model_gives_the_same_result(flags):
 def test_the_rewritten_flash_model_gives_the_same_result():
     model, x = small(FlashInternImage, core_op="DCNv4", layer_scale=0.5), image(2, 3, 64, 64, seed=0)
     assert relative_error(model.optimize_for_inference()(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_the_rewritten_model_gives_the_same_result_in_other_types(dtype):
+    model, x = small(center_feature_scale=True).to(dtype), image(1, 3, 64, 64, seed=0).to(dtype)
+    error = relative_error(model.optimize_for_inference()(x), model(x))
+    assert error < 8 * torch.finfo(dtype).eps  # folded weights are rounded once more
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+@torch.no_grad()
+def test_merged_predictors_give_the_layers_own_offsets_masks_and_gates_as_views_of_padded_rows(groups, gated):
+    layer = fill(DCNv3(16, group=groups, center_feature_scale=gated))
+    x = image(2, 6, 5, 16, seed=5)
+    expected, keys = [*layer.sampling(x), layer(x)], set(layer.state_dict())
+    layer.merge_predictors()
+    offset, mask, gate = layer.sampling(x)
+    for got, want in zip((offset, mask, gate, layer(x)), expected, strict=True):
+        if want is None:
+            assert got is None
+        else:
+            torch.testing.assert_close(got, want)
+    pitch = offset.stride(2)
+    assert pitch % 8 == 0 and pitch - 8 < groups * (27 + gated) <= pitch
+    assert offset.stride() == mask.stride() and offset.stride(3) == 1
+    assert offset.untyped_storage().data_ptr() == mask.untyped_storage().data_ptr()
+    assert set(layer.state_dict()) - keys == {"predictors.weight", "predictors.bias"}
+
+
+def test_observed_predictors_are_not_merged():
+    model = small()
+    model.levels[0].blocks[0].dcn.mask.register_forward_hook(lambda *_: None)
+    blocks = [block for level in model.optimize_for_inference().levels for block in level.blocks]
+    assert [block.dcn.predictors is None for block in blocks] == [True, False, False, False, False]
 
 
 @torch.no_grad()

@@ -128,3 +128,156 @@ def test_the_operator_that_compilers_see_is_sound():
     got = torch.ops.ops_dcnv3.linear(x, weight, bias)
     for a, b in zip((got, *gradients([got], [x, weight, bias])), (expected, *gradients([expected], [x, weight, bias]))):
         torch.testing.assert_close(a, b)
+
+
+@pytest.fixture
+def recomputing(monkeypatch):
+    """What a GPU's tensors go through, on the CPU: PyTorch's own products and a GELU computed again in backward."""
+    monkeypatch.setattr(onednn, "_RECOMPUTING", ("cpu",))
+    monkeypatch.setattr(onednn, "_onednn_serves", lambda x, weight: False)
+
+
+def activated_case(dtype=torch.float32, parameter_dtype=None):
+    """An input, the parameters of three layers (the second without bias), and both forms of the computation."""
+    parameter_dtype = parameter_dtype or dtype
+    x = image(2, 5, 4, 8, seed=11).to(dtype).requires_grad_()
+    parameters = [
+        image(*shape, seed=12 + i).to(parameter_dtype).requires_grad_()
+        for i, shape in enumerate([(6, 8), (6,), (5, 8), (3, 8), (3,)])
+    ]
+    layers = [*parameters[:3], None, *parameters[3:]]
+
+    def ours():
+        return activated_linears(x, nn.GELU(), *layers)
+
+    def plain():
+        return [F.linear(F.gelu(x), weight, bias) for weight, bias in zip(layers[::2], layers[1::2])]
+
+    return x, parameters, ours, plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_recomputed_layers_equal_the_plain_ones_in_every_type(dtype, recomputing):
+    x, parameters, ours, plain = activated_case(dtype)
+    got, expected = ours(), plain()
+    assert got[0].grad_fn.name() == "_ActivatedLinearsBackward"
+    for a, b in zip(got, expected):
+        assert a.dtype == dtype and torch.equal(a, b)
+    # Sums over three products and 40 rows, each rounded to the type: some units of its precision.
+    rounding = 4 * torch.finfo(dtype).eps
+    for a, b in zip(gradients(got, [x, *parameters]), gradients(expected, [x, *parameters])):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a, b, rtol=rounding, atol=rounding * b.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("input_dtype", [torch.float32, "autocast"])
+def test_recomputed_layers_compute_products_in_autocasts_type(dtype, input_dtype, recomputing):
+    # A LayerNorm gives float32 under autocast, a linear layer autocast's own type.
+    x, parameters, ours, plain = activated_case(dtype if input_dtype == "autocast" else input_dtype, torch.float32)
+    with torch.autocast("cpu", dtype):
+        got, expected = ours(), plain()
+    assert got[0].grad_fn.name() == "_ActivatedLinearsBackward"
+    for a, b in zip(got, expected):
+        assert a.dtype == dtype and torch.equal(a, b)
+    rounding = 4 * torch.finfo(dtype).eps
+    for tensor, a, b in zip([x, *parameters], *(gradients(each, [x, *parameters]) for each in (got, expected))):
+        assert a.dtype == tensor.dtype
+        torch.testing.assert_close(a, b, rtol=rounding, atol=rounding * b.abs().max().item())
+
+
+def test_recomputing_under_autocast_leaves_later_gradients_of_the_same_weights_alone(recomputing):
+    weight, x = nn.Parameter(image(6, 8, seed=20)), image(3, 8, seed=21).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        activated_linears(x, nn.GELU(), weight, None)
+        F.linear(x, weight).float().sum().backward()  # autocast remembers casts of weights until it ends
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_recomputed_layers_keep_their_input_and_weights_only(autocast, recomputing):
+    x, parameters, ours, plain = activated_case(parameter_dtype=torch.float32)
+
+    def kept(compute):
+        found = {}
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda t: found.setdefault(t.data_ptr(), t), lambda t: t),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            compute()
+        weights = (*parameters, *(p.bfloat16() for p in parameters))
+        return [t for t in found.values() if t.shape not in {weight.shape for weight in weights}]
+
+    assert [t.data_ptr() for t in kept(ours)] == [x.data_ptr()]
+    assert sum(t.nbytes for t in kept(plain)) > x.nbytes  # the check sees the activated input where it is kept
+
+
+def test_recomputed_layers_can_be_checkpointed(recomputing):
+    x, parameters, ours, plain = activated_case()
+    got = torch.utils.checkpoint.checkpoint(ours, use_reentrant=False)
+    for a, b in zip(*(gradients(each, [x, *parameters]) for each in (got, plain()))):
+        torch.testing.assert_close(a, b)
+
+
+def test_recomputed_layers_refuse_second_derivatives(recomputing):
+    x, _, ours, _ = activated_case()
+    (grad,) = torch.autograd.grad(ours()[0].square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("change", ["compile", "functorch", "forward mode", "dispatch mode", "one dimension"])
+def test_program_transformations_see_the_plain_form(change, recomputing, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the autograd function was called")
+
+    x, parameters, ours, plain = activated_case()
+    weight, bias = parameters[:2]
+    monkeypatch.setattr(onednn, "_recomputed", refuse)
+    with pytest.raises(AssertionError, match="the autograd function"):
+        ours()
+
+    def first(tensor):
+        return activated_linears(tensor, nn.GELU(), weight, bias)[0]
+
+    expected = plain()[0]
+    if change == "compile":
+        got = torch.compile(first, fullgraph=True, backend="aot_eager")(x)
+    elif change == "functorch":
+        torch.testing.assert_close(
+            torch.func.grad(lambda t: first(t).sum())(x), torch.autograd.grad(expected.sum(), x)[0]
+        )
+        return
+    elif change == "forward mode":
+        with torch.autograd.forward_ad.dual_level():
+            got = torch.autograd.forward_ad.unpack_dual(
+                first(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+            ).primal
+    elif change == "dispatch mode":
+        with FlopCounterMode(display=False) as counter:
+            got = first(x)
+        assert counter.get_total_flops() == 2 * 40 * 8 * 6
+    else:
+        got, expected = first(x[0, 0, 0]), expected[0, 0, 0]
+    torch.testing.assert_close(got, expected)
+
+
+def test_mixed_types_without_autocast_stay_an_error(recomputing):
+    _, _, ours, _ = activated_case(torch.float32, torch.bfloat16)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        ours()
+
+
+def test_a_tensor_of_another_device_is_turned_away_before_any_other_check(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a check for the CPU was made")
+
+    for name in ("_is_plain", "_suits", "onednn_works"):
+        monkeypatch.setattr(onednn, name, refuse)
+    x, conv = torch.empty(2, 3, 3, 8, device="meta"), nn.Conv2d(8, 8, 3, padding=1, device="meta")
+    first, second = (Linear(8, 8, device="meta") for _ in range(2))
+    assert onednn.linear(x, first.weight, first.bias).shape == x.shape
+    assert onednn.mlp(x, nn.GELU(), first.weight, first.bias, second.weight, second.bias).shape == x.shape
+    assert activated_linears(x, nn.GELU(), first.weight, first.bias)[0].shape == x.shape
+    assert onednn.PackedLinear(first, nn.GELU())(x).shape == x.shape
+    assert onednn.PackedConv2d(conv)(x.permute(0, 3, 1, 2)).shape == (2, 8, 3, 3)
