@@ -8,6 +8,7 @@ import copy
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ops_dcnv3.dcnv4 import DCNv4
 from ops_dcnv3.linear import Linear, PackedConv2d, PackedLinear
 from ops_dcnv3.module import DCNv3, ToChannelsFirst, ToChannelsLast
 
@@ -32,6 +33,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         elif isinstance(module, MLPLayer) and _is_plain(module.fc1, module.act):
             module.fc1, module.act = PackedLinear(module.fc1, module.act), nn.Identity()
         elif isinstance(module, DCNv3) and _is_plain(module.offset) and _is_plain(module.mask):
+            module.merge_predictors()
+        elif isinstance(module, DCNv4) and _is_plain(module.offset_mask):
             module.merge_predictors()
     if isinstance(getattr(model, "conv_head", None), nn.Sequential):
         model.conv_head = _folded_head(model.conv_head)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .functional import dcnv3
 from .linear import Linear, linear
+from .module import cast_once
 
 __all__ = ["DCNv4", "dcnv4"]
 
@@ -131,6 +132,7 @@ class DCNv4(nn.Module):
         if not without_pointwise:
             self.value_proj = Linear(channels, channels)
             self.output_proj = Linear(channels, channels, bias=output_bias)
+        self.predictors: nn.Module | None = None  # see merge_predictors
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -142,6 +144,21 @@ class DCNv4(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+    def merge_predictors(self) -> None:
+        """For inference: reorder the rows of `offset_mask` once. Later changes of its values have no effect."""
+        weight, bias = self._offsets_first()
+        self.predictors = Linear(self.channels, len(weight), device="meta")
+        self.predictors.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.predictors.bias = nn.Parameter(bias.detach(), requires_grad=False)
+
+    def _offsets_first(self) -> list[Tensor]:
+        """Weight and bias of `offset_mask`, the offsets of all groups before the point weights of all groups.
+
+        Offset and mask are then dense columns of the product, which the kernels read as they are.
+        """
+        points = self.kernel_size * self.kernel_size - int(self.remove_center)
+        return [_offsets_first(rows, self.group, points) for rows in (self.offset_mask.weight, self.offset_mask.bias)]
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         """Apply the layer.
@@ -161,19 +178,19 @@ class DCNv4(nn.Module):
                     f"shape {(height, width)} is not the input's {input.shape[1]} positions; pass its (H, W)"
                 )
             x = input.unflatten(1, (height, width))
+        x = cast_once(x)
         value = x if self.without_pointwise else self.value_proj(x)
         features = x
         if self.dw_kernel_size is not None:
             features = self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         geometry = self.kernel_size, self.stride, self.pad, self.dilation, self.group, self.offset_scale
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if self.predictors is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
             output = dcnv4(value, self.offset_mask(features), *geometry, self.remove_center, self.backend)
         else:
-            # Reordering a few weights is cheaper than taking the offsets of every pixel from between its point weights.
-            points = self.kernel_size * self.kernel_size - int(self.remove_center)
-            weight, bias = (_offsets_first(p, self.group, points) for p in self.offset_mask.parameters())
-            rows, offsets = linear(features, weight, bias), self.group * points * 2
-            offset, mask = rows[..., :offsets], rows[..., offsets : offsets + self.group * points]
+            # Reordering a few weights is cheaper than taking every pixel's offsets from between its point weights.
+            rows = self.predictors(features) if self.predictors else linear(features, *self._offsets_first())
+            points = self.group * (self.kernel_size * self.kernel_size - int(self.remove_center))
+            offset, mask, _ = rows.tensor_split((2 * points, 3 * points), dim=-1)
             output = dcnv3(value, offset, mask, *geometry, self.remove_center, self.backend)
         if not self.without_pointwise:
             output = self.output_proj(output)

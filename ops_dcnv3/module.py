@@ -71,7 +71,7 @@ def _check_sizes(kernel_size: int, dw_kernel_size: int, stride: int, pad: int, d
         raise ValueError(f"{remedy} for {given}; got pad {pad}")
 
 
-def _autocast(x: Tensor) -> Tensor:
+def cast_once(x: Tensor) -> Tensor:
     """Cast as autocast would, once for the two layers that read it: each would make, and keep for backward, its own."""
     kind = x.device.type
     # Of some devices, such as meta, autocast may not even be asked.
@@ -204,7 +204,7 @@ class DCNv3(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim != 4 or input.shape[-1] != self.channels:
             raise ValueError(f"input must have shape (N, H, W, {self.channels}); got {tuple(input.shape)}")
-        input = _autocast(input)
+        input = cast_once(input)
         value = self.input_proj(input)
         offset, mask_logits, gate_logits = self.sampling(input)
         output = dcnv3(

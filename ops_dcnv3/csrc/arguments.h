@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "require.h"
+
 namespace ops_dcnv3 {
 
 using torch::stable::Tensor;
@@ -42,30 +44,32 @@ inline bool has_regular_pixels(const Tensor& t) {
 }
 
 inline void check_arguments(const Tensor& input, const Tensor& offset, const Tensor& mask, const Window& w) {
-  STD_TORCH_CHECK(is_between(1, w.kernel_h) && is_between(1, w.kernel_w) && is_between(1, w.stride_h) &&
+  require(is_between(1, w.kernel_h) && is_between(1, w.kernel_w) && is_between(1, w.stride_h) &&
                       is_between(1, w.stride_w) && is_between(0, w.padding_h) && is_between(0, w.padding_w) &&
                       is_between(1, w.dilation_h) && is_between(1, w.dilation_w) && is_between(1, w.groups),
                   "ops_dcnv3: kernel, stride, dilation and groups must be in 1 to 2^30, padding in 0 to 2^30");
-  STD_TORCH_CHECK(!w.remove_center || (w.kernel_h % 2 && w.kernel_w % 2 && w.points() > 0),
+  require(!w.remove_center || (w.kernel_h % 2 && w.kernel_w % 2 && w.points() > 0),
                   "ops_dcnv3: remove_center needs odd kernel sizes, and more than one point");
-  STD_TORCH_CHECK(offset.scalar_type() == input.scalar_type() && mask.scalar_type() == input.scalar_type(),
+  require(offset.scalar_type() == input.scalar_type() && mask.scalar_type() == input.scalar_type(),
                   "ops_dcnv3: input, offset and mask must have the same dtype");
-  STD_TORCH_CHECK(same_place(input, offset) && same_place(input, mask),
+  require(same_place(input, offset) && same_place(input, mask),
                   "ops_dcnv3: input, offset and mask must be on the same device");
-  STD_TORCH_CHECK(input.dim() == 4 && input.size(1) > 0 && input.size(2) > 0 && input.size(3) % w.groups == 0,
-                  "ops_dcnv3: input must have shape (N, H, W, G*D) with H, W at least 1; got ", input.dim(),
-                  " dimensions, and ", w.groups, " groups");
+  require(input.dim() == 4 && input.size(1) > 0 && input.size(2) > 0 && input.size(3) % w.groups == 0,
+          "ops_dcnv3: input must have shape (N, H, W, G*D), H and W at least 1");
   const int64_t out_h = Window::out_size(input.size(1), w.kernel_h, w.stride_h, w.padding_h, w.dilation_h);
   const int64_t out_w = Window::out_size(input.size(2), w.kernel_w, w.stride_w, w.padding_w, w.dilation_w);
   const int64_t points = w.groups * w.points();
-  STD_TORCH_CHECK(has_shape(offset, input.size(0), out_h, out_w, points * 2) &&
-                      has_shape(mask, input.size(0), out_h, out_w, points),
-                  "ops_dcnv3: offset must have shape (N, Ho, Wo, G*P*2) and mask (N, Ho, Wo, G*P), here with N=",
-                  input.size(0), ", Ho=", out_h, ", Wo=", out_w, ", G=", w.groups, ", P=", w.points());
+  if (!has_shape(offset, input.size(0), out_h, out_w, points * 2) ||
+      !has_shape(mask, input.size(0), out_h, out_w, points)) {
+    const std::string start = "(" + std::to_string(input.size(0)) + ", " + std::to_string(out_h) + ", " +
+                              std::to_string(out_w) + ", ";
+    fail("ops_dcnv3: offset must have shape " + start + std::to_string(points * 2) + ") and mask " + start +
+         std::to_string(points) + ")");
+  }
 }
 
 inline void check_grad_output(const Tensor& grad, const Tensor& input, const Tensor& offset) {
-  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type() && same_place(grad, input) &&
+  require(grad.scalar_type() == input.scalar_type() && same_place(grad, input) &&
                       has_shape(grad, input.size(0), offset.size(1), offset.size(2), input.size(3)),
                   "ops_dcnv3: grad_output must have the output's shape (N, Ho, Wo, G*D), dtype and device");
 }

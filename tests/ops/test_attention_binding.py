@@ -116,7 +116,7 @@ def test_autocast_promotes_to_the_widest_type():
     ("change", "message"),
     [
         ({0: lambda x: x.flatten(2)}, r"value must have shape \(N, keys, heads, D\); got \(2, 47, 16\)"),
-        ({0: lambda x: x.long(), 2: lambda x: x.long(), 3: lambda x: x.long()}, "value must be float64, float32"),
+        ({0: lambda x: x.long(), 2: lambda x: x.long(), 3: lambda x: x.long()}, "expected float32, float64"),
         ({1: lambda x: x.int()}, "spatial_shapes must be of int64"),
         ({1: lambda x: x.flatten()}, r"spatial_shapes must have shape \(levels, 2\); got \(4\)"),
         ({1: lambda x: x[:1]}, "sampling_locations must have shape"),

@@ -27,9 +27,8 @@ DType dtype_of(const Tensor& tensor) {
     case ScalarType::Double: return DType::f64;
     case ScalarType::BFloat16: return DType::bf16;
     case ScalarType::Half: return DType::f16;
-    default: STD_TORCH_CHECK(false, "ops_dcnv3: expected float32, float64, bfloat16 or float16");
+    default: ops_dcnv3::fail("ops_dcnv3: expected float32, float64, bfloat16 or float16");
   }
-  return DType::f32;
 }
 
 // A tensor (N, H, W, C) whose pixels follow each other at one stride, copied only if it is not one already. Parts of a
@@ -60,7 +59,7 @@ struct Call {
                input.stride, offset.stride, mask.stride, w.offset_scale, w.mask_is_logits,
                taps.x.data(), taps.y.data(), taps.fraction_x.data(), taps.fraction_y.data()};
     constexpr int64_t limit = int64_t(1) << 30;
-    STD_TORCH_CHECK(problem.height * problem.width <= limit && problem.out_height * w.stride_h + w.padding_h <= limit &&
+    ops_dcnv3::require(problem.height * problem.width <= limit && problem.out_height * w.stride_h + w.padding_h <= limit &&
                         problem.out_width * w.stride_w + w.padding_w <= limit,
                     "ops_dcnv3: an image of more than 2^30 pixels; split it into parts");
   }

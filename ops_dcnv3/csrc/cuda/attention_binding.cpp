@@ -1,10 +1,6 @@
 // Multi-scale deformable attention as torch operators, through the stable ABI (torch 2.10 on). The schemas are defined
 // in ops_dcnv3/attention.py. Whatever reaches the kernels was checked here: they are called by other projects' code too.
-#define USE_CUDA  // declares torch's function for the current stream
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include "torch_tensors.h"
 
 #include <initializer_list>
 #include <string>
@@ -14,19 +10,7 @@
 
 namespace dcnv3_attention_binding {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-dcnv3::Dtype dtype_of(const Tensor& value) {
-  switch (value.scalar_type()) {
-    case ScalarType::Half: return dcnv3::Dtype::kFloat16;
-    case ScalarType::BFloat16: return dcnv3::Dtype::kBFloat16;
-    case ScalarType::Float: return dcnv3::Dtype::kFloat32;
-    case ScalarType::Double: return dcnv3::Dtype::kFloat64;
-    default: STD_TORCH_CHECK(false, "ms_deform_attn: value must be float64, float32, bfloat16 or float16");
-  }
-  return dcnv3::Dtype::kFloat32;
-}
+using namespace ops_dcnv3;
 
 std::string text(const Tensor& tensor) {
   std::string result = "(";
@@ -42,12 +26,14 @@ void check_tensor(const char* name, const Tensor& tensor, const Tensor& value, S
     const int64_t wanted = sizes.begin()[i];
     fits = wanted < 0 || tensor.size(i) == wanted;
   }
-  STD_TORCH_CHECK(fits, "ms_deform_attn: ", name, " must have shape ", expected, "; got ", text(tensor), " for a value ",
-                  text(value));
-  STD_TORCH_CHECK(tensor.scalar_type() == type, "ms_deform_attn: ", name, " must be of ",
-                  type == ScalarType::Long ? "int64" : "the type of value; convert it");
-  STD_TORCH_CHECK(tensor.is_cuda() == value.is_cuda() && tensor.get_device_index() == value.get_device_index(),
-                  "ms_deform_attn: ", name, " must be on the device of value; move it there");
+  const std::string start = std::string("ms_deform_attn: ") + name + " must ";
+  if (!fits) fail(start + "have shape " + expected + "; got " + text(tensor) + " for a value " + text(value));
+  if (tensor.scalar_type() != type) {
+    fail(start + "be of " + (type == ScalarType::Long ? "int64" : "the type of value; convert it"));
+  }
+  if (tensor.is_cuda() != value.is_cuda() || tensor.get_device_index() != value.get_device_index()) {
+    fail(start + "be on the device of value; move it there");
+  }
 }
 
 dcnv3::AttentionShape checked_shape(const Tensor& value, const Tensor& shapes, const Tensor& locations,
@@ -64,20 +50,6 @@ dcnv3::AttentionShape checked_shape(const Tensor& value, const Tensor& shapes, c
   return {batch, value.size(1), queries, heads, value.size(3), levels, points};
 }
 
-// What the kernels read: contiguous, and on a 16-byte boundary, where a view into a larger tensor may not begin.
-Tensor prepared(const Tensor& tensor) {
-  const Tensor dense = torch::stable::contiguous(tensor);
-  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : torch::stable::clone(dense);
-}
-
-void* current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
-}
-
-void check_launch(const char* reason) { STD_TORCH_CHECK(reason == nullptr, reason); }
-
 Tensor forward(const Tensor& value, const Tensor& spatial_shapes, const Tensor& sampling_locations,
                const Tensor& attention_weights) {
   const dcnv3::AttentionShape shape = checked_shape(value, spatial_shapes, sampling_locations, attention_weights);
@@ -86,7 +58,7 @@ Tensor forward(const Tensor& value, const Tensor& spatial_shapes, const Tensor& 
   const Tensor v = prepared(value), s = prepared(spatial_shapes), l = prepared(sampling_locations);
   const Tensor w = prepared(attention_weights);
   Tensor output = torch::stable::new_empty(value, {shape.batch, shape.queries, shape.heads * shape.depth});
-  check_launch(dcnv3::attention_forward(dtype, shape, v.const_data_ptr(), s.const_data_ptr<int64_t>(),
+  require_launch(dcnv3::attention_forward(dtype, shape, v.const_data_ptr(), s.const_data_ptr<int64_t>(),
                                         l.const_data_ptr(), w.const_data_ptr(), output.mutable_data_ptr(),
                                         current_stream(value)));
   return output;
@@ -110,13 +82,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   };
   Tensor grad_locations = create(sampling_locations), grad_weights = create(attention_weights);
   void* stream = current_stream(value);
-  check_launch(dcnv3::attention_backward(dtype, shape, g.const_data_ptr(), v.const_data_ptr(),
+  require_launch(dcnv3::attention_backward(dtype, shape, g.const_data_ptr(), v.const_data_ptr(),
                                          s.const_data_ptr<int64_t>(), l.const_data_ptr(), w.const_data_ptr(),
                                          wide.mutable_data_ptr(), grad_locations.mutable_data_ptr(),
                                          grad_weights.mutable_data_ptr(), stream));
   if (!is_half) return {wide, grad_locations, grad_weights};
   Tensor grad_value = torch::stable::new_empty(value, value.sizes());
-  check_launch(dcnv3::narrow(dtype, wide.const_data_ptr(), grad_value.mutable_data_ptr(), value.numel(), stream));
+  require_launch(dcnv3::narrow(dtype, wide.const_data_ptr(), grad_value.mutable_data_ptr(), value.numel(), stream));
   return {grad_value, grad_locations, grad_weights};
 }
 
