@@ -32,9 +32,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             fold_layer_scale(module)
         elif isinstance(module, MLPLayer) and _is_plain(module.fc1, module.act):
             module.fc1, module.act = PackedLinear(module.fc1, module.act), nn.Identity()
-        elif isinstance(module, DCNv3) and _is_plain(module.offset) and _is_plain(module.mask):
-            module.merge_predictors()
-        elif isinstance(module, DCNv4) and _is_plain(module.offset_mask):
+        elif isinstance(module, (DCNv3, DCNv4)) and all(map(_is_plain, _predictors(module))):
             module.merge_predictors()
     if isinstance(getattr(model, "conv_head", None), nn.Sequential):
         model.conv_head = _folded_head(model.conv_head)
@@ -45,6 +43,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             elif type(child) is nn.Conv2d and _is_plain(child) and child.padding_mode == "zeros":
                 setattr(module, name, PackedConv2d(child))
     return model
+
+
+def _predictors(layer: DCNv3 | DCNv4) -> list[nn.Module]:
+    return [layer.offset, layer.mask] if isinstance(layer, DCNv3) else [layer.offset_mask]
 
 
 def _is_plain(layer: nn.Module, activation: nn.Module | None = None) -> bool:

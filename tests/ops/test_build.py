@@ -133,6 +133,12 @@ def test_the_report_lists_every_backend_with_a_reason():
     assert "auto uses " in report
 
 
+def test_the_cuda_library_can_be_switched_off_at_run_time(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("OPS_DCNV3_NO_CUDA", "1")
+    assert backends._load_cuda() == "it is switched off; unset OPS_DCNV3_NO_CUDA"
+
+
 def test_backends_that_do_not_serve_a_device_are_refused():
     with pytest.raises(ops_dcnv3.BackendError, match="does not serve cpu tensors; choose auto or cpu, torch"):
         backends.select("cuda", torch.device("cpu"))

@@ -136,7 +136,7 @@ __device__ __forceinline__ void sum_over_lanes(Acc (&x)[3], uint32_t lanes) {
 // make up the group exactly.
 // grad_input is in Acc and starts as zero; the order of the atomic additions to it is not deterministic.
 template <typename T, int V, int Points, bool Logits>
-__global__ void __launch_bounds__(kBackwardThreads)
+__global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 8 ? 3 : 6)  // without the 6 ptxas spills for more
     backward_kernel(const Problem<typename Accumulator<T>::type> problem, const T* __restrict__ grad_output,
                     const T* __restrict__ input, const T* __restrict__ offset, const T* __restrict__ mask,
                     typename Accumulator<T>::type* __restrict__ grad_input, T* __restrict__ grad_offset,
