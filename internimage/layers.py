@@ -5,6 +5,7 @@ InternImage (Wang et al., CVPR 2023, section 3.2); module names are those of the
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from timm.layers import DropPath
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ops_dcnv3.linear import Linear, can_fuse, mlp
-from ops_dcnv3.module import build_act_layer, build_norm_layer
+from ops_dcnv3.module import build_act_layer, build_norm_layer, fused_conv_norm_act
+from ops_dcnv3.norm import (
+    LayerNorm,
+    drop_path_factors,
+    has_no_hooks,
+    is_candidate,
+    layer_norm,
+    post_norm,
+    pre_norm,
+    serves,
+)
 
 __all__ = ["Block", "DownsampleLayer", "Level", "MLPLayer", "StemLayer"]
 
@@ -30,8 +41,10 @@ class StemLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last from the first convolution on, so that every later permute is a view.
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
-        return self.norm2(self.conv2(self.act(self.norm1(x))))
+        x = x.contiguous(memory_format=torch.channels_last)
+        fused = fused_conv_norm_act(x, self.conv1, self.norm1, self.act)
+        x = self.act(self.norm1(self.conv1(x))) if fused is None else fused.permute(0, 3, 1, 2)
+        return self.norm2(self.conv2(x))
 
 
 class DownsampleLayer(nn.Module):
@@ -62,6 +75,33 @@ class MLPLayer(nn.Module):
         if not (self.training and self.drop.p) and can_fuse(self.act, self.fc1, self.fc2):
             return mlp(x, self.act, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Pending(NamedTuple):
+    """What is still to be added to a block's input: `keep * gamma * branch`, with None for a factor of 1."""
+
+    branch: Tensor
+    gamma: Tensor | None
+    keep: Tensor | None
+
+    def added_to(self, x: Tensor) -> Tensor:
+        branch = self.branch if self.gamma is None else self.gamma * self.branch
+        return x + (branch if self.keep is None else branch * self.keep)
+
+
+def _settled(x: Tensor, pending: Pending | None) -> Tensor:
+    return x if pending is None else pending.added_to(x)
+
+
+def _is_plain_norm(norm: nn.Sequential) -> bool:
+    return len(norm) == 1 and type(norm[0]) is LayerNorm and has_no_hooks(norm, norm[0])
+
+
+def _normed(x: Tensor, pending: Pending | None, norm: LayerNorm, as_input: bool) -> tuple[Tensor, Tensor]:
+    """`x` with what was pending added, and its norm, on a GPU."""
+    if pending is None:
+        return x, layer_norm(x, norm, as_input)
+    return pre_norm(x, pending.branch, norm, pending.gamma, pending.keep, as_input)
 
 
 class Block(nn.Module):
@@ -109,7 +149,52 @@ class Block(nn.Module):
             return getattr(self, f"res_post_norm{index}")(y)
         return y
 
+    def _serves(self, x: Tensor) -> bool:
+        """Whether this block's norms are one kernel each with the sums beside them (see `ops_dcnv3.norm`)."""
+        if (
+            not is_candidate(x)
+            or type(self)._branch is not Block._branch
+            or type(self.drop_path) not in (DropPath, nn.Identity)
+        ):
+            return False
+        norms = [self.norm1, self.norm2]
+        if self.res_post_norm:
+            norms += [self.res_post_norm1, self.res_post_norm2]
+        gammas = (self.gamma1, self.gamma2) if self.layer_scale else ()
+        return all(map(_is_plain_norm, norms)) and has_no_hooks(self.drop_path) and serves(x, norms[0][0], *gammas)
+
+    def can_chain(self, x: Tensor) -> bool:
+        """Whether `chained` may stand for a call of this block."""
+        return (
+            self._serves(x)
+            and has_no_hooks(self)
+            and self._compiled_call_impl is None
+            and not (self.with_cp and x.requires_grad)
+        )
+
+    def _fused_branch(self, x: Tensor, pending: Pending | None, index: int) -> tuple[Tensor, Pending | None]:
+        """One residual branch, and what of it is still to be added: all of it before a norm that can take it along."""
+        layer, norm = (self.dcn, self.mlp)[index - 1], getattr(self, f"norm{index}")
+        gamma = getattr(self, f"gamma{index}") if self.layer_scale else None
+        if self.post_norm:
+            x = _settled(x, pending)
+            y = layer(x)
+        else:
+            x, y = _normed(x, pending, norm[0], as_input=True)
+            y = layer(y)
+            norm = getattr(self, f"res_post_norm{index}") if self.res_post_norm and not self.layer_scale else None
+        if norm is None:
+            return x, Pending(y, gamma, drop_path_factors(self.drop_path, y, gamma))
+        return post_norm(x, y, norm[0], gamma, drop_path_factors(self.drop_path, y, gamma, after_norm=True)), None
+
+    def chained(self, x: Tensor, pending: Pending | None) -> tuple[Tensor, Pending | None]:
+        """The block, whose last sum may be left to whoever computes the next norm."""
+        return self._fused_branch(*self._fused_branch(x, pending, 1), 2)
+
     def _forward(self, x: Tensor) -> Tensor:
+        if self._serves(x):
+            x, pending = self.chained(x, None)
+            return x if pending is None else pending.added_to(x)
         x = x + self.drop_path(self._branch(x, 1))
         return x + self.drop_path(self._branch(x, 2))
 
@@ -147,10 +232,17 @@ class Level(nn.Module):
         self.downsample = DownsampleLayer(channels, norm_layer) if downsample else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pending = None  # the sum that a block leaves to the next norm
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            if type(block) is Block and block.can_chain(x):
+                x, pending = block.chained(x, pending)
+            else:
+                x, pending = block(_settled(x, pending)), None
             if index in self.post_norm_block_ids:
-                x = self.post_norms[self.post_norm_block_ids.index(index)](x)
-        if self.norm is not None:
-            x = self.norm(x)
+                x, pending = self.post_norms[self.post_norm_block_ids.index(index)](_settled(x, pending)), None
+        if pending is not None and self.norm is not None and _is_plain_norm(self.norm):
+            x = _normed(x, pending, self.norm[0], as_input=False)[1]
+        else:
+            x = _settled(x, pending)
+            x = x if self.norm is None else self.norm(x)
         return x, x if self.downsample is None else self.downsample(x)
