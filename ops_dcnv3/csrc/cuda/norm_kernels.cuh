@@ -216,7 +216,7 @@ __device__ __forceinline__ float gelu_slope(float x) {
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 template <Form F, bool Block, bool Vector>
-__global__ void __launch_bounds__(kThreads<Block>) forward_kernel(const Forward a, const Layout layout) {
+__global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 3) forward_kernel(const Forward a, const Layout layout) {
   __shared__ float cells[2][kThreads<Block> / kWarp][1];
   RowSum<Block, 1> sum_over_row{cells};
   const Place place = Place::of<Vector>(layout);
@@ -303,7 +303,7 @@ struct Incoming {
 };
 
 template <Form F, bool Block, bool Vector>
-__global__ void __launch_bounds__(kThreads<Block>) backward_kernel(const Backward a, const Layout layout) {
+__global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 2) backward_kernel(const Backward a, const Layout layout) {
   __shared__ float cells[2][kThreads<Block> / kWarp][2];
   __shared__ float tile[kThreads<Block> * kWidth];
   constexpr bool kHasExtra = F != Form::kPlain;
