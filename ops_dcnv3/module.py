@@ -187,7 +187,7 @@ class DCNv3(nn.Module):
         x = input.permute(0, 3, 1, 2)
         conv, norm, activation = self.dw_conv
         x1 = fused_conv_norm_act(x, conv, norm, activation, self.dw_conv)
-        if x1 is None and can_fuse(activation, self.offset, self.mask):
+        if x1 is None and has_no_hooks(self.dw_conv) and can_fuse(activation, self.offset, self.mask):
             parameters = (self.offset.weight, self.offset.bias, self.mask.weight, self.mask.bias)
             results = activated_linears(norm(conv(x)), activation, *parameters, *gate)
         else:
