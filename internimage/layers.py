@@ -20,6 +20,7 @@ from ops_dcnv3.norm import (
     has_no_hooks,
     is_candidate,
     layer_norm,
+    layer_norm_in,
     post_norm,
     pre_norm,
     serves,
@@ -93,10 +94,6 @@ def _settled(x: Tensor, pending: Pending | None) -> Tensor:
     return x if pending is None else pending.added_to(x)
 
 
-def _is_plain_norm(norm: nn.Sequential) -> bool:
-    return len(norm) == 1 and type(norm[0]) is LayerNorm and has_no_hooks(norm, norm[0])
-
-
 def _normed(x: Tensor, pending: Pending | None, norm: LayerNorm, as_input: bool) -> tuple[Tensor, Tensor]:
     """`x` with what was pending added, and its norm, on a GPU."""
     if pending is None:
@@ -149,52 +146,46 @@ class Block(nn.Module):
             return getattr(self, f"res_post_norm{index}")(y)
         return y
 
-    def _serves(self, x: Tensor) -> bool:
-        """Whether this block's norms are one kernel each with the sums beside them (see `ops_dcnv3.norm`)."""
-        if (
-            not is_candidate(x)
-            or type(self)._branch is not Block._branch
-            or type(self.drop_path) not in (DropPath, nn.Identity)
-        ):
-            return False
-        norms = [self.norm1, self.norm2]
-        if self.res_post_norm:
-            norms += [self.res_post_norm1, self.res_post_norm2]
-        gammas = (self.gamma1, self.gamma2) if self.layer_scale else ()
-        return all(map(_is_plain_norm, norms)) and has_no_hooks(self.drop_path) and serves(x, norms[0][0], *gammas)
+    def _served_norms(self, x: Tensor) -> list[LayerNorm] | None:
+        """The norms of this block if `ops_dcnv3.norm` computes them together with the sums beside them, else None."""
+        if not is_candidate(x) or type(self)._branch is not Block._branch:
+            return None
+        names = ("norm1", "norm2", "res_post_norm1", "res_post_norm2")[: 4 if self.res_post_norm else 2]
+        modules, gammas = self._modules, (self.gamma1, self.gamma2) if self.layer_scale else ()
+        norms, drop_path = [layer_norm_in(modules[name]) for name in names], modules["drop_path"]
+        known = None not in norms and type(drop_path) in (DropPath, nn.Identity) and has_no_hooks(drop_path)
+        return norms if known and serves(x, norms[0], *gammas) else None
 
-    def can_chain(self, x: Tensor) -> bool:
-        """Whether `chained` may stand for a call of this block."""
-        return (
-            self._serves(x)
-            and has_no_hooks(self)
-            and self._compiled_call_impl is None
-            and not (self.with_cp and x.requires_grad)
-        )
+    def chainable_norms(self, x: Tensor) -> list[LayerNorm] | None:
+        """What `chained` takes if it may stand for a call of this block, else None."""
+        norms = self._served_norms(x)
+        called = self._compiled_call_impl is not None or (self.with_cp and x.requires_grad) or not has_no_hooks(self)
+        return None if called else norms
 
-    def _fused_branch(self, x: Tensor, pending: Pending | None, index: int) -> tuple[Tensor, Pending | None]:
-        """One residual branch, and what of it is still to be added: all of it before a norm that can take it along."""
-        layer, norm = (self.dcn, self.mlp)[index - 1], getattr(self, f"norm{index}")
-        gamma = getattr(self, f"gamma{index}") if self.layer_scale else None
+    def _fused_branch(
+        self, x: Tensor, pending: Pending | None, norms: list[LayerNorm], index: int
+    ) -> tuple[Tensor, Pending | None]:
+        layer = (self.dcn, self.mlp)[index]
+        gamma = (self.gamma1, self.gamma2)[index] if self.layer_scale else None
         if self.post_norm:
-            x = _settled(x, pending)
+            x, after = _settled(x, pending), norms[index]
             y = layer(x)
         else:
-            x, y = _normed(x, pending, norm[0], as_input=True)
-            y = layer(y)
-            norm = getattr(self, f"res_post_norm{index}") if self.res_post_norm and not self.layer_scale else None
-        if norm is None:
-            return x, Pending(y, gamma, drop_path_factors(self.drop_path, y, gamma))
-        return post_norm(x, y, norm[0], gamma, drop_path_factors(self.drop_path, y, gamma, after_norm=True)), None
+            x, y = _normed(x, pending, norms[index], as_input=True)
+            y, after = layer(y), norms[2 + index] if self.res_post_norm and not self.layer_scale else None
+        keep = drop_path_factors(self.drop_path, y, gamma, after_norm=after is not None)
+        if after is None:
+            return x, Pending(y, gamma, keep)
+        return post_norm(x, y, after, gamma, keep), None
 
-    def chained(self, x: Tensor, pending: Pending | None) -> tuple[Tensor, Pending | None]:
-        """The block, whose last sum may be left to whoever computes the next norm."""
-        return self._fused_branch(*self._fused_branch(x, pending, 1), 2)
+    def chained(self, x: Tensor, pending: Pending | None, norms: list[LayerNorm]) -> tuple[Tensor, Pending | None]:
+        """The block on `x` with `pending` added. Its own last sum may be left to whoever computes the next norm."""
+        x, pending = self._fused_branch(x, pending, norms, 0)
+        return self._fused_branch(x, pending, norms, 1)
 
     def _forward(self, x: Tensor) -> Tensor:
-        if self._serves(x):
-            x, pending = self.chained(x, None)
-            return x if pending is None else pending.added_to(x)
+        if norms := self._served_norms(x):
+            return _settled(*self.chained(x, None, norms))
         x = x + self.drop_path(self._branch(x, 1))
         return x + self.drop_path(self._branch(x, 2))
 
@@ -234,14 +225,14 @@ class Level(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pending = None  # the sum that a block leaves to the next norm
         for index, block in enumerate(self.blocks):
-            if type(block) is Block and block.can_chain(x):
-                x, pending = block.chained(x, pending)
+            if type(block) is Block and (norms := block.chainable_norms(x)):
+                x, pending = block.chained(x, pending, norms)
             else:
                 x, pending = block(_settled(x, pending)), None
             if index in self.post_norm_block_ids:
                 x, pending = self.post_norms[self.post_norm_block_ids.index(index)](_settled(x, pending)), None
-        if pending is not None and self.norm is not None and _is_plain_norm(self.norm):
-            x = _normed(x, pending, self.norm[0], as_input=False)[1]
+        if pending is not None and self.norm is not None and (norm := layer_norm_in(self.norm)):
+            x = _normed(x, pending, norm, as_input=False)[1]
         else:
             x = _settled(x, pending)
             x = x if self.norm is None else self.norm(x)

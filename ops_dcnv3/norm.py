@@ -25,6 +25,7 @@ __all__ = [
     "drop_path_factors",
     "has_no_hooks",
     "is_candidate",
+    "layer_norm_in",
     "layer_norm",
     "norm_gelu",
     "post_norm",
@@ -32,7 +33,7 @@ __all__ = [
     "serves",
 ]
 
-_DEVICE = "cuda"
+_DEVICE, _IS_OURS = "cuda", "is_cuda"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _PLAIN, _GELU, _POST, _PRE = range(4)  # the forms of csrc/cuda/norm_cuda.h
 _MOST_CHANNELS = 4096
@@ -110,16 +111,17 @@ class _Norm(torch.autograd.Function):
 
 def _apply(x, residual, norm: nn.LayerNorm, extra, keep, form: int, out_dtype: torch.dtype, sum_dtype: torch.dtype):
     arguments = (x, residual, norm.weight, norm.bias, extra, keep, norm.eps, form, out_dtype, sum_dtype)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:5]):
-        return _Norm.apply(*arguments)
+    if torch.is_grad_enabled():
+        for tensor in arguments[:5]:
+            if tensor is not None and tensor.requires_grad:
+                return _Norm.apply(*arguments)
     results = torch.ops.ops_dcnv3.norm_forward.default(*arguments, False)
     return results if form == _PRE else results[0]
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+def _autocast_dtype() -> torch.dtype | None:
     """The half type of matrix products under autocast; None without it."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return torch.get_autocast_dtype(_DEVICE) if torch.is_autocast_enabled(_DEVICE) else None
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, as_input: bool = False) -> Tensor:
@@ -131,7 +133,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, as_input: bool = False) -> Tensor:
         as_input: the result feeds linear layers and convolutions only: under autocast give it their type, to which they
             would convert it, and not float32.
     """
-    half = _autocast_dtype(x)
+    half = _autocast_dtype()
     out_dtype = x.dtype if half is None else half if as_input else torch.float32
     return _apply(x, None, norm, None, None, _PLAIN, out_dtype, out_dtype)
 
@@ -144,7 +146,7 @@ def norm_gelu(x: Tensor, norm: nn.LayerNorm, pre_bias: Tensor | None = None) -> 
         norm: gives weight, bias and eps.
         pre_bias: `(C,)`, of the layer that gave `x`, which was called without it.
     """
-    dtype = _autocast_dtype(x) or x.dtype
+    dtype = _autocast_dtype() or x.dtype
     return _apply(x, None, norm, pre_bias, None, _GELU, dtype, dtype)
 
 
@@ -159,7 +161,7 @@ def post_norm(
         gamma: `(C,)`, the layer scale.
         keep: one number for each of the N images, from `drop_path_factors`.
     """
-    dtype = torch.promote_types(residual.dtype, _branch_dtype(x, gamma, after_norm=True))
+    dtype = _wider(residual.dtype, _branch_dtype(x, gamma, after_norm=True))
     return _apply(x, residual, norm, gamma, keep, _POST, dtype, dtype)
 
 
@@ -183,8 +185,8 @@ def pre_norm(
     Returns:
         The sum and its norm.
     """
-    sum_dtype = torch.promote_types(residual.dtype, _branch_dtype(x, gamma, after_norm=False))
-    half = _autocast_dtype(x)
+    sum_dtype = _wider(residual.dtype, _branch_dtype(x, gamma, after_norm=False))
+    half = _autocast_dtype()
     out_dtype = sum_dtype if half is None else half if as_input else torch.float32
     out, total = _apply(x, residual, norm, gamma, keep, _PRE, out_dtype, sum_dtype)
     return total, out
@@ -211,8 +213,12 @@ def drop_path_factors(
 
 def _branch_dtype(x: Tensor, gamma: Tensor | None, after_norm: bool) -> torch.dtype:
     """The type that a branch has in PyTorch when it is added to the residual."""
-    dtype = torch.float32 if after_norm and _autocast_dtype(x) is not None else x.dtype
-    return dtype if gamma is None or gamma.dtype == dtype else torch.promote_types(dtype, gamma.dtype)
+    dtype = torch.float32 if after_norm and _autocast_dtype() is not None else x.dtype
+    return dtype if gamma is None else _wider(dtype, gamma.dtype)
+
+
+def _wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    return a if a == b else torch.promote_types(a, b)
 
 
 @functools.cache
@@ -221,8 +227,8 @@ def _has_kernels(device: torch.device) -> bool:
 
 
 def is_candidate(x: Tensor) -> bool:
-    """Whether asking `serves` is worth the time: the one comparison that a CPU tensor pays for."""
-    return x.device.type == _DEVICE
+    """Whether asking `serves` is worth the time: the one question that a CPU tensor pays for."""
+    return getattr(x, _IS_OURS)
 
 
 def serves(x: Tensor, norm: nn.LayerNorm, *parameters: Tensor | None) -> bool:
@@ -236,26 +242,26 @@ def serves(x: Tensor, norm: nn.LayerNorm, *parameters: Tensor | None) -> bool:
         norm: the LayerNorm, over the last dimension.
         parameters: further `(C,)` parameters of the call.
     """
-    if not is_candidate(x):
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting():
+    if not is_candidate(x) or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting():
         return False
     weight = norm.weight
-    if type(x) is not Tensor or weight is None or norm.bias is None or weight.dim() != 1:
+    if type(x) is not Tensor or weight is None or norm.bias is None:
         return False
+    dtype, device = weight.dtype, x.get_device()
     for parameter in (weight, norm.bias, *parameters):
         if parameter is not None and (
             type(parameter) not in (nn.Parameter, Tensor)
-            or parameter.dtype != weight.dtype
-            or parameter.device != x.device
+            or parameter.dtype != dtype
+            or parameter.get_device() != device
         ):
             return False
     return (
-        weight.shape[0] <= _MOST_CHANNELS
+        dtype in _FLOATS
+        and (x.dtype == dtype or (torch.is_autocast_enabled(_DEVICE) and x.dtype in _FLOATS))
+        and weight.dim() == 1
+        and weight.numel() <= _MOST_CHANNELS
         and x.numel() > 0
-        and x.dtype in _FLOATS
-        and weight.dtype in _FLOATS
-        and (x.dtype == weight.dtype or torch.is_autocast_enabled(_DEVICE))
+        # A mode (fake tensors, FLOP counting, ...) or a function transform would not see what it expects.
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch.autograd.forward_ad._current_level < 0
@@ -265,10 +271,17 @@ def serves(x: Tensor, norm: nn.LayerNorm, *parameters: Tensor | None) -> bool:
 
 def has_no_hooks(*modules: nn.Module) -> bool:
     """Whether nobody observes calls of these modules, so that they may stay uncalled."""
-    return not any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in modules
-    )
+    for m in modules:
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            return False
+    return True
+
+
+def layer_norm_in(sequence: nn.Sequential) -> "LayerNorm | None":
+    """The module of a `build_norm_layer` without permutes, if it is one of ours and may stay uncalled."""
+    modules = sequence._modules  # indexing an nn.Sequential takes half a microsecond
+    layer = modules.get("0")
+    return layer if len(modules) == 1 and type(layer) is LayerNorm and has_no_hooks(sequence, layer) else None
 
 
 class LayerNorm(nn.LayerNorm):

@@ -44,6 +44,7 @@ def poisoned(library):
 def on_gpu(library, monkeypatch):
     """Networks on the CPU take the path of a GPU with the compiled library; counts the calls of kernels by form."""
     monkeypatch.setattr(norm, "_DEVICE", "cpu")
+    monkeypatch.setattr(norm, "_IS_OURS", "is_cpu")
     monkeypatch.setattr(norm, "_has_kernels", lambda device: True)
     calls, apply = dict.fromkeys(FORMS, 0), norm._apply
 
