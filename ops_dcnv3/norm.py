@@ -227,8 +227,8 @@ def _has_kernels(device: torch.device) -> bool:
 
 
 def is_candidate(x: Tensor) -> bool:
-    """Whether asking `serves` is worth the time: the one question that a CPU tensor pays for."""
-    return getattr(x, _IS_OURS)
+    """Whether asking `serves` is worth the time: all that a CPU tensor pays for, and that compilers see."""
+    return getattr(x, _IS_OURS) and not torch.compiler.is_compiling()
 
 
 def serves(x: Tensor, norm: nn.LayerNorm, *parameters: Tensor | None) -> bool:
@@ -242,7 +242,7 @@ def serves(x: Tensor, norm: nn.LayerNorm, *parameters: Tensor | None) -> bool:
         norm: the LayerNorm, over the last dimension.
         parameters: further `(C,)` parameters of the call.
     """
-    if not is_candidate(x) or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting():
+    if not is_candidate(x) or torch.jit.is_tracing() or torch.jit.is_scripting():
         return False
     weight = norm.weight
     if type(x) is not Tensor or weight is None or norm.bias is None:

@@ -291,6 +291,8 @@ def test_compilers_exporters_transforms_and_other_types_take_the_plain_form(on_g
     x = torch.randn(2, 8)
     exported = torch.export.export(layer, (x,))
     assert [n.target for n in exported.graph.nodes if n.op == "call_function"] == [torch.ops.aten.layer_norm.default]
+    model = tiny(drop_path_rate=0.5)
+    torch.compile(model, backend="eager", fullgraph=True)(torch.randn(1, 3, 64, 64))
     torch.jit.trace(layer, x, check_trace=False)
     torch.func.vmap(layer)(x)
     torch.func.grad(lambda x: layer(x).square().sum())(x)

@@ -267,8 +267,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 3) forward_kernel
     float total[1] = {0};
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) total[0] += x[i];
-    // Channels that do not exist are zero; so are all of a row that does not exist.
-    if (F == Form::kGelu && place.count == 0) total[0] = 0;
+    // Channels that do not exist are zero, as their biases are.
     sum_over_row(total, layout.lanes);
     const float mean = total[0] * scale;
     total[0] = 0;
@@ -278,7 +277,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 3) forward_kernel
       total[0] = fmaf(x[i], x[i], total[0]);
     }
     sum_over_row(total, layout.lanes);
-    const float inverse = 1.f / sqrtf(fmaf(total[0], scale, a.eps));
+    const float inverse = rsqrtf(fmaf(total[0], scale, a.eps));
     if (a.stats && place.channel == 0 && row < layout.rows) {
       a.stats[row] = mean;
       a.stats[int64_t{layout.rows} + row] = inverse;
