@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ops_dcnv3.dcnv4 import DCNv4
 from ops_dcnv3.linear import Linear, PackedConv2d, PackedLinear
 from ops_dcnv3.module import DCNv3, ToChannelsFirst, ToChannelsLast
+from ops_dcnv3.norm import LayerNorm
 
 from .layers import Block, MLPLayer
 
@@ -70,7 +71,7 @@ def fold_layer_scale(block: Block) -> None:
         return
     projections = (getattr(block.dcn, "output_proj", None), block.mlp.fc2)
     lasts = (block.norm1[0], block.norm2[0]) if block.post_norm else projections
-    if not all(type(last) in (nn.LayerNorm, nn.Linear, Linear) for last in lasts):
+    if not all(type(last) in (LayerNorm, nn.LayerNorm, nn.Linear, Linear) for last in lasts):
         return
     for last, name in zip(lasts, ("gamma1", "gamma2")):
         for key, parameter in list(last.named_parameters()):

@@ -5,6 +5,7 @@ InternImage (Wang et al., CVPR 2023, section 3.2); module names are those of the
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from timm.layers import DropPath
@@ -12,7 +13,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ops_dcnv3.linear import Linear, can_fuse, mlp
-from ops_dcnv3.module import build_act_layer, build_norm_layer
+from ops_dcnv3.module import build_act_layer, build_norm_layer, fused_conv_norm_act
+from ops_dcnv3.norm import (
+    LayerNorm,
+    drop_path_factors,
+    has_no_hooks,
+    is_candidate,
+    layer_norm,
+    layer_norm_in,
+    post_norm,
+    pre_norm,
+    serves,
+)
 
 __all__ = ["Block", "DownsampleLayer", "Level", "MLPLayer", "StemLayer"]
 
@@ -30,8 +42,10 @@ class StemLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last from the first convolution on, so that every later permute is a view.
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
-        return self.norm2(self.conv2(self.act(self.norm1(x))))
+        x = x.contiguous(memory_format=torch.channels_last)
+        fused = fused_conv_norm_act(x, self.conv1, self.norm1, self.act)
+        x = self.act(self.norm1(self.conv1(x))) if fused is None else fused.permute(0, 3, 1, 2)
+        return self.norm2(self.conv2(x))
 
 
 class DownsampleLayer(nn.Module):
@@ -62,6 +76,29 @@ class MLPLayer(nn.Module):
         if not (self.training and self.drop.p) and can_fuse(self.act, self.fc1, self.fc2):
             return mlp(x, self.act, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Pending(NamedTuple):
+    """What is still to be added to a block's input: `keep * gamma * branch`, with None for a factor of 1."""
+
+    branch: Tensor
+    gamma: Tensor | None
+    keep: Tensor | None
+
+    def added_to(self, x: Tensor) -> Tensor:
+        branch = self.branch if self.gamma is None else self.gamma * self.branch
+        return x + (branch if self.keep is None else branch * self.keep)
+
+
+def _settled(x: Tensor, pending: Pending | None) -> Tensor:
+    return x if pending is None else pending.added_to(x)
+
+
+def _normed(x: Tensor, pending: Pending | None, norm: LayerNorm, as_input: bool) -> tuple[Tensor, Tensor]:
+    """`x` with what was pending added, and its norm, on a GPU."""
+    if pending is None:
+        return x, layer_norm(x, norm, as_input)
+    return pre_norm(x, pending.branch, norm, pending.gamma, pending.keep, as_input)
 
 
 class Block(nn.Module):
@@ -109,7 +146,46 @@ class Block(nn.Module):
             return getattr(self, f"res_post_norm{index}")(y)
         return y
 
+    def _served_norms(self, x: Tensor) -> list[LayerNorm] | None:
+        """The norms of this block if `ops_dcnv3.norm` computes them together with the sums beside them, else None."""
+        if not is_candidate(x) or type(self)._branch is not Block._branch:
+            return None
+        names = ("norm1", "norm2", "res_post_norm1", "res_post_norm2")[: 4 if self.res_post_norm else 2]
+        modules, gammas = self._modules, (self.gamma1, self.gamma2) if self.layer_scale else ()
+        norms, drop_path = [layer_norm_in(modules[name]) for name in names], modules["drop_path"]
+        known = None not in norms and type(drop_path) in (DropPath, nn.Identity) and has_no_hooks(drop_path)
+        return norms if known and serves(x, norms[0], *gammas) else None
+
+    def chainable_norms(self, x: Tensor) -> list[LayerNorm] | None:
+        """What `chained` takes if it may stand for a call of this block, else None."""
+        norms = self._served_norms(x)
+        called = self._compiled_call_impl is not None or (self.with_cp and x.requires_grad) or not has_no_hooks(self)
+        return None if called else norms
+
+    def _fused_branch(
+        self, x: Tensor, pending: Pending | None, norms: list[LayerNorm], index: int
+    ) -> tuple[Tensor, Pending | None]:
+        layer = (self.dcn, self.mlp)[index]
+        gamma = (self.gamma1, self.gamma2)[index] if self.layer_scale else None
+        if self.post_norm:
+            x, after = _settled(x, pending), norms[index]
+            y = layer(x)
+        else:
+            x, y = _normed(x, pending, norms[index], as_input=True)
+            y, after = layer(y), norms[2 + index] if self.res_post_norm and not self.layer_scale else None
+        keep = drop_path_factors(self.drop_path, y, gamma, after_norm=after is not None)
+        if after is None:
+            return x, Pending(y, gamma, keep)
+        return post_norm(x, y, after, gamma, keep), None
+
+    def chained(self, x: Tensor, pending: Pending | None, norms: list[LayerNorm]) -> tuple[Tensor, Pending | None]:
+        """The block on `x` with `pending` added. Its own last sum may be left to whoever computes the next norm."""
+        x, pending = self._fused_branch(x, pending, norms, 0)
+        return self._fused_branch(x, pending, norms, 1)
+
     def _forward(self, x: Tensor) -> Tensor:
+        if norms := self._served_norms(x):
+            return _settled(*self.chained(x, None, norms))
         x = x + self.drop_path(self._branch(x, 1))
         return x + self.drop_path(self._branch(x, 2))
 
@@ -147,10 +223,17 @@ class Level(nn.Module):
         self.downsample = DownsampleLayer(channels, norm_layer) if downsample else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pending = None  # the sum that a block leaves to the next norm
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            if type(block) is Block and (norms := block.chainable_norms(x)):
+                x, pending = block.chained(x, pending, norms)
+            else:
+                x, pending = block(_settled(x, pending)), None
             if index in self.post_norm_block_ids:
-                x = self.post_norms[self.post_norm_block_ids.index(index)](x)
-        if self.norm is not None:
-            x = self.norm(x)
+                x, pending = self.post_norms[self.post_norm_block_ids.index(index)](_settled(x, pending)), None
+        if pending is not None and self.norm is not None and (norm := layer_norm_in(self.norm)):
+            x = _normed(x, pending, norm, as_input=False)[1]
+        else:
+            x = _settled(x, pending)
+            x = x if self.norm is None else self.norm(x)
         return x, x if self.downsample is None else self.downsample(x)

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .functional import dcnv3
-from .linear import Linear, activated_linears, can_fuse, linear
+from .linear import Linear, PackedConv2d, activated_linears, can_fuse, linear
+from .norm import LayerNorm, has_no_hooks, is_candidate, norm_gelu, serves
 
-__all__ = ["DCNv3", "DCNv3_pytorch", "build_act_layer", "build_norm_layer"]
+__all__ = ["DCNv3", "DCNv3_pytorch", "build_act_layer", "build_norm_layer", "fused_conv_norm_act"]
 
 _ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}
 
@@ -37,7 +38,7 @@ def build_norm_layer(
     The permutes take indices of the `nn.Sequential`, which the released state-dict keys count (`norm1.1.weight`).
     """
     if norm_layer == "LN":
-        norm, norm_format = nn.LayerNorm(dim, eps=1e-6), "channels_last"
+        norm, norm_format = LayerNorm(dim, eps=1e-6), "channels_last"
     elif norm_layer == "BN":
         norm, norm_format = nn.BatchNorm2d(dim), "channels_first"
     else:
@@ -56,6 +57,30 @@ def build_act_layer(act_layer: str) -> nn.Module:
     if act_layer not in _ACTIVATIONS:
         raise ValueError(f"act_layer must be one of {', '.join(_ACTIVATIONS)}; got {act_layer!r}")
     return _ACTIVATIONS[act_layer]()
+
+
+def fused_conv_norm_act(
+    x: Tensor, conv: nn.Module, norm: nn.Sequential, activation: nn.Module, *parents: nn.Module
+) -> Tensor | None:
+    """Convolution, then its bias, LayerNorm and exact GELU as one kernel: `(N, C, H, W)` to `(N, Ho, Wo, C)`.
+
+    None where these modules have to be called: on CPUs, for other norms and activations, if one of them or of
+    `parents`, which would call them, has hooks.
+    """
+    if not is_candidate(x):
+        return None
+    layer = next((part for part in norm if type(part) is LayerNorm), None)
+    if layer is None or not serves(x, layer, conv.bias):
+        return None
+    if (
+        type(conv) not in (nn.Conv2d, PackedConv2d)
+        or type(activation) is not nn.GELU
+        or activation.approximate != "none"
+    ):
+        return None
+    if not has_no_hooks(conv, norm, *norm, activation, *parents):
+        return None
+    return norm_gelu(conv._conv_forward(x, conv.weight, None).permute(0, 2, 3, 1), layer, conv.bias)
 
 
 def _check_sizes(kernel_size: int, dw_kernel_size: int, stride: int, pad: int, dilation: int) -> None:
@@ -193,11 +218,13 @@ class DCNv3(nn.Module):
             offset, mask, gate, _ = rows.tensor_split((2 * points, 3 * points, 3 * points + self.group), dim=-1)
             return offset, mask, gate if self.center_feature_scale else None
         conv, norm, activation = self.dw_conv
-        if can_fuse(activation, self.offset, self.mask):
+        x1 = fused_conv_norm_act(x, conv, norm, activation, self.dw_conv)
+        if x1 is None and has_no_hooks(self.dw_conv) and can_fuse(activation, self.offset, self.mask):
             parameters = (self.offset.weight, self.offset.bias, self.mask.weight, self.mask.bias)
             results = activated_linears(norm(conv(x)), activation, *parameters, *gate)
         else:
-            x1 = self.dw_conv(x)
+            if x1 is None:
+                x1 = self.dw_conv(x)
             results = (self.offset(x1), self.mask(x1), *([linear(x1, *gate)] if gate else []))
         return results if gate else (*results, None)
 

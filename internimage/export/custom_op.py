@@ -94,7 +94,8 @@ class Features(nn.Module):
             return False
         conv, norm, activation = module
         return (
-            [type(part) for part in norm] == [ToChannelsLast, nn.LayerNorm]
+            len(norm) == 2
+            and (type(norm[0]) is ToChannelsLast and isinstance(norm[1], nn.LayerNorm))
             and (norm[1].elementwise_affine and norm[1].bias is not None)
             and activation.approximate == "none"
             and conv.in_channels == conv.out_channels == conv.groups
