@@ -14,7 +14,7 @@
 
 namespace dcnv3 {
 
-constexpr int kForwardThreads = 256;
+constexpr int kForwardThreads = 128;
 constexpr int kBackwardThreads = 128;
 
 // x / divisor for x < 2^31 in three instructions (multiply-high, add, shift; Granlund and Montgomery 1994).
@@ -252,25 +252,25 @@ __device__ __forceinline__ int point_count(const Problem<Acc>& problem) {
 
 // The weight of each point from its mask value: the value itself, or for logits 2^(value - largest) with the values in
 // units of log 2, which normalise() turns into the softmax over the group's points.
-template <typename T, int Points>
+template <typename T, int Points, bool Keep = (Points > 0)>
 struct MaskReader {
   using Acc = typename Accumulator<T>::type;
   static constexpr double kLog2e = 1.4426950408889634;
   const T* mask;
   int points;
   bool logits;
-  Acc value[Points ? Points : 1], largest = 0, scale = 1;  // values are kept if their number is known
+  Acc value[Keep ? Points : 1], largest = 0, scale = 1;
 
   __device__ __forceinline__ MaskReader(const T* mask, int points, bool logits)
       : mask(mask), points(points), logits(logits) {
-    if constexpr (Points > 0) {
+    if constexpr (Keep) {
 #pragma unroll
       for (int k = 0; k < Points; ++k) value[k] = widen(__ldg(mask + k));
     }
     if (logits) find_largest();
   }
   // From values in registers.
-  __device__ __forceinline__ MaskReader(const T (&loaded)[Points ? Points : 1], bool logits)
+  __device__ __forceinline__ MaskReader(const T (&loaded)[Keep ? Points : 1], bool logits)
       : mask(nullptr), points(Points), logits(logits) {
 #pragma unroll
     for (int k = 0; k < Points; ++k) value[k] = widen(loaded[k]);
@@ -283,8 +283,11 @@ struct MaskReader {
     largest *= Acc(kLog2e);
   }
   __device__ __forceinline__ Acc read(int k) const {
-    if constexpr (Points > 0) return value[k];
-    return widen(__ldg(mask + k));
+    if constexpr (Keep) {
+      return value[k];
+    } else {
+      return widen(__ldg(mask + k));
+    }
   }
   __device__ __forceinline__ Acc of(Acc x) const {
     return logits ? power_of_two(multiply_add(x, Acc(kLog2e), -largest)) * scale : x;

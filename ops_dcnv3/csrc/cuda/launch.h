@@ -17,7 +17,7 @@
 
 namespace dcnv3 {
 
-// Work of fewer threads than this goes in blocks of kSmallBlock: 132 multiprocessors take two blocks of 256 each.
+// Work of fewer threads than this goes in blocks of kSmallBlock: 132 multiprocessors take four blocks of 128 each.
 constexpr int64_t kFewThreads = 65536;
 constexpr int kSmallBlock = 64;
 constexpr int64_t kFewTiles = 512;  // warps; four fit on a multiprocessor
