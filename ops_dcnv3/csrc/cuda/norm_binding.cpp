@@ -1,55 +1,43 @@
 // The LayerNorm kernels as torch operators, through the stable ABI. The schemas are defined in ops_dcnv3/norm.py.
-#define USE_CUDA  // declares torch's function for the current stream
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include "torch_tensors.h"
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "norm_cuda.h"
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace ops_dcnv3;
 using Optional = std::optional<Tensor>;
 using Form = dcnv3::norm::Form;
 
 namespace {
 namespace norm {
 
-dcnv3::Dtype dtype_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Half: return dcnv3::Dtype::kFloat16;
-    case ScalarType::BFloat16: return dcnv3::Dtype::kBFloat16;
-    case ScalarType::Float: return dcnv3::Dtype::kFloat32;
-    default: STD_TORCH_CHECK(false, "ops_dcnv3: LayerNorm kernels expect float32, bfloat16 or float16");
-  }
-  return dcnv3::Dtype::kFloat32;
-}
-
-Tensor prepared(const Tensor& tensor) {
-  const Tensor dense = torch::stable::contiguous(tensor);
-  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : torch::stable::clone(dense);
+dcnv3::Dtype single_or_half(const Tensor& tensor) {
+  const dcnv3::Dtype dtype = dtype_of(tensor);
+  require(dtype != dcnv3::Dtype::kFloat64, "ops_dcnv3: LayerNorm kernels expect float32, bfloat16 or float16");
+  return dtype;
 }
 
 // The tensors of one call on their way to a kernel: checked, prepared, and alive until it is launched.
 class Arguments {
  public:
   Arguments(const Tensor& first, int64_t form) : device_(first.get_device_index()), on_cpu_(first.is_cpu()) {
-    STD_TORCH_CHECK(first.dim() > 0 && first.size(-1) > 0, "ops_dcnv3: x must have shape (..., C)");
-    STD_TORCH_CHECK(form >= 0 && form < dcnv3::norm::kForms, "ops_dcnv3: form must be in 0 to 3; got ", form);
+    require(first.dim() > 0 && first.size(-1) > 0, "ops_dcnv3: x must have shape (..., C)");
+    require(form >= 0 && form < dcnv3::norm::kForms, "ops_dcnv3: form must be in 0 to 3");
     held_.reserve(10);
     shape.channels = first.size(-1);
     shape.rows = shape.rows_per_image = first.numel() / shape.channels;
   }
 
   dcnv3::norm::Source read(const Tensor& tensor, int64_t count, const char* name) {
-    STD_TORCH_CHECK(tensor.numel() == count && tensor.is_cpu() == on_cpu_ && tensor.get_device_index() == device_,
-                    "ops_dcnv3: ", name, " must have ", count, " elements, on the device of the others; got ",
-                    tensor.numel());
+    if (tensor.numel() != count || tensor.is_cpu() != on_cpu_ || tensor.get_device_index() != device_) {
+      fail(std::string("ops_dcnv3: ") + name + " must have " + std::to_string(count) +
+           " elements, on the device of the others; got " + std::to_string(tensor.numel()));
+    }
     held_.push_back(prepared(tensor));
-    return {held_.back().const_data_ptr(), dtype_of(tensor.scalar_type())};
+    return {held_.back().const_data_ptr(), single_or_half(tensor)};
   }
   dcnv3::norm::Source read(const Optional& tensor, int64_t count, const char* name) {
     return tensor ? read(*tensor, count, name) : dcnv3::norm::Source();
@@ -61,8 +49,10 @@ class Arguments {
   dcnv3::norm::Source images(const Optional& keep) {
     if (!keep) return {};
     const int64_t count = keep->numel();
-    STD_TORCH_CHECK(count > 0 && shape.rows % count == 0,
-                    "ops_dcnv3: keep must have a number for every image; got ", count, " for ", shape.rows, " rows");
+    if (count == 0 || shape.rows % count != 0) {
+      fail("ops_dcnv3: keep must have a number for every image; got " + std::to_string(count) + " for " +
+           std::to_string(shape.rows) + " rows");
+    }
     shape.rows_per_image = shape.rows / count > 0 ? shape.rows / count : 1;
     return read(*keep, count, "keep");
   }
@@ -75,15 +65,7 @@ class Arguments {
   bool on_cpu_;
 };
 
-dcnv3::norm::Target write(Tensor& tensor) { return {tensor.mutable_data_ptr(), dtype_of(tensor.scalar_type())}; }
-
-void* current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
-}
-
-void check(const char* reason) { STD_TORCH_CHECK(reason == nullptr, reason); }
+dcnv3::norm::Target write(Tensor& tensor) { return {tensor.mutable_data_ptr(), single_or_half(tensor)}; }
 
 // out, then sum for the form kPre, then the statistics (2, rows) if asked for.
 std::vector<Tensor> forward(const Tensor& x, const Optional& residual, const Tensor& weight, const Tensor& bias,
@@ -92,8 +74,8 @@ std::vector<Tensor> forward(const Tensor& x, const Optional& residual, const Ten
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Arguments arguments(x, form);
   const bool is_pre = Form(form) == Form::kPre;
-  STD_TORCH_CHECK(residual.has_value() == (is_pre || Form(form) == Form::kPost),
-                  "ops_dcnv3: the forms 2 and 3 have a residual, the others none");
+  require(residual.has_value() == (is_pre || Form(form) == Form::kPost),
+          "ops_dcnv3: the forms 2 and 3 have a residual, the others none");
   dcnv3::norm::Forward f;
   f.x = arguments.rows(x, "x");
   f.residual = arguments.rows(residual, "residual");
@@ -113,7 +95,7 @@ std::vector<Tensor> forward(const Tensor& x, const Optional& residual, const Ten
     results.push_back(torch::stable::new_empty(x, {2, arguments.shape.rows}, ScalarType::Float));
     f.stats = static_cast<float*>(results.back().mutable_data_ptr());
   }
-  check(dcnv3::norm::forward(Form(form), arguments.shape, f, current_stream(x)));
+  require_launch(dcnv3::norm::forward(Form(form), arguments.shape, f, current_stream(x)));
   return results;
 }
 
@@ -125,9 +107,9 @@ std::vector<Tensor> backward(const Tensor& grad, const Optional& grad_sum, const
   const torch::stable::accelerator::DeviceGuard guard(source.get_device_index());
   Arguments arguments(source, form);
   const bool is_pre = Form(form) == Form::kPre;
-  STD_TORCH_CHECK(branch.has_value() == (is_pre && extra), "ops_dcnv3: branch belongs to the form 3 with extra");
-  STD_TORCH_CHECK(is_pre || !grad_sum, "ops_dcnv3: grad_sum belongs to the form 3");
-  STD_TORCH_CHECK(stats.scalar_type() == ScalarType::Float, "ops_dcnv3: stats must be float32");
+  require(branch.has_value() == (is_pre && extra.has_value()), "ops_dcnv3: branch belongs to the form 3 with extra");
+  require(is_pre || !grad_sum, "ops_dcnv3: grad_sum belongs to the form 3");
+  require(stats.scalar_type() == ScalarType::Float, "ops_dcnv3: stats must be float32");
   dcnv3::norm::Backward b;
   b.grad = arguments.rows(grad, "grad");
   b.grad_sum = arguments.rows(grad_sum, "grad_sum");
@@ -159,7 +141,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Optional& grad_sum, const
     results.push_back(torch::stable::new_empty(source, source.sizes()));
     b.grad_residual = write(results.back());
   }
-  check(dcnv3::norm::backward(Form(form), arguments.shape, b, current_stream(source)));
+  require_launch(dcnv3::norm::backward(Form(form), arguments.shape, b, current_stream(source)));
   return results;
 }
 
