@@ -212,13 +212,13 @@ class DCNv3(nn.Module):
             gate = [self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias]
         # A permuted NHWC tensor is a channels-last NCHW one: the convolution runs without a copy.
         x = input.permute(0, 3, 1, 2)
-        if self.predictors is not None:
-            points = self.mask.out_features
-            rows = self.predictors(self.dw_conv(x))
-            offset, mask, gate, _ = rows.tensor_split((2 * points, 3 * points, 3 * points + self.group), dim=-1)
-            return offset, mask, gate if self.center_feature_scale else None
         conv, norm, activation = self.dw_conv
         x1 = fused_conv_norm_act(x, conv, norm, activation, self.dw_conv)
+        if self.predictors is not None:
+            points = self.mask.out_features
+            rows = self.predictors(self.dw_conv(x) if x1 is None else x1)
+            offset, mask, gate, _ = rows.tensor_split((2 * points, 3 * points, 3 * points + self.group), dim=-1)
+            return offset, mask, gate if self.center_feature_scale else None
         if x1 is None and has_no_hooks(self.dw_conv) and can_fuse(activation, self.offset, self.mask):
             parameters = (self.offset.weight, self.offset.bias, self.mask.weight, self.mask.bias)
             results = activated_linears(norm(conv(x)), activation, *parameters, *gate)

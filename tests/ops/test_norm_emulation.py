@@ -257,6 +257,18 @@ def test_half_precision_networks_take_the_kernels_too(request):
 
 
 @needs_compiler
+def test_a_model_rewritten_for_inference_takes_the_kernels_too(request):
+    model = tiny(layer_scale=0.7).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = model(images)
+        calls = request.getfixturevalue("on_gpu")
+        ours = model.optimize_for_inference()(images)
+    assert difference(ours, plain) < 1e-5
+    assert calls == {"plain": 4 + 4, "gelu": 7 + 1, "post": 0, "pre": 2 * 7}
+
+
+@needs_compiler
 def test_gradient_checkpointing_gives_the_same_gradients(on_gpu):
     model = tiny(drop_path_rate=0.5)
     _, gradients = run(model)

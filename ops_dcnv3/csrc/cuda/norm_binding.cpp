@@ -14,6 +14,12 @@ using Form = dcnv3::norm::Form;
 namespace {
 namespace norm {
 
+dcnv3::Dtype single_or_half(const Tensor& tensor) {
+  const dcnv3::Dtype dtype = dtype_of(tensor);
+  require(dtype != dcnv3::Dtype::kFloat64, "ops_dcnv3: LayerNorm kernels expect float32, bfloat16 or float16");
+  return dtype;
+}
+
 // The tensors of one call on their way to a kernel: checked, prepared, and alive until it is launched.
 class Arguments {
  public:
@@ -30,9 +36,8 @@ class Arguments {
       fail(std::string("ops_dcnv3: ") + name + " must have " + std::to_string(count) +
            " elements, on the device of the others; got " + std::to_string(tensor.numel()));
     }
-    require(tensor.scalar_type() != ScalarType::Double, "ops_dcnv3: LayerNorm kernels expect float32, bfloat16, float16");
     held_.push_back(prepared(tensor));
-    return {held_.back().const_data_ptr(), dtype_of(tensor)};
+    return {held_.back().const_data_ptr(), single_or_half(tensor)};
   }
   dcnv3::norm::Source read(const Optional& tensor, int64_t count, const char* name) {
     return tensor ? read(*tensor, count, name) : dcnv3::norm::Source();
@@ -44,7 +49,10 @@ class Arguments {
   dcnv3::norm::Source images(const Optional& keep) {
     if (!keep) return {};
     const int64_t count = keep->numel();
-    require(count > 0 && shape.rows % count == 0, "ops_dcnv3: keep must have a number for every image");
+    if (count == 0 || shape.rows % count != 0) {
+      fail("ops_dcnv3: keep must have a number for every image; got " + std::to_string(count) + " for " +
+           std::to_string(shape.rows) + " rows");
+    }
     shape.rows_per_image = shape.rows / count > 0 ? shape.rows / count : 1;
     return read(*keep, count, "keep");
   }
@@ -57,7 +65,7 @@ class Arguments {
   bool on_cpu_;
 };
 
-dcnv3::norm::Target write(Tensor& tensor) { return {tensor.mutable_data_ptr(), dtype_of(tensor)}; }
+dcnv3::norm::Target write(Tensor& tensor) { return {tensor.mutable_data_ptr(), single_or_half(tensor)}; }
 
 // out, then sum for the form kPre, then the statistics (2, rows) if asked for.
 std::vector<Tensor> forward(const Tensor& x, const Optional& residual, const Tensor& weight, const Tensor& bias,
@@ -99,7 +107,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Optional& grad_sum, const
   const torch::stable::accelerator::DeviceGuard guard(source.get_device_index());
   Arguments arguments(source, form);
   const bool is_pre = Form(form) == Form::kPre;
-  require(branch.has_value() == (is_pre && extra), "ops_dcnv3: branch belongs to the form 3 with extra");
+  require(branch.has_value() == (is_pre && extra.has_value()), "ops_dcnv3: branch belongs to the form 3 with extra");
   require(is_pre || !grad_sum, "ops_dcnv3: grad_sum belongs to the form 3");
   require(stats.scalar_type() == ScalarType::Float, "ops_dcnv3: stats must be float32");
   dcnv3::norm::Backward b;

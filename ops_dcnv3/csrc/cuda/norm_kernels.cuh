@@ -172,11 +172,21 @@ struct Place {
   }
 };
 
+// Shared memory, in functions that are no templates: g++ would not poison it there.
+constexpr int kMostThreads = kThreads<true>, kMostWarps = kMostThreads / kWarp;
+
+__device__ __forceinline__ float* shared_sums() {
+  __shared__ float sums[2 * kMostWarps * 2];
+  return sums;
+}
+__device__ __forceinline__ float* shared_tile() {
+  __shared__ float tile[kMostThreads * kWidth];
+  return tile;
+}
+
 // Sums N values over the threads of a row; all of them get the result. Every thread of the block must call this.
 template <bool Block, int N>
 struct RowSum {
-  // Two sets in turn: whoever writes a set again has met the others at a barrier since they read it.
-  float (*cells)[kThreads<Block> / kWarp][N];
   int turn = 0;
 
   __device__ __forceinline__ void operator()(float (&x)[N], int lanes) {
@@ -188,17 +198,19 @@ struct RowSum {
     }
     if constexpr (Block) {
       if (lanes == kWarp) return;
+      // Two sets in turn: whoever writes a set again has met the others at a barrier since they read it.
+      float* cells = shared_sums() + turn * kMostWarps * N;
       const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = lanes / kWarp, first = warp / warps * warps;
       if (threadIdx.x % kWarp == 0) {
 #pragma unroll
-        for (int n = 0; n < N; ++n) cells[turn][warp][n] = x[n];
+        for (int n = 0; n < N; ++n) cells[warp * N + n] = x[n];
       }
       __syncthreads();
 #pragma unroll
       for (int n = 0; n < N; ++n) x[n] = 0;
       for (int i = 0; i < warps; ++i) {
 #pragma unroll
-        for (int n = 0; n < N; ++n) x[n] += cells[turn][first + i][n];
+        for (int n = 0; n < N; ++n) x[n] += cells[(first + i) * N + n];
       }
       turn ^= 1;
     }
@@ -217,8 +229,7 @@ __device__ __forceinline__ float gelu_slope(float x) {
 
 template <Form F, bool Block, bool Vector>
 __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 3) forward_kernel(const Forward a, const Layout layout) {
-  __shared__ float cells[2][kThreads<Block> / kWarp][1];
-  RowSum<Block, 1> sum_over_row{cells};
+  RowSum<Block, 1> sum_over_row;
   const Place place = Place::of<Vector>(layout);
   const int step = static_cast<int>(gridDim.x) * place.slots;
   const float scale = 1.f / static_cast<float>(layout.channels);
@@ -303,10 +314,8 @@ struct Incoming {
 
 template <Form F, bool Block, bool Vector>
 __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 2) backward_kernel(const Backward a, const Layout layout) {
-  __shared__ float cells[2][kThreads<Block> / kWarp][2];
-  __shared__ float tile[kThreads<Block> * kWidth];
   constexpr bool kHasExtra = F != Form::kPlain;
-  RowSum<Block, 2> sum_over_row{cells};
+  RowSum<Block, 2> sum_over_row;
   const Place place = Place::of<Vector>(layout);
   const int step = static_cast<int>(gridDim.x) * place.slots;
   const float scale = 1.f / static_cast<float>(layout.channels);
@@ -397,6 +406,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 2) backward_kerne
 
   // The block's share of the parameters' gradients, its rows added in the order of their slots.
   if (!a.partial) return;
+  float* tile = shared_tile();
 #pragma unroll
   for (int s = 0; s < (kHasExtra ? 3 : 2); ++s) {
 #pragma unroll
