@@ -66,7 +66,7 @@ class Budget(NamedTuple):
 BUDGETS = {
     "forward": Budget(instructions=172, registers=80, shared=0, wide_loads=36),
     "backward": Budget(instructions=225, registers=72, shared=0, wide_loads=37),
-    "grad_input": Budget(instructions=500, registers=168, shared=8 * 12 * 512, wide_loads=0),
+    "grad_input": Budget(instructions=500, registers=168, shared=8 * 8 * 512, wide_loads=0),
 }
 
 
