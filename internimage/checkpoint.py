@@ -2,26 +2,29 @@
 
 Layouts: the released classification files (a training state with a yacs config), mm files (`state_dict`, keys under
 `backbone.`, heads of mmdet 2 and mmseg 0: `mm_layouts`), DeepSpeed files (`module`), the Hugging Face models (`model.`
-prefix, `layer_scale1`), safetensors, and plain state dicts. Files are always read with `weights_only=True`.
+prefix, `layer_scale1`), safetensors, and plain state dicts. Files are always read with `weights_only=True`, and their
+checksums compared (`integrity`).
 """
 
 import os
 import re
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from . import checkpoint_types  # noqa: F401 - extends what torch.load may read
+from .errors import CheckpointError, UserError
 from .imagenet import in22k_to_1k
+from .integrity import verify_archive
 from .mm_layouts import from_mask2former, from_mmdet2_dino
 
 __all__ = [
+    "atomic_path",
     "extract_state_dict",
     "fit_pretrained",
     "install_layout_hook",
@@ -29,6 +32,7 @@ __all__ = [
     "load_file",
     "load_pretrained",
     "read_state_dict",
+    "remove_leftovers",
     "save_atomic",
     "to_current",
 ]
@@ -43,25 +47,15 @@ _HEAD_PREFIXES = ("head.", "conv_head.", "dcnv3_head_x3.", "dcnv3_head_x4.", "cl
 # Files
 
 
-_scalar = np.float64(0).__reduce__()[0]
-# Names beyond tensors and plain containers that the released training checkpoints hold. They are allowed for the whole
-# process, so that other loaders (timm's, mmengine's) read these files too.
-torch.serialization.add_safe_globals(
-    [
-        (OrderedDict, "yacs.config.CfgNode"),  # read as a plain mapping, so that yacs code never runs
-        (_scalar, "numpy.core.multiarray.scalar"),  # best accuracies are sometimes numpy scalars
-        (_scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
-    ]
-)
+# torch's words for what its unpickler does not make or call.
+_UNSAFE = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]*\w)|((?:Can only|Trying to) [^\n]*)")
 
 
 def load_file(path: str | Path) -> object:
     """Read a `.pth`, `.pt`, `.bin` or `.safetensors` file, or a folder of (sharded) safetensors, onto the CPU.
 
     Raises:
-        CheckpointError: no such file, truncated, not a checkpoint, or one that holds arbitrary Python objects.
+        CheckpointError: no such file, truncated, damaged, not a checkpoint, or one that holds arbitrary Python objects.
     """
     path = Path(path)
     if path.is_dir() and (shards := sorted(path.glob("*.safetensors"))):
@@ -71,14 +65,18 @@ def load_file(path: str | Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
+        if archive := zipfile.is_zipfile(path):
+            verify_archive(path)
         # Memory mapping halves the memory that the 12 GB of InternImage-G need.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # torch, pickle, zipfile and safetensors each have errors of their own
         reason = f"{type(error).__name__}: {error}"
-        if unsafe := re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]*\w)", reason):
+        if unsafe := _UNSAFE.search(reason):
             raise CheckpointError(
-                f"{path} holds Python objects that are not loaded for safety ({unsafe[1]}); save its weights alone "
-                "with torch.save(model.state_dict(), ...) where it was made"
+                f"{path} holds Python objects that are not loaded for safety ({unsafe[1] or unsafe[2]}); save its "
+                "weights alone with torch.save(model.state_dict(), ...) where it was made"
             ) from error
         first_sentence = re.split(r"[.] |\n", reason)[0]
         raise CheckpointError(
@@ -87,18 +85,57 @@ def load_file(path: str | Path) -> object:
         ) from error
 
 
-def save_atomic(obj: object, path: str | Path) -> None:
-    """`torch.save` so that `path` holds either its old content or all of the new, even if the process is killed."""
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Write a file so that `path` holds either its old content or all of the new, even if the process is killed.
+
+    Gives the path to write to, in the same folder; at the end that file gets its name.
+
+    Raises:
+        UserError: the file cannot be written. What was there is whole.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            torch.save(obj, file)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch.save turns a full disk into a RuntimeError about file positions.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"cannot write {path}: {cause.strerror or cause}; free space there or change permissions, then start again"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name survive a power failure, too, before an older file is deleted for it."""
+    with suppress(OSError):  # some network file systems do not open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete the temporary files that `atomic_path` of killed processes left in a folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def save_atomic(obj: object, path: str | Path) -> None:
+    """`torch.save` through `atomic_path`."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save(obj, file)
 
 
 # Layouts. Each function turns one layout into the present one and leaves the others alone.

@@ -16,6 +16,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .errors import CheckpointError, UserError
+from .integrity import is_verified, mark_verified
 
 __all__ = ["fetch"]
 
@@ -73,8 +74,8 @@ def _receive(url: str, part: Path) -> str | None:
     return etag[0] if etag else None
 
 
-def _download(url: str, path: Path) -> str:
-    """Download `url` to `path` and return its SHA-256."""
+def _download(url: str, path: Path) -> tuple[str, bool]:
+    """Download `url` to a `.part` beside `path`; return its SHA-256 and whether the host gave the same."""
     part = path.with_name(path.name + ".part")
     resumed = part.exists()
     expected = _receive(url, part)
@@ -88,14 +89,14 @@ def _download(url: str, path: Path) -> str:
         raise UserError(
             f"{url} arrived damaged: SHA-256 {digest}, expected {expected}; try again, or download it by hand to {path}"
         )
-    return digest
+    return digest, expected is not None
 
 
 def fetch(url: str, path: Path) -> Path:
     """Return `path`, downloading `url` to it if it is not there.
 
-    An interrupted download continues. The checksum is recorded beside the file (`.sha256`) and compared at every
-    later call. Processes that ask for the same file wait for one download.
+    An interrupted download continues. The checksum is recorded beside the file (`.sha256`) and compared once in every
+    later process. Processes that ask for the same file wait for one download.
 
     Raises:
         UserError: no network, no such file, damaged on the way; says what to download by hand and where to put it.
@@ -106,15 +107,18 @@ def fetch(url: str, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
-                digest = _download(url, path)
+                digest, compared = _download(url, path)
                 record.write_text(f"{digest}  {path.name}\n")
                 os.replace(path.with_name(path.name + ".part"), path)
             elif not record.exists():  # put there by hand
                 record.write_text(f"{_sha256(path)}  {path.name}\n")
-            elif _sha256(path) != record.read_text().split()[0]:
+                compared = False
+            elif (compared := not is_verified(path)) and _sha256(path) != record.read_text().split()[0]:
                 raise CheckpointError(
                     f"{path} is damaged: its SHA-256 is not the one in {record.name}; delete both to download it again"
                 )
+            if compared:
+                mark_verified(path)
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         code = f"HTTP {error.code}, " if isinstance(error, HTTPError) else ""

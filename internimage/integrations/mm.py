@@ -7,8 +7,7 @@
 import difflib
 import functools
 import inspect
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import backbone, composite, flash
 from ..checkpoint import install_layout_hook, load_pretrained, read_state_dict
-from ..errors import UserError
+from ..errors import CheckpointError, UserError
 from ..optim import mm_param_scales
 from ..zoo import local_checkpoint
 from . import mmcv_ext, ms_deform_attn
@@ -144,23 +143,38 @@ def _check_options(options: Mapping) -> None:
 def _allow_mmengine_checkpoints() -> None:
     """Let `torch.load(weights_only=True)` read mmengine's training state: log histories, which are numpy arrays.
 
-    A pickled history names its own methods by `getattr`; this one gives those and nothing else.
+    A pickled history names the class, its four methods by `getattr`, and its contents. The stand-ins for these take the
+    arrays and drop the methods, which every history has.
     """
     from mmengine.logging import HistoryBuffer
 
-    def history_method(owner: type, name: str) -> Callable:
-        if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
-            raise pickle.UnpicklingError(f"getattr({owner}, {name!r}) is not loaded for safety")
-        return getattr(owner, name)
+    class SavedHistory(HistoryBuffer):
+        """A history in the making; it becomes a `HistoryBuffer` once it has its contents."""
 
-    rebuild = np.empty(0).__reduce__()[0]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def __setstate__(self, state: object) -> None:
+            keys = {"max_length", "_log_history", "_count_history"}
+            if not isinstance(state, dict) or not keys <= state.keys() <= keys | {"statistics_methods"}:
+                raise CheckpointError("a log history in it has other contents than mmengine writes")
+            arrays = [state[key] for key in ("_log_history", "_count_history")]
+            length = state["max_length"]
+            if type(length) is not int or any(not isinstance(a, np.ndarray) or a.ndim != 1 for a in arrays):
+                raise CheckpointError("a log history in it is not made of lists of numbers")
+            log, count = (np.array(array) for array in arrays)  # plain arrays of their own memory
+            self._set_default_statistics()
+            self.__dict__.update(max_length=length, _log_history=log, _count_history=count)
+            self.__class__ = HistoryBuffer
+
+    def history_method(owner: object, name: object) -> None:
+        if owner is not SavedHistory or name not in ("min", "max", "current", "mean"):
+            raise CheckpointError(f"it asks for getattr(..., {str(name)[:40]!r}), which is not loaded for safety")
+
     torch.serialization.add_safe_globals(
         [
-            HistoryBuffer,
+            (SavedHistory, "mmengine.logging.history_buffer.HistoryBuffer"),
             (history_method, "builtins.getattr"),
-            np.ndarray,
-            (rebuild, "numpy.core.multiarray._reconstruct"),
-            (rebuild, "numpy._core.multiarray._reconstruct"),
         ]
     )
 
@@ -180,7 +194,8 @@ def setup() -> None:
       mmseg's look up what they do not have;
     - the optimizer-wrapper constructor `CustomLayerDecayOptimizerConstructor`;
     - every model with such a backbone converts released checkpoints when it loads them, whoever loads;
-    - mmengine's checkpoints load with `weights_only=True`.
+    - mmengine's checkpoints load with `weights_only=True`;
+    - mmengine reads files through `internimage.checkpoint.load_file`, which compares their checksums.
 
     Raises:
         UserError: mmcv or mmengine is not installed.
@@ -193,4 +208,7 @@ def setup() -> None:
         MODELS.register_module(module=module)
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=_layer_decay_constructor())
     _allow_mmengine_checkpoints()
+    from .mm_checkpoints import read_through_our_loader
+
+    read_through_our_loader()
     torch.nn.modules.module.register_module_module_registration_hook(_convert_detectors)
