@@ -74,8 +74,8 @@ def verify_archive(path: Path) -> None:
         members = archive.infolist()
         if compressed := [info.filename for info in members if info.compress_type != zipfile.ZIP_STORED]:
             raise CheckpointError(
-                f"{len(compressed)} of its {len(members)} parts are compressed ({compressed[0]}), which torch.save does "
-                "not do; save it again with torch.save"
+                f"{len(compressed)} of its {len(members)} parts are compressed ({compressed[0]}), as torch.save never "
+                "writes them; save it again with torch.save"
             )
         if any(info.CRC for info in members):
             whole = list(threads.map(lambda info: _member_is_whole(info, data), members))
