@@ -22,6 +22,7 @@ __all__ = ["fetch"]
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
+_OWN = "# computed here: the host gave none to compare it with\n"  # so the file's own checksums are compared as well
 
 
 class _LinkedFile(HTTPRedirectHandler):
@@ -106,18 +107,22 @@ def fetch(url: str, path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
+            given = False  # by the host
             if not path.exists():
-                digest, compared = _download(url, path)
-                record.write_text(f"{digest}  {path.name}\n")
+                digest, given = _download(url, path)
+                record.write_text(f"{digest}  {path.name}\n" + _OWN * (not given))
                 os.replace(path.with_name(path.name + ".part"), path)
             elif not record.exists():  # put there by hand
-                record.write_text(f"{_sha256(path)}  {path.name}\n")
-                compared = False
-            elif (compared := not is_verified(path)) and _sha256(path) != record.read_text().split()[0]:
-                raise CheckpointError(
-                    f"{path} is damaged: its SHA-256 is not the one in {record.name}; delete both to download it again"
-                )
-            if compared:
+                record.write_text(f"{_sha256(path)}  {path.name}\n{_OWN}")
+            elif not is_verified(path):
+                recorded = record.read_text()
+                given = _OWN not in recorded
+                if [_sha256(path)] != recorded.split()[:1]:
+                    raise CheckpointError(
+                        f"{path} is damaged: its SHA-256 is not the one in {record.name}; delete both to download it "
+                        "again"
+                    )
+            if given:
                 mark_verified(path)
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
