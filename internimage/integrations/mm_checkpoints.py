@@ -159,7 +159,7 @@ def find_checkpoints(config: Config) -> list[Path]:
 
 
 def training_state(content: object, path: str | Path) -> dict:
-    """What mmengine resumes from, without what it would run as code.
+    """What mmengine resumes from, without what it would execute.
 
     Raises:
         CheckpointError: it is not the state of a training.
@@ -177,7 +177,13 @@ def training_state(content: object, path: str | Path) -> dict:
             f"{path} is no checkpoint that a training can go on from: it lacks {', '.join(lacking)}; resume from one "
             "that train.py wrote, or start from its weights with --cfg-options load_from=FILE"
         )
-    # mmengine executes a configuration in `meta`, which its own checkpoints do not have there.
+    return _without_code(content)
+
+
+def _without_code(content: object) -> object:
+    """A checkpoint without what mmengine's runner would execute: a configuration as Python text, of older versions."""
+    if not isinstance(content, dict) or not isinstance(content.get("meta"), dict):
+        return content
     return {**content, "meta": {key: value for key, value in content["meta"].items() if key != "config"}}
 
 
@@ -203,7 +209,7 @@ def newest_readable(paths: list[Path], log: Callable[[str], None]) -> Path | Non
 
 def _load_from_internimage(filename: str, map_location: object = None) -> object:
     """Read a file for mmengine, checked, onto the CPU; mmengine copies the weights to where they belong."""
-    return load_file(local_checkpoint(filename))
+    return _without_code(load_file(local_checkpoint(filename)))
 
 
 def read_through_our_loader() -> None:
