@@ -18,15 +18,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from internimage.checkpoint import (
-    extract_state_dict,
-    load_exact,
-    load_file,
-    load_pretrained,
-    remove_leftovers,
-    save_atomic,
-)
+from internimage.checkpoint import extract_state_dict, load_exact, load_file, load_pretrained, save_atomic
 from internimage.errors import CheckpointError
+from internimage.files import remove_leftovers
 from internimage.integrity import mark_verified
 from internimage.zoo import local_checkpoint
 

@@ -6,11 +6,9 @@ prefix, `layer_scale1`), safetensors, and plain state dicts. Files are always re
 checksums compared (`integrity`).
 """
 
-import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,13 +16,13 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from . import checkpoint_types  # noqa: F401 - extends what torch.load may read
-from .errors import CheckpointError, UserError
+from .errors import CheckpointError
+from .files import atomic_path
 from .imagenet import in22k_to_1k
 from .integrity import verify_archive
 from .mm_layouts import from_mask2former, from_mmdet2_dino
 
 __all__ = [
-    "atomic_path",
     "extract_state_dict",
     "fit_pretrained",
     "install_layout_hook",
@@ -32,7 +30,6 @@ __all__ = [
     "load_file",
     "load_pretrained",
     "read_state_dict",
-    "remove_leftovers",
     "save_atomic",
     "to_current",
 ]
@@ -48,11 +45,13 @@ _HEAD_PREFIXES = ("head.", "conv_head.", "dcnv3_head_x3.", "dcnv3_head_x4.", "cl
 
 
 # torch's words for what its unpickler does not make or call.
-_UNSAFE = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]*\w)|((?:Can only|Trying to) [^\n]*)")
+_UNSAFE = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]*\w)|((?:Can only|Trying to call) [^\n]*)")
 
 
 def load_file(path: str | Path) -> object:
     """Read a `.pth`, `.pt`, `.bin` or `.safetensors` file, or a folder of (sharded) safetensors, onto the CPU.
+
+    The checksums in the file are compared, once in a process.
 
     Raises:
         CheckpointError: no such file, truncated, damaged, not a checkpoint, or one that holds arbitrary Python objects.
@@ -85,55 +84,8 @@ def load_file(path: str | Path) -> object:
         ) from error
 
 
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Write a file so that `path` holds either its old content or all of the new, even if the process is killed.
-
-    Gives the path to write to, in the same folder; at the end that file gets its name.
-
-    Raises:
-        UserError: the file cannot be written. What was there is whole.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch.save turns a full disk into a RuntimeError about file positions.
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(
-            f"cannot write {path}: {cause.strerror or cause}; free space there or change permissions, then start again"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name survive a power failure, too, before an older file is deleted for it."""
-    with suppress(OSError):  # some network file systems do not open folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def remove_leftovers(folder: str | Path) -> None:
-    """Delete the temporary files that `atomic_path` of killed processes left in a folder."""
-    for path in Path(folder).glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
-            path.unlink(missing_ok=True)
-
-
 def save_atomic(obj: object, path: str | Path) -> None:
-    """`torch.save` through `atomic_path`."""
+    """`torch.save` so that `path` holds either its old content or all of the new (`files.atomic_path`)."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         torch.save(obj, file)
 

@@ -14,8 +14,9 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
-from ..checkpoint import atomic_path, load_file, remove_leftovers
+from ..checkpoint import load_file
 from ..errors import CheckpointError, UserError
+from ..files import atomic_path, remove_leftovers
 from ..zoo import local_checkpoint
 
 __all__ = [

@@ -19,8 +19,9 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wra
 from mmengine.runner import Runner
 from torch import Tensor, distributed, nn
 
-from ..checkpoint import atomic_path, extract_state_dict, load_exact, load_file, load_pretrained
+from ..checkpoint import extract_state_dict, load_exact, load_file, load_pretrained
 from ..errors import CheckpointError, UserError, exit_on_user_error
+from ..files import atomic_path
 from ..integrity import mark_verified
 from ..zoo import local_checkpoint
 from .mm_checkpoints import (

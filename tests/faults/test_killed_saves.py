@@ -76,9 +76,10 @@ _NUMBERED = r"(half written|os\.rename|os\.remove) \.?(iter|epoch)"  # in the ta
     ("task", "moments", "count", "last"),
     [
         ("toy", ".", 10, "iter_5"),
-        ("detection", _NUMBERED, 3, "epoch_4"),
-        ("segmentation", _NUMBERED, 3, "iter_4"),
+        ("detection", _NUMBERED, 3, "epoch_3"),
+        ("segmentation", _NUMBERED, 3, "iter_3"),
     ],
+    ids=["toy", "detection", "segmentation"],
 )
 def test_killed_in_any_moment_of_a_save_and_started_again_a_run_ends_the_same(task, moments, count, last, tmp_path):
     results = results_of("train_and_kill.py", task, tmp_path, moments)
