@@ -8,6 +8,7 @@ whole process: other loaders (timm's, mmengine's) read the same files.
 
 import math
 import re
+import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -84,6 +85,29 @@ def _scalar(dtype: object, data: object = None) -> np.generic:
     return np.frombuffer(data, dtype.dtype)[0]
 
 
+class _History:
+    """A log history of mmengine: two lists of numbers. It becomes mmengine's own once it has them, if that is there."""
+
+    def __setstate__(self, state: object) -> None:
+        keys = {"max_length", "_log_history", "_count_history"}
+        # Its methods, which are saved too, every history has.
+        if not isinstance(state, dict) or not keys <= state.keys() <= keys | {"statistics_methods"}:
+            raise _refuse("a log history with other contents than mmengine writes")
+        arrays = [state[key] for key in ("_log_history", "_count_history")]
+        if type(state["max_length"]) is not int or any(type(a) is not _Array or a.ndim != 1 for a in arrays):
+            raise _refuse("a log history that is not made of lists of numbers")
+        log, count = (np.array(array) for array in arrays)  # plain arrays of their own memory
+        self.__dict__.update(max_length=state["max_length"], _log_history=log, _count_history=count)
+        if mmengine := sys.modules.get("mmengine.logging.history_buffer"):
+            self.__class__ = mmengine.HistoryBuffer
+            self._set_default_statistics()
+
+
+def _history_method(owner: object, name: object) -> None:
+    if owner is not _History or name not in ("min", "max", "current", "mean"):
+        raise _refuse(f"a call of getattr for {str(name)[:40]!r}")
+
+
 torch.serialization.add_safe_globals(
     [
         (OrderedDict, "yacs.config.CfgNode"),  # read as a plain mapping, so that yacs code never runs
@@ -92,5 +116,7 @@ torch.serialization.add_safe_globals(
         # numpy 1 and 2
         *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
         *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        (_History, "mmengine.logging.history_buffer.HistoryBuffer"),
+        (_history_method, "builtins.getattr"),  # names the methods of a history
     ]
 )

@@ -9,13 +9,12 @@ import functools
 import inspect
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import backbone, composite, flash
 from ..checkpoint import install_layout_hook, load_pretrained, read_state_dict
-from ..errors import CheckpointError, UserError
+from ..errors import UserError
 from ..optim import mm_param_scales
 from ..zoo import local_checkpoint
 from . import mmcv_ext, ms_deform_attn
@@ -140,45 +139,6 @@ def _check_options(options: Mapping) -> None:
         raise UserError(f"paramwise_cfg needs {', '.join(missing)} as well; see internimage.optim.mm_param_scales")
 
 
-def _allow_mmengine_checkpoints() -> None:
-    """Let `torch.load(weights_only=True)` read mmengine's training state: log histories, which are numpy arrays.
-
-    A pickled history names the class, its four methods by `getattr`, and its contents. The stand-ins for these take the
-    arrays and drop the methods, which every history has.
-    """
-    from mmengine.logging import HistoryBuffer
-
-    class SavedHistory(HistoryBuffer):
-        """A history in the making; it becomes a `HistoryBuffer` once it has its contents."""
-
-        def __init__(self) -> None:
-            super().__init__()
-
-        def __setstate__(self, state: object) -> None:
-            keys = {"max_length", "_log_history", "_count_history"}
-            if not isinstance(state, dict) or not keys <= state.keys() <= keys | {"statistics_methods"}:
-                raise CheckpointError("a log history in it has other contents than mmengine writes")
-            arrays = [state[key] for key in ("_log_history", "_count_history")]
-            length = state["max_length"]
-            if type(length) is not int or any(not isinstance(a, np.ndarray) or a.ndim != 1 for a in arrays):
-                raise CheckpointError("a log history in it is not made of lists of numbers")
-            log, count = (np.array(array) for array in arrays)  # plain arrays of their own memory
-            self._set_default_statistics()
-            self.__dict__.update(max_length=length, _log_history=log, _count_history=count)
-            self.__class__ = HistoryBuffer
-
-    def history_method(owner: object, name: object) -> None:
-        if owner is not SavedHistory or name not in ("min", "max", "current", "mean"):
-            raise CheckpointError(f"it asks for getattr(..., {str(name)[:40]!r}), which is not loaded for safety")
-
-    torch.serialization.add_safe_globals(
-        [
-            (SavedHistory, "mmengine.logging.history_buffer.HistoryBuffer"),
-            (history_method, "builtins.getattr"),
-        ]
-    )
-
-
 def _convert_detectors(parent: nn.Module, name: str, module: nn.Module) -> None:
     """Make a detector or segmentor accept released checkpoints as soon as it gets one of our backbones."""
     if name == "backbone" and isinstance(module, _MMBackbone):
@@ -194,7 +154,6 @@ def setup() -> None:
       mmseg's look up what they do not have;
     - the optimizer-wrapper constructor `CustomLayerDecayOptimizerConstructor`;
     - every model with such a backbone converts released checkpoints when it loads them, whoever loads;
-    - mmengine's checkpoints load with `weights_only=True`;
     - mmengine reads files through `internimage.checkpoint.load_file`, which compares their checksums.
 
     Raises:
@@ -207,7 +166,6 @@ def setup() -> None:
     for module in (InternImage, FlashInternImage, CBInternImage):
         MODELS.register_module(module=module)
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=_layer_decay_constructor())
-    _allow_mmengine_checkpoints()
     from .mm_checkpoints import read_through_our_loader
 
     read_through_our_loader()
