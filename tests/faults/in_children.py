@@ -1,11 +1,17 @@
-"""Run things that may take the process with them, each in a child of its own."""
+"""Run things that may take the process with them in processes of their own."""
 
+import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["in_child"]
+__all__ = ["ENVIRONMENT", "ROOT", "in_child", "results_of"]
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def in_child(work: Callable[[], object]) -> tuple[int, str]:
@@ -38,3 +44,11 @@ def in_child(work: Callable[[], object]) -> tuple[int, str]:
         lines = output.read().strip().splitlines()
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code, lines[-1] if lines else ""
+
+
+def results_of(script: str, *arguments: object) -> dict[str, tuple[int, str]]:
+    """Run a helper script of this folder; return the exit code and last line of each thing that it tried."""
+    command = [sys.executable, str(Path(__file__).parent / script), *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return {name: tuple(found) for name, found in json.loads(result.stdout.splitlines()[-1]).items()}

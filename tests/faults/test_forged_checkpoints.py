@@ -3,36 +3,23 @@
 They are read in processes of their own, so that a crash fails a test and not the suite.
 """
 
-import json
-import os
 import pickle
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from forged import FORGED, write
+from in_children import ENVIRONMENT, ROOT, results_of
 from mmengine.logging import HistoryBuffer
 
 import internimage.integrations.mm as mm
 from internimage.checkpoint import load_file
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 READERS = ("load_file", "torch.load", "mmengine", "timm")
-
-
-def results_of(script: str, *arguments: object) -> dict[str, tuple[int, str]]:
-    """Run a helper script of this folder; return the exit code and last line of each thing that it tried."""
-    command = [sys.executable, str(HERE / script), *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return {name: tuple(found) for name, found in json.loads(result.stdout.splitlines()[-1]).items()}
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_children import results_of
 from mmengine.fileio import LocalBackend
 from mmengine.runner import CheckpointLoader, Runner
-from test_forged_checkpoints import results_of
 from toy import toy_config
 
 import internimage.integrations.mm as mm
