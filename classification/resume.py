@@ -19,7 +19,9 @@ from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from internimage.checkpoint import extract_state_dict, load_exact, load_file, load_pretrained, save_atomic
-from internimage.errors import CheckpointError, UserError
+from internimage.errors import CheckpointError
+from internimage.files import remove_leftovers
+from internimage.integrity import mark_verified
 from internimage.zoo import local_checkpoint
 
 from .distributed import World, run_on_main
@@ -100,20 +102,11 @@ def save(
 
     def write() -> None:
         payload = state.state_dict(config_yaml)
-        try:
-            for name in names:
-                save_atomic(payload, folder / name)
-        except (OSError, RuntimeError) as error:
-            # torch.save turns a full disk into a RuntimeError about file positions.
-            cause = error.__context__ if isinstance(error, RuntimeError) else error
-            if not isinstance(cause, OSError):
-                raise
-            raise UserError(
-                f"cannot write {name} to {folder}: {cause.strerror or cause}; make room there and start again: "
-                "the run goes on from its last checkpoint"
-            ) from error
-        for old in [*list_checkpoints(folder)[keep:], *folder.glob(".ckpt_epoch_*.tmp")]:
-            old.unlink(missing_ok=True)  # the temporary files are of runs that were killed while writing
+        for name in names:
+            save_atomic(payload, folder / name)
+        remove_leftovers(folder)
+        for old in list_checkpoints(folder)[keep:]:
+            old.unlink(missing_ok=True)
 
     run_on_main(world, write)
 
@@ -143,7 +136,10 @@ def load_latest(world: World, folder: Path, log: Callable[[str], None]) -> tuple
         return None
 
     path = run_on_main(world, find)
-    return None if path is None else (path, load_file(path))
+    if path is None:
+        return None
+    mark_verified(path)
+    return path, load_file(path)
 
 
 def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], None]) -> None:
@@ -219,9 +215,22 @@ def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> b
 
 
 def locate(world: World, name: str) -> Path:
-    """`internimage.zoo.local_checkpoint`, where rank 0 does the downloading."""
-    run_on_main(world, lambda: local_checkpoint(name))
-    return local_checkpoint(name)
+    """`internimage.zoo.local_checkpoint`, where rank 0 downloads and checks the file for all.
+
+    Raises:
+        UserError: on every process; see `local_checkpoint` and `internimage.checkpoint.load_file`.
+    """
+
+    def find() -> Path:
+        path = local_checkpoint(name)
+        load_file(path)
+        return path
+
+    path = run_on_main(world, find)
+    if not path.exists():  # another machine, with a disk of its own
+        return local_checkpoint(name)
+    mark_verified(path)
+    return path
 
 
 def initialise(model: nn.Module, path: Path, log: Callable[[str], None], *, rand_init_head: bool = False) -> None:

@@ -2,23 +2,24 @@
 
 Layouts: the released classification files (a training state with a yacs config), mm files (`state_dict`, keys under
 `backbone.`, heads of mmdet 2 and mmseg 0: `mm_layouts`), DeepSpeed files (`module`), the Hugging Face models (`model.`
-prefix, `layer_scale1`), safetensors, and plain state dicts. Files are always read with `weights_only=True`.
+prefix, `layer_scale1`), safetensors, and plain state dicts. Files are always read with `weights_only=True`, and their
+checksums compared (`integrity`).
 """
 
-import os
 import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
+from . import checkpoint_types  # noqa: F401 - extends what torch.load may read
 from .errors import CheckpointError
+from .files import atomic_path
 from .imagenet import in22k_to_1k
+from .integrity import verify_archive
 from .mm_layouts import from_mask2former, from_mmdet2_dino
 
 __all__ = [
@@ -43,25 +44,17 @@ _HEAD_PREFIXES = ("head.", "conv_head.", "dcnv3_head_x3.", "dcnv3_head_x4.", "cl
 # Files
 
 
-_scalar = np.float64(0).__reduce__()[0]
-# Names beyond tensors and plain containers that the released training checkpoints hold. They are allowed for the whole
-# process, so that other loaders (timm's, mmengine's) read these files too.
-torch.serialization.add_safe_globals(
-    [
-        (OrderedDict, "yacs.config.CfgNode"),  # read as a plain mapping, so that yacs code never runs
-        (_scalar, "numpy.core.multiarray.scalar"),  # best accuracies are sometimes numpy scalars
-        (_scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
-    ]
-)
+# torch's words for what its unpickler does not make or call.
+_UNSAFE = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]*\w)|((?:Can only|Trying to call) [^\n]*)")
 
 
 def load_file(path: str | Path) -> object:
     """Read a `.pth`, `.pt`, `.bin` or `.safetensors` file, or a folder of (sharded) safetensors, onto the CPU.
 
+    The checksums in the file are compared, once in a process.
+
     Raises:
-        CheckpointError: no such file, truncated, not a checkpoint, or one that holds arbitrary Python objects.
+        CheckpointError: no such file, truncated, damaged, not a checkpoint, or one that holds arbitrary Python objects.
     """
     path = Path(path)
     if path.is_dir() and (shards := sorted(path.glob("*.safetensors"))):
@@ -71,14 +64,18 @@ def load_file(path: str | Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
+        if archive := zipfile.is_zipfile(path):
+            verify_archive(path)
         # Memory mapping halves the memory that the 12 GB of InternImage-G need.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # torch, pickle, zipfile and safetensors each have errors of their own
         reason = f"{type(error).__name__}: {error}"
-        if unsafe := re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]*\w)", reason):
+        if unsafe := _UNSAFE.search(reason):
             raise CheckpointError(
-                f"{path} holds Python objects that are not loaded for safety ({unsafe[1]}); save its weights alone "
-                "with torch.save(model.state_dict(), ...) where it was made"
+                f"{path} holds Python objects that are not loaded for safety ({unsafe[1] or unsafe[2]}); save its "
+                "weights alone with torch.save(model.state_dict(), ...) where it was made"
             ) from error
         first_sentence = re.split(r"[.] |\n", reason)[0]
         raise CheckpointError(
@@ -88,17 +85,9 @@ def load_file(path: str | Path) -> object:
 
 
 def save_atomic(obj: object, path: str | Path) -> None:
-    """`torch.save` so that `path` holds either its old content or all of the new, even if the process is killed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """`torch.save` so that `path` holds either its old content or all of the new (`files.atomic_path`)."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save(obj, file)
 
 
 # Layouts. Each function turns one layout into the present one and leaves the others alone.

@@ -16,11 +16,13 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .errors import CheckpointError, UserError
+from .integrity import is_verified, mark_verified
 
 __all__ = ["fetch"]
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
+_OWN = "# computed here: the host gave none to compare it with\n"  # so the file's own checksums are compared as well
 
 
 class _LinkedFile(HTTPRedirectHandler):
@@ -73,8 +75,8 @@ def _receive(url: str, part: Path) -> str | None:
     return etag[0] if etag else None
 
 
-def _download(url: str, path: Path) -> str:
-    """Download `url` to `path` and return its SHA-256."""
+def _download(url: str, path: Path) -> tuple[str, bool]:
+    """Download `url` to a `.part` beside `path`; return its SHA-256 and whether the host gave the same."""
     part = path.with_name(path.name + ".part")
     resumed = part.exists()
     expected = _receive(url, part)
@@ -88,14 +90,14 @@ def _download(url: str, path: Path) -> str:
         raise UserError(
             f"{url} arrived damaged: SHA-256 {digest}, expected {expected}; try again, or download it by hand to {path}"
         )
-    return digest
+    return digest, expected is not None
 
 
 def fetch(url: str, path: Path) -> Path:
     """Return `path`, downloading `url` to it if it is not there.
 
-    An interrupted download continues. The checksum is recorded beside the file (`.sha256`) and compared at every
-    later call. Processes that ask for the same file wait for one download.
+    An interrupted download continues. The checksum is recorded beside the file (`.sha256`) and compared once in every
+    later process. Processes that ask for the same file wait for one download.
 
     Raises:
         UserError: no network, no such file, damaged on the way; says what to download by hand and where to put it.
@@ -105,16 +107,23 @@ def fetch(url: str, path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
+            given = False  # by the host
             if not path.exists():
-                digest = _download(url, path)
-                record.write_text(f"{digest}  {path.name}\n")
+                digest, given = _download(url, path)
+                record.write_text(f"{digest}  {path.name}\n" + _OWN * (not given))
                 os.replace(path.with_name(path.name + ".part"), path)
             elif not record.exists():  # put there by hand
-                record.write_text(f"{_sha256(path)}  {path.name}\n")
-            elif _sha256(path) != record.read_text().split()[0]:
-                raise CheckpointError(
-                    f"{path} is damaged: its SHA-256 is not the one in {record.name}; delete both to download it again"
-                )
+                record.write_text(f"{_sha256(path)}  {path.name}\n{_OWN}")
+            elif not is_verified(path):
+                recorded = record.read_text()
+                given = _OWN not in recorded
+                if [_sha256(path)] != recorded.split()[:1]:
+                    raise CheckpointError(
+                        f"{path} is damaged: its SHA-256 is not the one in {record.name}; delete both to download it "
+                        "again"
+                    )
+            if given:
+                mark_verified(path)
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         code = f"HTTP {error.code}, " if isinstance(error, HTTPError) else ""

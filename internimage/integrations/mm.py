@@ -7,10 +7,8 @@
 import difflib
 import functools
 import inspect
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -141,30 +139,6 @@ def _check_options(options: Mapping) -> None:
         raise UserError(f"paramwise_cfg needs {', '.join(missing)} as well; see internimage.optim.mm_param_scales")
 
 
-def _allow_mmengine_checkpoints() -> None:
-    """Let `torch.load(weights_only=True)` read mmengine's training state: log histories, which are numpy arrays.
-
-    A pickled history names its own methods by `getattr`; this one gives those and nothing else.
-    """
-    from mmengine.logging import HistoryBuffer
-
-    def history_method(owner: type, name: str) -> Callable:
-        if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
-            raise pickle.UnpicklingError(f"getattr({owner}, {name!r}) is not loaded for safety")
-        return getattr(owner, name)
-
-    rebuild = np.empty(0).__reduce__()[0]
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (history_method, "builtins.getattr"),
-            np.ndarray,
-            (rebuild, "numpy.core.multiarray._reconstruct"),
-            (rebuild, "numpy._core.multiarray._reconstruct"),
-        ]
-    )
-
-
 def _convert_detectors(parent: nn.Module, name: str, module: nn.Module) -> None:
     """Make a detector or segmentor accept released checkpoints as soon as it gets one of our backbones."""
     if name == "backbone" and isinstance(module, _MMBackbone):
@@ -180,7 +154,7 @@ def setup() -> None:
       mmseg's look up what they do not have;
     - the optimizer-wrapper constructor `CustomLayerDecayOptimizerConstructor`;
     - every model with such a backbone converts released checkpoints when it loads them, whoever loads;
-    - mmengine's checkpoints load with `weights_only=True`.
+    - mmengine reads files through `internimage.checkpoint.load_file`, which compares their checksums.
 
     Raises:
         UserError: mmcv or mmengine is not installed.
@@ -192,5 +166,7 @@ def setup() -> None:
     for module in (InternImage, FlashInternImage, CBInternImage):
         MODELS.register_module(module=module)
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=_layer_decay_constructor())
-    _allow_mmengine_checkpoints()
+    from .mm_checkpoints import read_through_our_loader
+
+    read_through_our_loader()
     torch.nn.modules.module.register_module_module_registration_hook(_convert_detectors)

@@ -1,8 +1,8 @@
 """Training and testing on mmengine, shared by detection and segmentation.
 
 The options are those of mmdet's and mmseg's own `train.py` and `test.py`. What differs: mistakes end in one line,
-checkpoints are read by `internimage.checkpoint` (strictly for testing and resuming), and several processes work without
-a GPU, too (gloo, and BN for SyncBN).
+checkpoints are read by `internimage.checkpoint` (strictly for testing and resuming) and written so that a kill loses
+none (`mm_checkpoints`), and several processes work without a GPU, too (gloo, and BN for SyncBN).
 """
 
 import argparse
@@ -13,13 +13,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import master_only
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import Tensor, distributed, nn
 
 from ..checkpoint import extract_state_dict, load_exact, load_file, load_pretrained
 from ..errors import CheckpointError, UserError, exit_on_user_error
+from ..files import atomic_path
+from ..integrity import mark_verified
 from ..zoo import local_checkpoint
+from .mm_checkpoints import (
+    SafeCheckpointHook,
+    find_checkpoints,
+    newest_readable,
+    note_latest,
+    on_main,
+    training_state,
+)
 from .mm_checks import check_classes, check_data_files, explained, explained_empty, merge_options, read_config
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "load_config", "test", "train"]
@@ -149,12 +161,19 @@ def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
 
 
 class CheckedRunner(Runner):
-    """mmengine's runner, reading checkpoints by our rules.
+    """mmengine's runner, reading and writing checkpoints by our rules.
 
-    `load_from` initialises (see `_initialise`); testing and resuming are strict.
+    `load_from` initialises (see `_initialise`); testing and resuming are strict. Resuming without a name takes the
+    newest checkpoint that can be read.
     """
 
     _testing = False
+
+    def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
+        """Register a hook; for mmengine's checkpoint hook, ours with the same options."""
+        if isinstance(hook, dict) and hook.get("type") in ("CheckpointHook", "mmengine.CheckpointHook", CheckpointHook):
+            hook = {**hook, "type": SafeCheckpointHook}
+        super().register_hook(hook, priority)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for several processes, which mmengine does on GPUs only."""
@@ -175,7 +194,16 @@ class CheckedRunner(Runner):
         Raises:
             CheckpointError: it cannot be read or does not fit.
         """
-        content = load_file(local_checkpoint(str(filename)))
+        path = local_checkpoint(str(filename))
+
+        def check() -> None:
+            load_file(path)
+
+        on_main(check)
+        mark_verified(path)
+        content = load_file(path)
+        if self._resume:
+            content = training_state(content, filename)
         extra = content if isinstance(content, dict) and "state_dict" in content else {}
         checkpoint = {**extra, "state_dict": extract_state_dict(content)}
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # EMAHook takes its average from it
@@ -189,6 +217,33 @@ class CheckedRunner(Runner):
         except CheckpointError as error:
             raise CheckpointError(f"{filename}: {error}") from None
         return checkpoint
+
+    def load_or_resume(self) -> None:
+        """Load or resume what the configuration says, unless that has happened."""
+        if self._has_loaded or not self._resume or self._load_from is not None:
+            return super().load_or_resume()
+
+        def find() -> Path | None:
+            newest = newest_readable(find_checkpoints(self.cfg), self.logger.warning)
+            if newest is not None:
+                note_latest(self.work_dir, newest)
+            return newest
+
+        path = on_main(find)
+        if path is None:
+            self.logger.info(f"nothing to resume in {self.work_dir}; starting anew")
+            return None
+        self.logger.info(f"resuming from {path}")
+        self.resume(str(path))
+        self._has_loaded = True
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        """Save as mmengine does, but under the final name only once the file is whole."""
+        if "://" in str(out_dir):
+            return super().save_checkpoint(out_dir, filename, *args, **kwargs)
+        with atomic_path(Path(out_dir, filename)) as temporary:
+            super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
 
 
 # Configuration
@@ -273,7 +328,7 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         config.load_from = None if args.resume == "auto" else str(local_checkpoint(args.resume))
     if config.get("load_from"):
         config.load_from = str(local_checkpoint(config.load_from))
-    if config.get("load_from") or (config.get("resume") and find_latest_checkpoint(config.work_dir)):
+    if config.get("load_from") or (config.get("resume") and find_checkpoints(config)):
         config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
     with explained():
         _build(config, task, ("train", "val")).train()

@@ -43,11 +43,18 @@ def test_only_the_newest_checkpoints_are_kept_beside_the_best(tmp_path):
     assert torch.load(tmp_path / "ckpt_epoch_best.pth", weights_only=True)["epoch"] == 3
 
 
-def test_a_truncated_latest_checkpoint_falls_back_to_the_one_before_with_a_notice(tmp_path):
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_a_damaged_latest_checkpoint_falls_back_to_the_one_before_with_a_notice(damage, tmp_path):
     state = make_state()
     save_epoch(tmp_path, state, 0)
     save_epoch(tmp_path, state, 1)
-    cut(tmp_path / "ckpt_epoch_1.pth")
+    damage(tmp_path / "ckpt_epoch_1.pth")
     notices = []
     path, checkpoint = load_latest(World(), tmp_path, notices.append)
     assert path.name == "ckpt_epoch_0.pth"

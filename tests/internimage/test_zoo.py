@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from internimage import zoo
+from internimage import download, integrity, zoo
 from internimage.errors import CheckpointError, UserError
 from internimage.variants import VARIANTS
 from internimage.zoo_data import MEASURED, releases
@@ -86,6 +86,22 @@ def test_a_released_file_is_downloaded_once_and_verified(host, tmp_path):
     assert files(tmp_path) == [f"{NAME}.pth", f"{NAME}.pth.sha256"]
     count = len(host.requests)
     assert zoo.checkpoint_path(NAME) == path and len(host.requests) == count
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_only_a_file_that_its_host_vouched_for_needs_no_check_of_its_own(given, host, tmp_path, monkeypatch):
+    host.checksum = host.checksum * given
+    path = zoo.checkpoint_path(NAME)
+    for _ in range(2):  # as it comes, and in a later process
+        assert integrity.is_verified(path) == given
+        integrity._verified.clear()
+        assert zoo.checkpoint_path(NAME) == path
+
+
+def test_a_downloaded_file_is_hashed_once_a_process(host, tmp_path, monkeypatch):
+    path = zoo.checkpoint_path(NAME)
+    monkeypatch.setattr(download, "_sha256", lambda path: pytest.fail("hashed again"))
+    assert zoo.checkpoint_path(NAME) == path
 
 
 def test_a_file_that_arrives_damaged_is_refused_and_not_kept(host, tmp_path):

@@ -202,16 +202,21 @@ def largest_difference(first: Path, second: Path) -> float:
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(trained, tmp_path):
+def test_two_processes_train_like_one_and_pass_over_a_damaged_checkpoint_together(trained, tmp_path):
     short = ["train_cfg.max_iters=4", "train_cfg.val_interval=4", "default_hooks.checkpoint.interval=2"]
     options = ["default_hooks.checkpoint.max_keep_ckpts=2", "optim_wrapper.optimizer.lr=1e-3", *short]
     config, one, two = str(trained / "tiny.py"), tmp_path / "one", tmp_path / "two"
     train(SEGMENTATION, [config, "--work-dir", str(one), "--cfg-options", *options])
     arguments = ["--work-dir", str(two), "--cfg-options", "train_dataloader.batch_size=1", *options]
     command = [str(ROOT / "segmentation/dist_train.sh"), "2", config, *arguments]
-    subprocess.run(command, cwd=ROOT / "segmentation", env=ENVIRONMENT, check=True, capture_output=True, timeout=600)
+    options = {"cwd": ROOT / "segmentation", "env": ENVIRONMENT, "check": True, "capture_output": True, "timeout": 600}
+    subprocess.run(command, **options)
     assert largest_difference(one / "iter_4.pth", two / "iter_4.pth") < 1e-4
     assert largest_difference(one / "iter_2.pth", one / "iter_4.pth") > 1e-3
+    (two / "iter_4.pth").write_bytes((two / "iter_4.pth").read_bytes()[:-100])
+    subprocess.run([*command, "--resume"], **options)
+    assert "passing over an unreadable checkpoint" in last_log(two)
+    assert largest_difference(one / "iter_4.pth", two / "iter_4.pth") < 1e-4
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ optim_wrapper = dict(
 param_scheduler = [dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500)]
 
 # A checkpoint holds the optimizer too, 12 bytes per parameter: keep few.
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2000, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2000, max_keep_ckpts=2))
 log_processor = dict(by_epoch=False)
 
 # The recipes give one image per GPU and not the number of GPUs. 64 images make 20000 iterations 11 epochs of COCO.

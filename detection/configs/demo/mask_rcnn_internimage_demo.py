@@ -103,6 +103,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=4, T_max=4, eta_min=1e-5, convert_to_iter_based=True),
 ]
 default_hooks = dict(
-    checkpoint=dict(max_keep_ckpts=1, save_best=None),
+    checkpoint=dict(max_keep_ckpts=2, save_best=None),
 )
 randomness = dict(seed=0)

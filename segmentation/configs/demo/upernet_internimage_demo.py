@@ -85,7 +85,7 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=True),
-    checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=1, save_best=None),
+    checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=2, save_best=None),
 )
 log_processor = dict(by_epoch=True)
 visualizer = dict(vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")])

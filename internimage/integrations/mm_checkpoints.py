@@ -1,0 +1,218 @@
+"""Checkpoints of mmengine runs: written whole, deleted only when newer ones are there, found again, read with care.
+
+mmengine's own hook deletes the oldest checkpoint before it writes the new one, under its final name, and notes the
+name in `last_checkpoint`: a run that is killed meanwhile may be left with half a file and a note of one that is gone.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import CheckpointLoader, Runner
+
+from ..checkpoint import load_file
+from ..errors import CheckpointError, UserError
+from ..files import atomic_path, remove_leftovers
+from ..zoo import local_checkpoint
+
+__all__ = [
+    "SafeCheckpointHook",
+    "find_checkpoints",
+    "newest_readable",
+    "note_latest",
+    "on_main",
+    "read_through_our_loader",
+    "training_state",
+]
+
+T = TypeVar("T")
+_NOTE = "last_checkpoint"
+
+
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's hook, with its options, in an order that leaves a whole checkpoint at any moment.
+
+    At least two are kept if old ones are deleted at all (`max_keep_ckpts=1` counts as 2): the newest may turn out to be
+    unreadable. Only files of this run's folder are ever deleted, whatever a resumed checkpoint says.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.max_keep_ckpts == 1:
+            self.max_keep_ckpts = 2
+
+    def before_train(self, runner: Runner) -> None:
+        known = runner.message_hub.runtime_info.get("keep_ckpt_ids")
+        if known is not None:
+            numbers = [step for step in known if type(step) is int] if isinstance(known, list) else []
+            runner.message_hub.update_info("keep_ckpt_ids", numbers)
+        super().before_train(runner)
+        if is_main_process():
+            for folder in {str(self.out_dir), runner.work_dir}:
+                remove_leftovers(folder)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            steps = [*self.keep_ckpt_ids, step]
+            outdated = steps[: -self.max_keep_ckpts]
+            self.keep_ckpt_ids.append(step)  # and forgets the first, if it is full
+            # With the outdated ones: should this process die before it deletes them, the next one will.
+            runner.message_hub.update_info("keep_ckpt_ids", steps)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            note_latest(runner.work_dir, self.last_ckpt)
+            for old in outdated:
+                self._remove(self.filename_tmpl.format(old))
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not self.save_best:
+            return
+        # mmengine deletes the best one so far before it writes the better one, unless it knows of none.
+        before = self._best_paths
+        self._best_paths = dict.fromkeys(before)
+        super()._save_best_checkpoint(runner, metrics)
+        after = self._best_paths
+        self._best_paths = {key: after[key] or path for key, path in before.items()}
+        outdated = {Path(path).name for key, path in before.items() if path and after[key]}
+        for name in outdated - {Path(path).name for path in after.values() if path}:
+            if name.startswith("best_") and is_main_process():
+                self._remove(name)
+
+    @property
+    def _best_paths(self) -> dict[str, str | None]:
+        """The best checkpoint of each metric. mmengine keeps that of a single one elsewhere."""
+        return {"": self.best_ckpt_path} if len(self.key_indicators) == 1 else dict(self.best_ckpt_path_dict)
+
+    @_best_paths.setter
+    def _best_paths(self, paths: dict[str, str | None]) -> None:
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = paths[""]
+        else:
+            self.best_ckpt_path_dict = paths
+
+    def _remove(self, name: str) -> None:
+        path = self.file_backend.join_path(self.out_dir, name)
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+
+
+# Reading
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Run `work` in the first process and give every process its (picklable) result.
+
+    Raises:
+        UserError: in every process, if `work` raised one.
+    """
+    message: list = [None, None]  # result, error
+    if is_main_process():
+        try:
+            message[0] = work()
+        except UserError as error:
+            message[1] = error
+    broadcast_object_list(message)
+    if message[1] is not None:
+        raise message[1]
+    return message[0]
+
+
+def note_latest(work_dir: str, checkpoint: str | Path) -> None:
+    """Write the name of a run's latest checkpoint where mmengine looks for it."""
+    with atomic_path(Path(work_dir, _NOTE)) as temporary:
+        temporary.write_text(str(checkpoint))
+
+
+def find_checkpoints(config: Config) -> list[Path]:
+    """The numbered checkpoints that the run of a configuration can go on from, newest first.
+
+    These are the one that `last_checkpoint` names, what was written after that note, and the ones before by number.
+    Larger numbers from before the note are of an earlier run in the same folder.
+    """
+    options, work_dir = config.get("default_hooks", {}).get("checkpoint") or {}, config.work_dir
+    template = options.get("filename_tmpl") or ("epoch_{}.pth" if options.get("by_epoch", True) else "iter_{}.pth")
+    pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d+)"))
+    folder = Path(options["out_dir"], Path(work_dir).name) if options.get("out_dir") else Path(work_dir)
+    found = {int(match[1]): path for path in folder.glob("*") if (match := pattern.fullmatch(path.name))}
+    note = Path(work_dir, _NOTE)
+    if note.is_file() and (noted := pattern.fullmatch(Path(note.read_text().strip()).name)):
+        written = note.stat().st_mtime_ns
+        found = {n: path for n, path in found.items() if n <= int(noted[1]) or path.stat().st_mtime_ns > written}
+    return [path for _, path in sorted(found.items(), reverse=True)]
+
+
+def training_state(content: object, path: str | Path) -> dict:
+    """What mmengine resumes from, without what it would execute.
+
+    Raises:
+        CheckpointError: it is not the state of a training.
+    """
+    content = content if isinstance(content, dict) else {}
+    wanted = {"meta": dict, "message_hub": dict, "state_dict": dict}
+    lacking = [key for key, kind in wanted.items() if not isinstance(content.get(key), kind)]
+    lacking += [f"meta.{key}" for key in ("epoch", "iter") if not lacking and type(content["meta"].get(key)) is not int]
+    hub = ("log_scalars", "runtime_info", "resumed_keys")
+    lacking += [
+        f"message_hub.{key}" for key in hub if not lacking and not isinstance(content["message_hub"].get(key), dict)
+    ]
+    if lacking:
+        raise CheckpointError(
+            f"{path} is no checkpoint that a training can go on from: it lacks {', '.join(lacking)}; resume from one "
+            "that train.py wrote, or start from its weights with --cfg-options load_from=FILE"
+        )
+    return _without_code(content)
+
+
+def _without_code(content: object) -> object:
+    """A checkpoint without what mmengine's runner would execute: a configuration as Python text, of older versions."""
+    if not isinstance(content, dict) or not isinstance(content.get("meta"), dict):
+        return content
+    return {**content, "meta": {key: value for key, value in content["meta"].items() if key != "config"}}
+
+
+def newest_readable(paths: list[Path], log: Callable[[str], None]) -> Path | None:
+    """The first of some checkpoints that a training can go on from; None if there are none at all.
+
+    Raises:
+        CheckpointError: none can be read. Starting from nothing would overwrite them.
+    """
+    for path in paths:
+        try:
+            training_state(load_file(path), path)
+            return path
+        except CheckpointError as error:
+            log(f"passing over an unreadable checkpoint: {error}")
+    if paths:
+        raise CheckpointError(
+            f"none of the {len(paths)} checkpoints in {paths[0].parent} can be read; move them away to start anew, or "
+            "name another one with --resume FILE"
+        )
+    return None
+
+
+def _load_from_internimage(filename: str, map_location: object = None) -> object:
+    """Read a file for mmengine, checked, onto the CPU; mmengine copies the weights to where they belong."""
+    return _without_code(load_file(local_checkpoint(filename)))
+
+
+def read_through_our_loader() -> None:
+    """Make mmengine read local files and downloads through `internimage.checkpoint.load_file`, whoever asks it to."""
+    CheckpointLoader.register_scheme(prefixes=["", "http://", "https://"], loader=_load_from_internimage, force=True)

@@ -1,0 +1,171 @@
+"""Damage to a checkpoint is found when it is read: flipped bits, zeroed pages, lost ends."""
+
+import os
+import random
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.serialization import config
+
+from internimage import integrity
+from internimage.checkpoint import load_file, save_atomic
+from internimage.errors import CheckpointError
+
+
+def content() -> dict:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "model": {
+            f"layer{i}.weight": torch.rand(size, generator=generator) for i, size in enumerate([7, 3000, 500, 1])
+        },
+        "epoch": 3,
+        "config": "BASE: ['']",
+    }
+
+
+def same(left: dict, right: dict) -> bool:
+    if left.keys() != right.keys() or any(left[key] != right[key] for key in ("epoch", "config")):
+        return False
+    weights = [each["model"] for each in (left, right)]
+    return weights[0].keys() == weights[1].keys() and all(
+        torch.equal(weights[0][key], weights[1][key]) for key in weights[0]
+    )
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("damaged") / "good.pth"
+    save_atomic(content(), path)
+    return path
+
+
+def data_ranges(path: Path) -> list[range]:
+    """Where the contents of the archive's members lie."""
+    raw = path.read_bytes()
+    ranges = []
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name, extra = struct.unpack_from("<HH", raw, info.header_offset + 26)
+            start = info.header_offset + 30 + name + extra
+            ranges.append(range(start, start + info.file_size))
+    return ranges
+
+
+def outcome(raw: bytes, path: Path) -> str:
+    """What reading these bytes gives: `refused`, `same` (all values as they were), or `silently wrong`."""
+    path.write_bytes(raw)
+    integrity._verified.clear()  # the clock may be too coarse to tell one write from the next
+    try:
+        read = load_file(path)
+        return "same" if same(read, content()) else "silently wrong"
+    except CheckpointError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return "refused"
+
+
+def test_a_flipped_bit_is_found_or_lies_where_there_is_no_data(file, tmp_path):
+    raw = file.read_bytes()
+    inside = [place for part in data_ranges(file) for place in part]
+    outside = sorted(set(range(len(raw))) - set(inside))
+    choose = random.Random(0)
+    places = choose.sample(inside, 100) + choose.sample(outside, 100)
+    outcomes = {}
+    for place in places:
+        damaged = bytearray(raw)
+        damaged[place] ^= 1 << choose.randrange(8)
+        outcomes[place] = outcome(bytes(damaged), tmp_path / "x.pth")
+    assert all(outcomes[place] == "refused" for place in places[:100])
+    assert "silently wrong" not in outcomes.values()  # headers and padding
+
+
+def test_a_zeroed_page_and_a_lost_end_are_found(file, tmp_path):
+    raw = file.read_bytes()
+    for start in range(0, len(raw), 4096):
+        page = raw[start : start + 4096]
+        assert outcome(raw[:start] + bytes(len(page)) + raw[start + 4096 :], tmp_path / "x.pth") == "refused"
+        assert outcome(raw[:start], tmp_path / "x.pth") == "refused"
+    assert outcome(raw[:-1], tmp_path / "x.pth") == "refused"
+    assert outcome(raw, tmp_path / "x.pth") == "same"
+
+
+def test_the_error_says_which_file_what_part_and_what_to_do(file, tmp_path):
+    path = tmp_path / "hurt.pth"
+    raw = bytearray(file.read_bytes())
+    (part,) = [part for part in data_ranges(file) if len(part) == 12000]  # 3000 numbers
+    raw[part.start + 5000] ^= 4
+    path.write_bytes(raw)
+    with pytest.raises(
+        CheckpointError, match=r"hurt\.pth: it is damaged: 1 of its \d+ parts .*data/1\); download it again, or resume"
+    ):
+        load_file(path)
+
+
+def test_a_file_saved_without_checksums_is_read(tmp_path):
+    try:
+        config.save.compute_crc32 = False
+        torch.save(content(), tmp_path / "x.pth")
+    finally:
+        config.save.compute_crc32 = True
+    assert same(load_file(tmp_path / "x.pth"), content())
+
+
+def test_a_file_from_before_zip_archives_is_read_and_its_truncation_found(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(content(), path, _use_new_zipfile_serialization=False)
+    assert same(load_file(path), content())
+    assert outcome(path.read_bytes()[:-2000], path) == "refused"
+
+
+def test_a_compressed_archive_is_refused_with_a_reason(file, tmp_path):
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(CheckpointError, match=r"x\.pth: \d+ of its \d+ parts are compressed"):
+        load_file(tmp_path / "x.pth")
+
+
+def test_a_safetensors_file_of_another_length_than_its_header_says_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file(content()["model"], path)
+    raw = path.read_bytes()
+    for damaged in (raw[:-1], raw + b"x", raw[:4] + b"\xff" + raw[5:], raw[:20] + b"\0" + raw[21:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"x\.safetensors is not a readable checkpoint"):
+            load_file(path)
+
+
+@pytest.fixture
+def sums(monkeypatch) -> list[int]:
+    """The lengths of what was summed up."""
+    lengths: list[int] = []
+
+    def counting(data, start=0):
+        lengths.append(len(data))
+        return zlib.crc32(data, start)
+
+    monkeypatch.setattr(integrity, "zlib", type("zlib", (), {"crc32": staticmethod(counting)}))
+    integrity._verified.clear()
+    return lengths
+
+
+def test_a_file_is_summed_up_once_a_process_until_it_changes(tmp_path, sums):
+    save_atomic(content(), tmp_path / "x.pth")
+    load_file(tmp_path / "x.pth")
+    once = sum(sums)
+    assert once >= 4 * 3508
+    load_file(tmp_path / "x.pth")
+    assert sum(sums) == once
+    os.utime(tmp_path / "x.pth", ns=(0, 0))
+    load_file(tmp_path / "x.pth")
+    assert sum(sums) == 2 * once
+
+
+def test_a_file_that_was_compared_with_its_sha256_is_not_summed_up_as_well(tmp_path, sums):
+    save_atomic(content(), tmp_path / "x.pth")
+    integrity.mark_verified(tmp_path / "x.pth")
+    assert same(load_file(tmp_path / "x.pth"), content()) and not sums
