@@ -10,6 +10,7 @@
 #include "../arguments.h"
 #include "../cpu_taps.h"
 #include "../cpu_types.h"
+#include "../tensors.h"
 #include "capability.h"
 
 using ops_dcnv3::DType;
@@ -39,7 +40,7 @@ struct Pixels {
 
   explicit Pixels(const Tensor& t) : tensor(t), stride(t.stride(2)) {
     if (!ops_dcnv3::has_regular_pixels(t)) {
-      tensor = torch::stable::contiguous(t);
+      tensor = ops_dcnv3::dense(t);
       stride = t.size(3);
     }
   }
@@ -90,7 +91,7 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
                          dilation_h, dilation_w, groups, offset_scale, remove_center, mask_is_logits};
   ops_dcnv3::check_arguments(input, offset, mask, window);
   const Pixels x(input), o(offset), m(mask);
-  Tensor output = torch::stable::new_empty(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
+  Tensor output = ops_dcnv3::new_tensor(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
   if (output.numel() == 0) return output;
   const Call call(x, o, m, window);
   const Problem& p = call.problem;
@@ -116,10 +117,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   ops_dcnv3::check_arguments(input, offset, mask, window);
   ops_dcnv3::check_grad_output(grad_output, input, offset);
   const Pixels x(input), o(offset), m(mask);
-  const Tensor grad = torch::stable::contiguous(grad_output);
-  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
-  Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());
-  Tensor grad_mask = torch::stable::new_empty(mask, mask.sizes());
+  const Tensor grad = ops_dcnv3::dense(grad_output);
+  Tensor grad_input = ops_dcnv3::new_tensor(input, input.sizes());
+  Tensor grad_offset = ops_dcnv3::new_tensor(offset, offset.sizes());
+  Tensor grad_mask = ops_dcnv3::new_tensor(mask, mask.sizes());
   if (grad.numel() == 0) {
     torch::stable::zero_(grad_input), torch::stable::zero_(grad_offset), torch::stable::zero_(grad_mask);
     return {grad_input, grad_offset, grad_mask};

@@ -57,7 +57,7 @@ Tensor forward(const Tensor& value, const Tensor& spatial_shapes, const Tensor& 
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   const Tensor v = prepared(value), s = prepared(spatial_shapes), l = prepared(sampling_locations);
   const Tensor w = prepared(attention_weights);
-  Tensor output = torch::stable::new_empty(value, {shape.batch, shape.queries, shape.heads * shape.depth});
+  Tensor output = new_tensor(value, {shape.batch, shape.queries, shape.heads * shape.depth});
   require_launch(dcnv3::attention_forward(dtype, shape, v.const_data_ptr(), s.const_data_ptr<int64_t>(),
                                         l.const_data_ptr(), w.const_data_ptr(), output.mutable_data_ptr(),
                                         current_stream(value)));
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   Tensor wide = torch::stable::new_zeros(value, value.sizes(), is_half ? ScalarType::Float : value.scalar_type());
   // Without channels no kernel runs that would write these.
   const auto create = [&](const Tensor& like) {
-    return shape.depth ? torch::stable::new_empty(like, like.sizes()) : torch::stable::new_zeros(like, like.sizes());
+    return shape.depth ? new_tensor(like, like.sizes()) : torch::stable::new_zeros(like, like.sizes());
   };
   Tensor grad_locations = create(sampling_locations), grad_weights = create(attention_weights);
   void* stream = current_stream(value);
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                          wide.mutable_data_ptr(), grad_locations.mutable_data_ptr(),
                                          grad_weights.mutable_data_ptr(), stream));
   if (!is_half) return {wide, grad_locations, grad_weights};
-  Tensor grad_value = torch::stable::new_empty(value, value.sizes());
+  Tensor grad_value = new_tensor(value, value.sizes());
   require_launch(dcnv3::narrow(dtype, wide.const_data_ptr(), grad_value.mutable_data_ptr(), value.numel(), stream));
   return {grad_value, grad_locations, grad_weights};
 }

@@ -38,7 +38,7 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
   dcnv3::Shape shape = shape_of(input, window);
   const Tensor x = prepared(input);
   const Tensor o = pitched(offset, 2, shape.offset_pitch), m = pitched(mask, 1, shape.mask_pitch);
-  Tensor output = torch::stable::new_empty(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
+  Tensor output = new_tensor(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
   require_launch(dcnv3::forward(dtype_of(input), shape, x.const_data_ptr(), o.const_data_ptr(), m.const_data_ptr(),
                        output.mutable_data_ptr(), current_stream(input)));
   return output;
@@ -56,8 +56,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   const dcnv3::Dtype dtype = dtype_of(input);
   const bool is_half = dtype == dcnv3::Dtype::kFloat16 || dtype == dcnv3::Dtype::kBFloat16;
-  Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());
-  Tensor grad_mask = torch::stable::new_empty(mask, mask.sizes());
+  Tensor grad_offset = new_tensor(offset, offset.sizes());
+  Tensor grad_mask = new_tensor(mask, mask.sizes());
   Tensor wide = torch::stable::new_zeros(input, input.sizes(), is_half ? ScalarType::Float : input.scalar_type());
   if (grad_output.numel() == 0) {  // no channels, no images: nothing below would write the gradients
     torch::stable::zero_(grad_offset), torch::stable::zero_(grad_mask);
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   require_launch(dcnv3::backward(dtype, shape, g.const_data_ptr(), x.const_data_ptr(), o.const_data_ptr(), m.const_data_ptr(),
                         wide.mutable_data_ptr(), grad_offset.mutable_data_ptr(), grad_mask.mutable_data_ptr(), stream));
   if (!is_half) return {wide, grad_offset, grad_mask};
-  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
+  Tensor grad_input = new_tensor(input, input.sizes());
   require_launch(dcnv3::narrow(dtype, wide.const_data_ptr(), grad_input.mutable_data_ptr(), input.numel(), stream));
   return {grad_input, grad_offset, grad_mask};
 }

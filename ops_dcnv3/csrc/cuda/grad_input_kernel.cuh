@@ -14,10 +14,7 @@
 namespace dcnv3 {
 
 // The region, 32 KB. A tile's window centres keep kHalo pixels from its edges.
-#ifndef DCNV3_REGION_COLUMNS
-#define DCNV3_REGION_COLUMNS 8
-#endif
-constexpr int kRegionRows = 8, kRegionColumns = DCNV3_REGION_COLUMNS, kHalo = 2;
+constexpr int kRegionRows = 8, kRegionColumns = 8, kHalo = 2;
 
 // How the output is cut: a unit is one group of one tile.
 struct Tiles {

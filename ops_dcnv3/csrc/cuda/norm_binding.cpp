@@ -85,14 +85,14 @@ std::vector<Tensor> forward(const Tensor& x, const Optional& residual, const Ten
   f.keep = arguments.images(keep);
   f.eps = static_cast<float>(eps);
   std::vector<Tensor> results;
-  results.push_back(torch::stable::new_empty(x, x.sizes(), out_type));
+  results.push_back(new_tensor(x, x.sizes(), out_type));
   f.out = write(results.back());
   if (is_pre) {
-    results.push_back(torch::stable::new_empty(x, x.sizes(), sum_type));
+    results.push_back(new_tensor(x, x.sizes(), sum_type));
     f.sum = write(results.back());
   }
   if (with_stats) {
-    results.push_back(torch::stable::new_empty(x, {2, arguments.shape.rows}, ScalarType::Float));
+    results.push_back(new_tensor(x, {2, arguments.shape.rows}, ScalarType::Float));
     f.stats = static_cast<float*>(results.back().mutable_data_ptr());
   }
   require_launch(dcnv3::norm::forward(Form(form), arguments.shape, f, current_stream(x)));
@@ -121,15 +121,15 @@ std::vector<Tensor> backward(const Tensor& grad, const Optional& grad_sum, const
   b.keep = arguments.images(keep);
   b.stats = static_cast<const float*>(arguments.read(stats, 2 * arguments.shape.rows, "stats").data);
   std::vector<Tensor> results;
-  results.push_back(torch::stable::new_empty(source, source.sizes(), x_type));
+  results.push_back(new_tensor(source, source.sizes(), x_type));
   b.grad_x = write(results.back());
   Tensor partial;
   if (with_parameters) {
     const int64_t blocks = dcnv3::norm::backward_blocks(Form(form), arguments.shape);
-    partial = torch::stable::new_empty(source, {blocks, 3, arguments.shape.channels}, ScalarType::Float);
+    partial = new_tensor(source, {blocks, 3, arguments.shape.channels}, ScalarType::Float);
     b.partial = static_cast<float*>(partial.mutable_data_ptr());
     const auto gradient_of = [&](const Tensor& parameter) {
-      results.push_back(torch::stable::new_empty(parameter, parameter.sizes()));
+      results.push_back(new_tensor(parameter, parameter.sizes()));
       if (arguments.shape.rows == 0) torch::stable::zero_(results.back());
       return write(results.back());
     };
@@ -138,7 +138,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Optional& grad_sum, const
     if (extra) b.grad_extra = gradient_of(*extra);
   }
   if (is_pre && (extra || keep || x_type != source.scalar_type())) {
-    results.push_back(torch::stable::new_empty(source, source.sizes()));
+    results.push_back(new_tensor(source, source.sizes()));
     b.grad_residual = write(results.back());
   }
   require_launch(dcnv3::norm::backward(Form(form), arguments.shape, b, current_stream(source)));

@@ -7,13 +7,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../require.h"
+#include "../tensors.h"
 #include "dcnv3_cuda.h"
 
 namespace ops_dcnv3 {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 inline dcnv3::Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -31,8 +28,8 @@ inline bool begins_on(const Tensor& tensor, size_t bytes) {
 
 // Contiguous, and on a 16-byte boundary, where a view into a larger tensor may not begin.
 inline Tensor prepared(const Tensor& tensor) {
-  const Tensor dense = torch::stable::contiguous(tensor);
-  return begins_on(dense, 16) ? dense : torch::stable::clone(dense);
+  const Tensor whole = dense(tensor);
+  return begins_on(whole, 16) ? whole : torch::stable::clone(whole);
 }
 
 inline void* current_stream(const Tensor& tensor) {
