@@ -60,7 +60,8 @@ def dcnv3(
         offset_scale: factor on the kernel's extent and on the offsets.
         remove_center: leave out the kernel's central point; needs odd kernel sizes.
         backend: `auto`, `cuda`, `triton`, `cpu` or `torch` (see `python -m ops_dcnv3`). While `torch.onnx.export`
-            runs, `auto` is `torch`, which consists of standard operators.
+            runs, and under torch.func transforms and forward-mode differentiation, `auto` is `torch`, which consists of
+            standard operators.
         mask_is_logits: apply a softmax over the `P` points of each group to `mask` first.
 
     Returns:
@@ -70,6 +71,7 @@ def dcnv3(
         ValueError: arguments or shapes that do not fit together.
         TypeError: a tensor that is not floating point.
         ops_dcnv3.BackendError: the backend asked for cannot run here.
+        RuntimeError: a compiled backend asked for by name under a transform of torch.func.
     """
     arguments = kernel_size, stride, padding, dilation, groups, offset_scale, remove_center, mask_is_logits
     # Compilers trace the plain functions; otherwise an answer is remembered, which saves 3 microseconds a call.
@@ -79,11 +81,18 @@ def dcnv3(
     _check(input, offset, mask, expected, geometry)
     if not input.dtype == offset.dtype == mask.dtype:
         input, offset, mask = _promote(input, offset, mask)
-    chosen = backends.select("torch" if backend == "auto" and _onnx_is_written() else backend, input.device)
+    transformed = not torch.compiler.is_compiling() and _is_transformed(input, offset, mask)
+    plain = backend == "auto" and (transformed or _onnx_is_written())
+    chosen = backends.select("torch" if plain else backend, input.device)
     if chosen == "torch":
-        # Compilers fuse the gathers; exporters know grid_sample.
-        fuse = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        return (gather_core if fuse else grid_sample_core)(input, offset, mask, geometry)
+        # Compilers fuse the gathers, and every transform knows them; exporters know grid_sample.
+        gather = transformed or (torch.compiler.is_compiling() and not torch.compiler.is_exporting())
+        return (gather_core if gather else grid_sample_core)(input, offset, mask, geometry)
+    if transformed:
+        raise RuntimeError(
+            f"backend {chosen!r} knows neither forward-mode derivatives nor torch.func transforms; "
+            "use backend='torch', or 'auto', which does so by itself"
+        )
     if chosen == "triton":
         return torch.ops.ops_dcnv3.triton_forward(input, offset, mask, *geometry)
     if torch.compiler.is_compiling() or _tracks_gradients(input, offset, mask):
@@ -97,11 +106,20 @@ def _onnx_is_written() -> bool:
     return (torch.compiler.is_exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
+def _is_transformed(*tensors: Tensor) -> bool:
+    """Whether forward-mode differentiation or a transform of torch.func (grad, jvp, vmap) is at work on these tensors.
+
+    The compiled operators have rules for neither: they would drop tangents without a word.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if torch.autograd.forward_ad._current_level < 0:
+        return False
+    return any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
 def _tracks_gradients(*tensors: Tensor) -> bool:
-    """Whether autograd, backward or forward, may have to do with these tensors."""
-    return torch.autograd.forward_ad._current_level >= 0 or (
-        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    )
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, int]:

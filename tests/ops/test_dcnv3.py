@@ -333,3 +333,52 @@ def test_layers_of_other_kernels_keep_the_resolution(sizes):
     kernel_size, dw_kernel_size, pad, dilation = sizes
     layer = ops_dcnv3.DCNv3(16, kernel_size, dw_kernel_size, pad=pad, dilation=dilation)
     assert layer(torch.randn(1, 9, 7, 16)).shape[:3] == layer.dw_conv(torch.randn(1, 16, 9, 7)).shape[:3]
+
+
+def test_forward_mode_derivatives_equal_finite_differences():
+    def operator(*tensors):
+        return dcnv3(*tensors, groups=2, offset_scale=1.3, mask_is_logits=True)
+
+    assert torch.autograd.gradcheck(operator, small_inputs(height=4, width=3), check_forward_ad=True, atol=1e-6)
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vjp", "vmap"])
+def test_function_transforms_see_the_operator_as_autograd_does(transform):
+    inputs = [tensor.detach() for tensor in small_inputs()]
+
+    def operator(*tensors):
+        return dcnv3(*tensors, groups=2)
+
+    if transform == "vmap":
+        images = [torch.stack([tensor, 2 * tensor]) for tensor in inputs]
+        expected = torch.stack([operator(*(tensor[i] for tensor in images)) for i in range(2)])
+        torch.testing.assert_close(torch.func.vmap(operator)(*images), expected)
+        return
+    leaves = [tensor.requires_grad_() for tensor in small_inputs()]
+    output = operator(*leaves)
+    cotangent = torch.randn(output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(output, leaves, cotangent)
+    if transform == "grad":
+        found = torch.func.grad(lambda *tensors: (operator(*tensors) * cotangent).sum(), argnums=(0, 1, 2))(*inputs)
+    elif transform == "vjp":
+        found = torch.func.vjp(operator, *inputs)[1](cotangent)
+    else:
+        tangents = [torch.ones_like(tensor) for tensor in inputs]
+        _, tangent = torch.func.jvp(operator, tuple(inputs), tuple(tangents))
+        # <J t, c> = <t, J^T c>
+        found, expected = [(tangent * cotangent).sum()], [sum(gradient.sum() for gradient in expected)]
+    for actual, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, reference)
+
+
+@needs_kernels
+def test_a_compiled_backend_asked_for_by_name_refuses_transforms_instead_of_dropping_tangents():
+    inputs = [tensor.detach() for tensor in small_inputs()]
+    with pytest.raises(RuntimeError, match="knows neither forward-mode derivatives nor torch.func transforms"):
+        torch.func.jvp(lambda x: dcnv3(x, *inputs[1:], groups=2, backend="cpu"), (inputs[0],), (inputs[0],))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(inputs[0], inputs[0])
+        with pytest.raises(RuntimeError, match="use backend='torch'"):
+            dcnv3(dual, *inputs[1:], groups=2, backend="cpu")
+        plain = dcnv3(*inputs, groups=2, backend="cpu")  # no tangent among these
+    assert torch.autograd.forward_ad._current_level == -1 and plain.shape == inputs[0].shape
