@@ -6,13 +6,13 @@ the same with `dcnv3`.
 """
 
 import functools
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import backends
+from .functional import alert_not_deterministic, promote
 
 __all__ = ["ms_deform_attn"]
 
@@ -60,7 +60,7 @@ def ms_deform_attn(
         reason = backends.load("cuda") if value.is_cuda else f"value is on {value.device}"
         raise backends.BackendError(f"ms_deform_attn needs the CUDA backend: {reason}")
     shapes = spatial_shapes if isinstance(spatial_shapes, Tensor) else _on_device(spatial_shapes, value)
-    tensors = _promote(value, sampling_locations, attention_weights)
+    tensors = promote(value, sampling_locations, attention_weights)
     return torch.ops.ops_dcnv3.ms_deform_attn_forward(tensors[0], shapes, *tensors[1:]).to(value.dtype)
 
 
@@ -79,25 +79,6 @@ def _on_device(spatial_shapes: Sequence[Sequence[int]], value: Tensor) -> Tensor
 def _copy_once(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # what inference mode makes, autograd cannot save
         return torch.tensor(shapes, dtype=torch.int64, device=device).view(-1, 2)
-
-
-def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
-    widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-    return tuple(tensor.to(widest) for tensor in tensors)
-
-
-def _alert_not_deterministic(operator: str) -> None:
-    """Raise or warn as PyTorch's own operators do, if the user asked for deterministic algorithms."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return
-    message = f"{operator} does not have a deterministic implementation, but you set "
-    if torch.is_deterministic_algorithms_warn_only_enabled():
-        warnings.warn(f"{message}'torch.use_deterministic_algorithms(True, warn_only=True)'.", stacklevel=2)
-        return
-    raise RuntimeError(
-        f"{message}'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, "
-        "or you can use the 'warn_only=True' option, if that's acceptable for your application."
-    )
 
 
 def _forward_fake(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -121,7 +102,7 @@ def backward(
         RuntimeError: `torch.use_deterministic_algorithms(True)` is set, or tensors that do not fit together.
     """
     if value.is_cuda:
-        _alert_not_deterministic("ops_dcnv3::ms_deform_attn_backward")
+        alert_not_deterministic("the backward pass of ms_deform_attn")
     tensors = value, spatial_shapes, sampling_locations, attention_weights
     return torch.ops.ops_dcnv3.ms_deform_attn_backward(grad_output, *tensors)
 
@@ -141,7 +122,7 @@ def _autocast(device_type: str):
 
     def forward(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            value, locations, weights = _promote(value, locations, weights)
+            value, locations, weights = promote(value, locations, weights)
             return torch.ops.ops_dcnv3.ms_deform_attn_forward(value, spatial_shapes, locations, weights)
 
     return forward

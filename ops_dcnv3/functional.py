@@ -80,7 +80,7 @@ def dcnv3(
     expected = (_expected_shapes if remember else _expected_shapes.__wrapped__)(input.shape, geometry)
     _check(input, offset, mask, expected, geometry)
     if not input.dtype == offset.dtype == mask.dtype:
-        input, offset, mask = _promote(input, offset, mask)
+        input, offset, mask = promote(input, offset, mask)
     transformed = not torch.compiler.is_compiling() and _is_transformed(input, offset, mask)
     plain = backend == "auto" and (transformed or _onnx_is_written())
     chosen = backends.select("torch" if plain else backend, input.device)
@@ -184,7 +184,7 @@ def _check(input: Tensor, offset: Tensor, mask: Tensor, expected: tuple, geometr
             )
 
 
-def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Bring tensors to the widest of their types (autocast leaves a mixture of half and float32)."""
     widest = tensors[0].dtype
     for tensor in tensors[1:]:
@@ -239,7 +239,7 @@ def _autocast(device_type: str):
 
     def forward(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return torch.ops.ops_dcnv3.forward(*_promote(input, offset, mask), *geometry)
+            return torch.ops.ops_dcnv3.forward(*promote(input, offset, mask), *geometry)
 
     return forward
 

@@ -20,7 +20,7 @@ COMPILER = shutil.which("g++")
 
 def build(source: str, *flags: str, shared: bool = False, libraries: Sequence[str] = ()) -> Path:
     """Compile a C++ file of this folder; the result stays in a temporary folder under a hash of its sources."""
-    files = sorted([*CUDA_SOURCES.iterdir(), *HERE.glob("*.cpp"), *HERE.glob("*.h")])
+    files = sorted([*CUDA_SOURCES.iterdir(), *CUDA_SOURCES.parent.glob("*.h"), *HERE.glob("*.cpp"), *HERE.glob("*.h")])
     digest = hashlib.sha256(repr([source, flags, shared, os.getuid()]).encode())
     for file in files:
         digest.update(file.read_bytes())

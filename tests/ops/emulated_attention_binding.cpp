@@ -1,29 +1,7 @@
-// The attention binding over the emulated kernels, registered for CPU tensors: what it does around the kernels can be
-// executed without a GPU. Only the device guard and the stream, which need one, are replaced.
-#define USE_CUDA
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+// The attention binding over the emulated kernels.
+#include "emulated_torch.h"
 
-// After torch's headers, which would take __CUDA_ARCH__ for nvcc.
 #include "attention.cu"
 #include "kernels.cu"
 
-namespace torch::stable::accelerator {
-struct NoGuard {
-  explicit NoGuard(int) {}
-  ~NoGuard() {}
-};
-}  // namespace torch::stable::accelerator
-
-inline AOTITorchError no_stream(int32_t, void** stream) {
-  *stream = nullptr;
-  return AOTI_TORCH_SUCCESS;
-}
-
-#undef USE_CUDA
-#define DeviceGuard NoGuard
-#define aoti_torch_get_current_cuda_stream no_stream
-#define CUDA CPU
 #include "attention_binding.cpp"

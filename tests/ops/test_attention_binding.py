@@ -214,10 +214,10 @@ def test_the_backward_on_cuda_is_refused_where_determinism_is_asked_for(determin
     monkeypatch.setattr(Tensor, "is_cuda", True)
     output = FORWARD(value.requires_grad_(), shapes, *rest)
     deterministic(True)
-    with pytest.raises(RuntimeError, match="ms_deform_attn_backward does not have a deterministic implementation"):
+    with pytest.raises(RuntimeError, match="ms_deform_attn does not have a deterministic implementation"):
         output.sum().backward(retain_graph=True)
     deterministic(True, warn_only=True)
-    with pytest.warns(UserWarning, match="ms_deform_attn_backward does not have a deterministic implementation"):
+    with pytest.warns(UserWarning, match="ms_deform_attn does not have a deterministic implementation"):
         output.sum().backward()
     assert value.grad.any()
 

@@ -101,16 +101,6 @@ void launch_attention_backward(const AttentionShape& s, const T* grad_output, co
   });
 }
 
-template <typename Run>
-void with_element_type(Dtype dtype, Run run) {
-  switch (dtype) {
-    case Dtype::kFloat16: return run(__half());
-    case Dtype::kBFloat16: return run(__nv_bfloat16());
-    case Dtype::kFloat32: return run(float());
-    case Dtype::kFloat64: return run(double());
-  }
-}
-
 }  // namespace
 
 const char* attention_forward(Dtype dtype, const AttentionShape& shape, const void* value, const int64_t* shapes,

@@ -2,25 +2,11 @@
 #include "launch.h"
 
 namespace dcnv3 {
-namespace {
-
-template <typename Run>
-void with_type(Dtype dtype, Run run) {
-  switch (dtype) {
-    case Dtype::kFloat16: return run(__half());
-    case Dtype::kBFloat16: return run(__nv_bfloat16());
-    case Dtype::kFloat32: return run(float());
-    case Dtype::kFloat64: return run(double());
-  }
-}
-
-}  // namespace
-
 const char* forward(Dtype dtype, const Shape& shape, const void* input, const void* offset, const void* mask,
                     void* output, void* stream, int64_t max_threads) {
   const char* reason = check(shape);
   if (reason || is_empty(shape)) return reason;
-  with_type(dtype, [&](auto zero) {
+  with_element_type(dtype, [&](auto zero) {
     using T = decltype(zero);
     launch_forward(shape, static_cast<const T*>(input), static_cast<const T*>(offset), static_cast<const T*>(mask),
                    static_cast<T*>(output), static_cast<cudaStream_t>(stream), max_threads);
@@ -33,7 +19,7 @@ const char* backward(Dtype dtype, const Shape& shape, const void* grad_output, c
                      int64_t max_threads) {
   const char* reason = check(shape);
   if (reason || is_empty(shape)) return reason;
-  with_type(dtype, [&](auto zero) {
+  with_element_type(dtype, [&](auto zero) {
     using T = decltype(zero);
     launch_backward(shape, static_cast<const T*>(grad_output), static_cast<const T*>(input),
                     static_cast<const T*>(offset), static_cast<const T*>(mask),

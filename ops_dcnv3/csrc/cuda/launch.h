@@ -46,6 +46,17 @@ inline const char* launch_error() {
   return nullptr;
 }
 
+// Calls run(T()) with the element type.
+template <typename Run>
+void with_element_type(Dtype dtype, Run run) {
+  switch (dtype) {
+    case Dtype::kFloat16: return run(__half());
+    case Dtype::kBFloat16: return run(__nv_bfloat16());
+    case Dtype::kFloat32: return run(float());
+    case Dtype::kFloat64: return run(double());
+  }
+}
+
 template <typename T>
 Problem<typename Accumulator<T>::type> make_problem(const Shape& s, uint32_t lanes) {
   Problem<typename Accumulator<T>::type> p;
