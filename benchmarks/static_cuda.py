@@ -3,7 +3,7 @@
 Prints a Markdown table of the kernels for 3x3 windows and ends with code 1 if a budget is exceeded. What is counted is
 what the compiler emitted: each of these kernels is straight-line code with its points unrolled, so an instruction is
 issued at most once per warp, except in the reduction over the lanes of a group (one round for float16 at 16 channels).
-A count says nothing about time: no kernel was ever run on a GPU here.
+A count says nothing about time: for that see benchmarks/gpu.py and docs/gpu.md.
 """
 
 import argparse
