@@ -84,7 +84,7 @@ def find_toolkit() -> Toolkit:
     nvcc = next(filter(None, found), None)
     if nvcc is None:
         raise BuildError(
-            "no CUDA toolkit was found; install one that has nvcc (pip install nvidia-cuda-nvcc works too), "
+            "no CUDA toolkit was found; install one that has nvcc (pip's packages will do, see docs/install.md), "
             "or set CUDA_HOME to its folder"
         )
     # nvcc may be a link or a wrapper script: it knows its own folder best.

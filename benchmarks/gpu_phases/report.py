@@ -78,7 +78,10 @@ def _ceilings(results: Results) -> tuple[float | None, float | None]:
 
 
 def floors(results: Results, row: dict, direction: str) -> dict[str, float]:
-    """Milliseconds that memory and instruction issue need at least: `dram`, and `issue` where the counts are known."""
+    """Milliseconds that memory and instruction issue need at least: `dram`, and for the forward pass `issue`.
+
+    A static count says how long the forward kernel's unrolled code takes; the backward pass has a kernel with loops.
+    """
     bandwidth, rate = _ceilings(results)
     found = {}
     if bandwidth:
@@ -90,7 +93,7 @@ def floors(results: Results, row: dict, direction: str) -> dict[str, float]:
         and kernel["logits"] == row["logits"]
         and row["depth"] % kernel["channels"] == 0
     ]
-    if counts and rate:
+    if counts and rate and direction == "forward":
         batch, height, width, channels = row["shape"]
         elements = batch * height * width * channels
         per_element = max(counts, key=lambda kernel: kernel["channels"])["per_element"]

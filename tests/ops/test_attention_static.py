@@ -8,11 +8,10 @@ from typing import NamedTuple
 import pytest
 from test_cuda_static import missing, static_cuda
 
-from ops_dcnv3 import cuda_build
+from ops_dcnv3 import build, toolchain
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"CUDA code cannot be compiled here: {missing()}")
 KERNEL = re.compile(r"attention_(forward|backward)_kernelI(6__half|13__nv_bfloat16|f|d)Li(\d+)ELi(\d+)E")
-ARCHITECTURES = [*cuda_build.ARCHITECTURES, *({"11.0"} - {*cuda_build.ARCHITECTURES})]
 
 
 class Kernel(NamedTuple):
@@ -29,8 +28,8 @@ class Kernel(NamedTuple):
 def measure(capability: str, folder) -> dict[tuple[str, ...], Kernel]:
     """Compile for one architecture: (direction, type, vector, step or chunks) to the kernel's figures."""
     binary = folder / f"{capability}.cubin"
-    command = [cuda_build.find_toolkit().nvcc, "-std=c++17", "-O3", "-cubin", "-Xptxas=-v", "-o", binary]
-    command += [f"-arch=sm_{capability.replace('.', '')}", cuda_build.CSRC / "attention.cu"]
+    command = [toolchain.find_toolkit().nvcc, "-std=c++17", "-O3", "-cubin", "-Xptxas=-v", "-o", binary]
+    command += [f"-arch=sm_{capability.replace('.', '')}", build.CSRC / "cuda" / "attention.cu"]
     compiled = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "warning" not in compiled.stderr
     listing = subprocess.run(
@@ -58,7 +57,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("attention")
 
 
-@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("capability", toolchain.ARCHITECTURES)
 def test_no_kernel_spills_registers_or_uses_shared_memory(capability, folder):
     kernels = measure(capability, folder)
     # Forward: 13 vector sizes over the types, four points at once for three of them. Backward: no 8 channels of a half

@@ -144,6 +144,34 @@ def test_a_missing_toolkit_is_explained(monkeypatch, tmp_path):
         toolchain.find_toolkit()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="uses a shell script as nvcc")
+def test_a_toolkit_of_pip_packages_is_found_with_its_runtime(monkeypatch, tmp_path):
+    """`nvidia/cu13` of site-packages: nvcc, and the runtime library under its full name alone."""
+    root = tmp_path / "cu13"
+    for folder in ("bin", "lib"):
+        (root / folder).mkdir(parents=True)
+    nvcc, runtime = root / "bin" / "nvcc", root / "lib" / "libcudart.so.13"
+    nvcc.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "release 13.0, V13.0.88" || echo "#$ TOP={root}"\n')
+    nvcc.chmod(0o755)
+    runtime.touch()
+    monkeypatch.setattr(toolchain, "_nvidia_packages", lambda: [root])
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    which = toolchain.shutil.which
+    here = str(tmp_path)  # no toolkit of this machine
+    monkeypatch.setattr(
+        toolchain.shutil,
+        "which",
+        lambda name, path=None: which(name, path=path) if str(path).startswith(here) else None,
+    )
+    toolkit = toolchain.find_toolkit()
+    assert (toolkit.root, toolkit.nvcc, toolkit.version) == (root, nvcc, (13, 0))
+    assert toolchain.find_runtime(toolkit) == runtime
+    runtime.unlink()
+    with pytest.raises(toolchain.BuildError, match="has no libcudart.so"):
+        toolchain.find_runtime(toolkit)
+
+
 @needs_nvcc
 def test_architectures_come_from_the_environment_or_are_all_that_nvcc_knows(monkeypatch):
     toolkit = toolchain.find_toolkit()

@@ -2,8 +2,8 @@
 //
 // Every input pixel receives 36 contributions on average: 4 corners of 9 points. As additions in global memory they are
 // what the backward pass waits for (91% of the level 2 cache's throughput on an H200). Here a warp walks over a tile of
-// output pixels and adds to a region of the input in shared memory, which goes out once at the end: two to three
-// additions in global memory for each pixel, and one more for each corner of a point that leaves the region.
+// output pixels and adds to a region of the input in shared memory, which goes out once at the end: at most four additions
+// in global memory for each pixel, and one more for each corner of a point that leaves the region.
 //
 // No synchronisation and no atomic addition in shared memory: lane l owns bytes 16 l to 16 l + 15 of every pixel of the
 // region, four channels of one group of one tile, and touches nothing else. D / 4 neighbouring lanes make up a group.

@@ -20,7 +20,7 @@ namespace dcnv3 {
 // Work of fewer threads than this goes in blocks of kSmallBlock: 132 multiprocessors take four blocks of 128 each.
 constexpr int64_t kFewThreads = 65536;
 constexpr int kSmallBlock = 64;
-constexpr int64_t kFewTiles = 512;  // warps; four fit on a multiprocessor
+constexpr int64_t kFewTiles = 512;  // warps; seven fit on a multiprocessor
 
 // What keeps a shape from running, in words, or nullptr. Tensors may be larger than 2^31 elements; one image of the
 // input, counted in pixels, and one row of the output may not.
