@@ -147,6 +147,12 @@ def _geometry(
         raise ValueError(f"remove_center needs odd kernel sizes; got {geometry.kernel_h}x{geometry.kernel_w}")
     if geometry.points == 0:
         raise ValueError("remove_center with a 1x1 kernel leaves no point to sample")
+    extent = max(geometry.dilation_h * geometry.kernel_h, geometry.dilation_w * geometry.kernel_w)
+    if not extent * max(abs(geometry.offset_scale), 1.0) < 2**30:
+        raise ValueError(
+            f"offset_scale must be finite, and kernel_size * dilation * offset_scale below 2^30 pixels; "
+            f"got offset_scale {geometry.offset_scale} for an extent of {extent} pixels"
+        )
     return geometry
 
 

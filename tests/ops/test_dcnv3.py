@@ -382,3 +382,9 @@ def test_a_compiled_backend_asked_for_by_name_refuses_transforms_instead_of_drop
             dcnv3(dual, *inputs[1:], groups=2, backend="cpu")
         plain = dcnv3(*inputs, groups=2, backend="cpu")  # no tangent among these
     assert torch.autograd.forward_ad._current_level == -1 and plain.shape == inputs[0].shape
+
+
+@pytest.mark.parametrize("change", [{"offset_scale": float("nan")}, {"offset_scale": -1e12}, {"dilation": 2**40}])
+def test_windows_that_cannot_be_counted_in_pixels_are_refused(change):
+    with pytest.raises(ValueError, match="offset_scale must be finite, and kernel_size"):
+        dcnv3(*(tensor.detach() for tensor in small_inputs()), groups=2, padding=change.get("dilation", 1), **change)
