@@ -5,6 +5,8 @@ pure-PyTorch core from the saved input, offset and mask. Tested and timed on an 
 execute it in Triton's interpreter and compile it for sm_80, sm_90 and sm_100. Importing this module needs `triton`.
 """
 
+import contextlib
+
 import torch
 import triton
 import triton.language as tl
@@ -170,7 +172,8 @@ def triton_forward(
     grid = (triton.cdiv(pixels, meta["BLOCK_PIXELS"]) * geometry.groups, triton.cdiv(depth, meta["BLOCK_DEPTH"]))
     if max(pixels, height * width) > 2**30:
         raise ValueError(f"the triton backend takes at most 2^30 pixels; got {pixels}; split the batch")
-    with torch.cuda.device_of(input):  # Triton launches on the current device, which need not be the tensors'
+    # Triton launches on the current device, which need not be the tensors'. Fake tensors need no device.
+    with torch.cuda.device_of(input) if torch.cuda.is_initialized() else contextlib.nullcontext():
         torch.library.wrap_triton(dcnv3_forward_kernel)[grid](
             input.contiguous(),
             offset.contiguous(),

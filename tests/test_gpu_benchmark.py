@@ -275,7 +275,8 @@ def test_the_report_is_drawn_from_the_files_of_any_phases(tmp_path, capsys):
     assert "has no JSON file of a phase" in capsys.readouterr().err
 
 
-def test_results_of_tests_are_kept_one_by_one(tmp_path):
+def test_results_of_tests_are_kept_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # of the suite that runs this
     folder = tmp_path / "tests" / "gpu"
     folder.mkdir(parents=True)
     (folder / "test_sample.py").write_text(
