@@ -61,12 +61,17 @@ def test_no_kernel_spills_registers_on_ampere_and_hopper():
         assert {kernel.direction for kernel in kernels if kernel.shared} == {"grad_input"}
 
 
+# Every architecture takes minutes: here the oldest and the newest, and with DCNV3_ALL_ARCHITECTURES=1 all.
+OTHERS = [capability for capability in toolchain.ARCHITECTURES if capability not in ("8.0", "9.0")]
+if os.environ.get("DCNV3_ALL_ARCHITECTURES") != "1":
+    OTHERS = [OTHERS[0], OTHERS[-1]]
+
+
 @needs_nvcc
 @pytest.mark.slow
-def test_all_kernels_compile_without_spills_for_every_other_architecture():
-    capabilities = [capability for capability in toolchain.ARCHITECTURES if capability not in ("8.0", "9.0")]
+def test_all_kernels_compile_without_spills_for_other_architectures():
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for kernels in pool.map(measure, capabilities):
+        for kernels in pool.map(measure, OTHERS):
             assert len(kernels) == KERNELS
             assert [kernel for kernel in kernels if kernel.spills] == []
 
