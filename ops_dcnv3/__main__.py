@@ -1,6 +1,7 @@
 """`python -m ops_dcnv3`: which backends this machine has, and why the others are missing."""
 
 import platform
+import sys
 
 import torch
 
@@ -26,4 +27,7 @@ def report() -> str:
 
 
 if __name__ == "__main__":
-    print(report())
+    try:
+        print(report())
+    except backends.BackendError as error:
+        sys.exit(f"error: {error}")

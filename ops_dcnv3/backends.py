@@ -23,7 +23,7 @@ NAMES = ("cuda", "triton", "cpu", "torch")
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for by name that cannot run here. The message says why and what to do."""
+    """What was asked for by name, a backend or an instruction set, cannot run here. The message says what to do."""
 
 
 def status() -> dict[str, str | None]:
@@ -94,7 +94,11 @@ def _lacks_code(targets: list[str], index: int) -> str | None:
 
 @functools.cache
 def load(name: str) -> str | None:
-    """Make a backend ready, once per process. Return None, or the reason why it cannot run and the fix in words."""
+    """Make a backend ready, once per process. Return None, or the reason why it cannot run and the fix in words.
+
+    Raises:
+        BackendError: OPS_DCNV3_CPU_CAPABILITY names no instruction set that this machine can use.
+    """
     if name == "cpu":
         return _load_cpu()
     if name == "cuda":
@@ -121,7 +125,11 @@ def _load_cpu() -> str | None:
             return f"{reason}; {error}" if reason else str(error)
         if reason := _load_library(library):
             return reason
-    _cpu_library.append(ctypes.CDLL(str(library)))
+    loaded = ctypes.CDLL(str(library))
+    loaded.ops_dcnv3_cpu_capability_error.restype = ctypes.c_char_p
+    if error := loaded.ops_dcnv3_cpu_capability_error():
+        raise BackendError(error.decode())
+    _cpu_library.append(loaded)
     return None
 
 

@@ -49,7 +49,8 @@ def dcnv3(
 
     With `P = Kh * Kw - remove_center` points, `G` groups of `D` channels, and per-axis output size
     `(size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1`. Point `k` runs over the kernel column by column.
-    Samples outside the input are zero. Coordinates and sums are float32 for half types, the input's type otherwise.
+    Samples outside the input, or where a coordinate is not finite, are zero. Coordinates and sums are float32 for half
+    types, the input's type otherwise.
 
     Args:
         input: `(N, H, W, G*D)`; float64, float32, bfloat16 or float16; need not be contiguous.

@@ -3,6 +3,7 @@
 `grid_sample_core` samples with `torch.nn.functional.grid_sample`: the eager fallback, and what is exported.
 `gather_core` is made of gathers and arithmetic only, which compilers fuse into one loop.
 Both follow InternImage (Wang et al., CVPR 2023, section 3.1); both are exact in float64.
+A sampling point whose position is not finite does not count in either, as one outside of the input.
 """
 
 from typing import NamedTuple
@@ -88,7 +89,11 @@ def _prepare(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) ->
 
 
 def grid_sample_core(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> Tensor:
-    """DCNv3 by `grid_sample`. Shapes and dtypes as in `ops_dcnv3.dcnv3`; differentiable once in every tensor."""
+    """DCNv3 by `grid_sample`. Shapes and dtypes as in `ops_dcnv3.dcnv3`; differentiable once in every tensor.
+
+    Exported and traced graphs have no nodes for positions that are not finite: there NaN and infinite offsets give
+    what the runtime's GridSample makes of them.
+    """
     dtype = input.dtype
     input, offset, mask = _prepare(input, offset, mask, geometry)
     batch, height, width, channels = input.shape
@@ -99,6 +104,8 @@ def grid_sample_core(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geom
     x, y = sampling_locations(offset, geometry)
     # grid_sample's align_corners=False convention: pixel p is at (2p + 1) / size - 1.
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+        grid = torch.where(grid.abs() < float("inf"), grid, -5)  # two pixels outside or more, without a gradient
     grid = grid.permute(0, 3, 1, 2, 4, 5).reshape(batch * groups, out_h * out_w, points, 2)
     planes = input.permute(0, 3, 1, 2).reshape(batch * groups, channels // groups, height, width)
     sampled = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -117,8 +124,9 @@ def gather_core(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry)
     pixels = input.reshape(batch, height * width, groups, depth)
 
     x, y = sampling_locations(offset, geometry)
-    # Beyond one pixel outside every corner is invalid; the clamp keeps the integer conversion defined.
-    x, y = x.clamp(-2, width + 1), y.clamp(-2, height + 1)
+    # Beyond one pixel outside every corner is invalid, and NaN goes there, for which every comparison is false. The
+    # bounds keep the integer conversion defined.
+    x, y = torch.where(x > -2, x, -2).clamp(max=width + 1), torch.where(y > -2, y, -2).clamp(max=height + 1)
     left, top = x.detach().floor(), y.detach().floor()
     output = input.new_zeros(batch, out_h, out_w, groups, depth)
     for corner_y, weight_y in ((top, 1 - (y - top)), (top + 1, y - top)):

@@ -91,10 +91,10 @@ def dcnv3_forward_kernel(
             offset_y = tl.load(offsets + (2 * k + 1), mask=is_pixel, other=0).to(REAL)
             x = (column_start + tap_x) + offset_x * scale
             y = (row_start + tap_y) + offset_y * scale
-            # Beyond one pixel outside nothing counts; the bounds keep the integer conversion defined. Comparisons
-            # instead of minimum and maximum, because those would turn NaN into a number.
-            x = tl.where(x < -2, -2, tl.where(x > width + 1, width + 1, x))
-            y = tl.where(y < -2, -2, tl.where(y > height + 1, height + 1, y))
+            # Beyond one pixel outside nothing counts, and NaN goes there, for which every comparison is false. The
+            # bounds keep the integer conversion defined.
+            x = tl.where(x > -2, tl.where(x > width + 1, width + 1, x), -2)
+            y = tl.where(y > -2, tl.where(y > height + 1, height + 1, y), -2)
             left = tl.floor(x)
             top = tl.floor(y)
             right_part = x - left

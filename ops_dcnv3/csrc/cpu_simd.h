@@ -180,7 +180,8 @@ struct Vec {
     for (int i = 0; i < N; ++i) a.v[i] = mask.v[i] ? a.v[i] : A(0);
     return a;
   }
-  // floor(a) and a - floor(a). NaN and what lies beyond 2^30 come out near -2^30 and 2^30, outside every image.
+  // floor(a) and a - floor(a). NaN and what lies beyond 2^30 come out near -2^30 and 2^30, outside every image; the
+  // fraction is finite even then, since gradients multiply it by zero.
   friend Int split(Vec a, Vec& fraction) {
     constexpr A limit = A(1 << 30);
     Int whole;
@@ -312,7 +313,7 @@ struct Vec<float, 8> {
   friend Vec keep(Mask<float, 8> mask, Vec a) { return {_mm256_and_ps(_mm256_castsi256_ps(mask.v), a.v)}; }
   friend Int split(Vec a, Vec& fraction) {
     const __m256 floor = _mm256_floor_ps(a.v);
-    fraction.v = _mm256_sub_ps(a.v, floor);
+    fraction.v = _mm256_max_ps(_mm256_sub_ps(a.v, floor), _mm256_setzero_ps());  // NaN becomes zero
     return {_mm256_cvttps_epi32(floor)};  // NaN and what is out of range give INT_MIN, outside every image
   }
   template <class T>
@@ -436,7 +437,7 @@ struct Vec<float, 16> {
   friend Vec keep(Mask<float, 16> mask, Vec a) { return {_mm512_maskz_mov_ps(mask.v, a.v)}; }
   friend Int split(Vec a, Vec& fraction) {
     const __m512 floor = _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    fraction.v = _mm512_sub_ps(a.v, floor);
+    fraction.v = _mm512_max_ps(_mm512_sub_ps(a.v, floor), _mm512_setzero_ps());
     return {_mm512_cvttps_epi32(floor)};
   }
   template <class T>

@@ -91,9 +91,10 @@ def problem(
     remove_center=False,
     logits=False,
     spread=1.5,
+    odd=None,
     dtype=torch.float32,
 ):
-    """Random tensors and the operator's arguments."""
+    """Random tensors and the operator's arguments; every fifth coordinate of an offset is `odd`, if given."""
     generator = torch.Generator().manual_seed(seed)
     out = [
         (size + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1
@@ -107,6 +108,8 @@ def problem(
         draw(batch, *out, groups * points),
         draw(batch, *out, groups * depth),
     )
+    if odd is not None:
+        tensors[1].view(-1)[::5] = odd
     return tensors, (kernel, stride, padding, dilation, groups, scale, remove_center, logits)
 
 
@@ -149,6 +152,7 @@ def test_any_depth_in_any_type_equals_the_reference(capability, depth, dtype):
             "remove_center": st.booleans(),
             "logits": st.booleans(),
             "spread": st.sampled_from([0.3, 3.0, 100.0]),
+            "odd": st.sampled_from([None, math.nan, math.inf, -math.inf]),
         }
     )
 )
@@ -185,16 +189,13 @@ def test_large_kernels_of_more_points_than_a_machine_word_has_bits(capability):
     assert_as_reference(*problem(0, height=3, width=4, groups=1, depth=4, kernel=(9, 9), padding=(4, 4)))
 
 
-def test_offsets_that_are_huge_or_not_numbers_sample_nothing(capability):
-    (input, offset, mask, grad_output), arguments = problem(0, height=12, width=12)
-    for index, value in enumerate((math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, -(2.0**31), 1e9, -1e9)):
-        offset[0, 6, 6, index] = value
-    mask_without = mask.clone()
-    mask_without[0, 6, 6, :5] = 0  # these values sit in the coordinates of the first five points
-    clean = torch.nan_to_num(offset, 0, 0, 0).clamp(-100, 100)
-    output = run((input, offset, mask, grad_output), arguments)[0]
-    expected = run((input, clean, mask_without, grad_output), arguments)[0]
-    assert torch.equal(output, expected)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, -(2.0**31), 1e9, -1e9])
+def test_offsets_that_are_huge_or_not_numbers_sample_nothing_and_get_no_gradient(capability, odd, logits, dtype):
+    tensors, arguments = problem(0, height=3, width=4, depth=4, logits=logits, odd=odd, dtype=dtype)
+    assert_as_reference(tensors, arguments)
+    assert not run(tensors, arguments)[2].view(-1)[::5].any()
 
 
 def test_a_point_exactly_on_row_minus_one_has_no_gradient(capability):
@@ -249,9 +250,28 @@ def test_empty_batch_gives_empty_results(capability):
     assert [grad.shape for grad in grads] == [tensor.shape for tensor in tensors[:3]]
 
 
-def test_the_environment_chooses_the_instruction_set():
+@pytest.mark.parametrize(("choice", "expected"), [("portable", "portable"), ("", BEST)])
+def test_the_environment_chooses_the_instruction_set(choice, expected):
     code = "from ops_dcnv3 import backends; print(backends.cpu_capability())"
-    environment = {**os.environ, "OPS_DCNV3_CPU_CAPABILITY": "portable", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "OPS_DCNV3_CPU_CAPABILITY": choice, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "portable"
+    assert result.stdout.strip() == expected
+
+
+CALL = "import torch, ops_dcnv3; ops_dcnv3.DCNv3(8, group=2)(torch.zeros(1, 4, 4, 8))"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [(["-m", "ops_dcnv3"], "error: "), (["-c", CALL], "ops_dcnv3.backends.BackendError: ")],
+    ids=["report", "call"],
+)
+def test_an_unusable_instruction_set_is_an_error_that_names_the_usable_ones(arguments, start):
+    environment = {**os.environ, "OPS_DCNV3_CPU_CAPABILITY": "avx9000", "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    usable = ", ".join(CAPABILITIES)
+    expected = f"OPS_DCNV3_CPU_CAPABILITY is 'avx9000'; this machine can use {usable}; set one of these, or unset it"
+    assert result.returncode == 1 and result.stderr.splitlines()[-1] == start + expected
+    assert ("Traceback" in result.stderr) == (start != "error: ")
+
     assert not backends.set_cpu_capability("no such thing")

@@ -101,6 +101,76 @@ def test_the_registered_operators_pass_opcheck():
     torch.library.opcheck(torch.ops.ops_dcnv3.backward, (grad_output, *plain, *geometry))
 
 
+ODD = [float("nan"), float("inf"), float("-inf")]
+ODD_GEOMETRY = Geometry(3, 3, 1, 1, 1, 1, 1, 1, 2, 1.5, False, False)
+# On a GPU sums come in any order, and half types may be blended before they are widened (as in tests/gpu).
+ODD_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def with_odd_points(dtype, odd, device="cpu"):
+    """Tensors with `odd` as x, as y, and as both of some points of group 0; which points count, `(N, Ho, Wo, G, P)`."""
+    input, offset, mask = (tensor.detach() for tensor in small_inputs())
+    # Quarters plus an eighth: exact in every type, and never on a whole pixel, where the offset's gradient jumps.
+    offset = ((2 * offset * 4).round() / 4 + 0.125).view(*offset.shape[:3], 2, 9, 2)
+    offset[:, ::2, :, 0, 1, 0] = offset[:, :, ::2, 0, 4, 1] = odd
+    offset[:, 1, 1, 0] = odd  # a pixel without a point that counts
+    counts = offset.isfinite().all(-1)
+    tensors = input, offset.flatten(3), mask
+    return [tensor.to(device, dtype).requires_grad_() for tensor in tensors], counts
+
+
+def without_odd_points(tensors, counts, logits):
+    """Output and gradients of half its square, in float64; weights are zero where points do not count (after a softmax,
+    so these keep their share of it)."""
+    leaves = [tensor.detach().cpu().double().requires_grad_() for tensor in tensors]
+    input, offset, mask = leaves
+    weights = mask.view(counts.shape)
+    weights = (weights.softmax(-1) if logits else weights) * counts
+    offset = torch.where(counts[..., None], offset.view(*counts.shape, 2), 0)
+    output = gather_core(input, offset.flatten(3), weights.flatten(3), ODD_GEOMETRY)
+    return output, *torch.autograd.grad(output, leaves, output.detach().to(tensors[0].dtype).double())
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "gather_core"])
+@pytest.mark.parametrize("dtype", ODD_TOLERANCE)
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("odd", ODD)
+def test_points_that_are_not_finite_have_no_weight_and_no_gradient(odd, logits, dtype, backend):
+    device = "cpu" if backend == "gather_core" else device_of(backend)
+    leaves, counts = with_odd_points(dtype, odd, device)
+    expected = without_odd_points(leaves, counts, logits)
+    if backend == "gather_core":
+        output = gather_core(*leaves, ODD_GEOMETRY._replace(mask_is_logits=logits))
+    else:
+        output = dcnv3(*leaves, groups=2, offset_scale=1.5, backend=backend, mask_is_logits=logits)
+    grads = torch.autograd.grad(output, leaves, expected[0].detach().to(device, dtype))
+    for actual, reference in zip((output, *grads), expected, strict=True):
+        assert relative_error(actual.cpu(), reference) < ODD_TOLERANCE[dtype]
+    assert not grads[1].view(*counts.shape, 2)[~counts].any()
+    assert logits or not grads[2].view(counts.shape)[~counts].any()
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_compiled_code_leaves_out_points_that_are_not_finite(odd):
+    leaves, counts = with_odd_points(torch.float32, odd)
+    expected = without_odd_points(leaves, counts, True)
+    operator = torch.compile(lambda *t: dcnv3(*t, groups=2, offset_scale=1.5, backend="torch", mask_is_logits=True))
+    output = operator(*leaves)
+    grads = torch.autograd.grad(output, leaves, expected[0].detach().float())
+    for actual, reference in zip((output, *grads), expected, strict=True):
+        assert relative_error(actual, reference) < ODD_TOLERANCE[torch.float32]
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and warns of each check of a shape
+def test_exported_graphs_of_grid_sample_have_no_nodes_for_points_that_are_not_finite():
+    layer = ops_dcnv3.DCNv3(8, group=2, backend="torch").eval()
+    x = image(1, 5, 5, 8, seed=0)
+    exported = str(torch.export.export(layer, (x,)).graph)
+    traced = str(torch.jit.trace(layer, x).inlined_graph)
+    assert "aten.grid_sampler" in exported and "aten.where" not in exported and "aten.abs" not in exported
+    assert "aten::grid_sampler" in traced and "aten::where" not in traced and "aten::abs" not in traced
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", HALF_TOLERANCE)
 def test_half_types_sample_in_float32_on_planes_beyond_32767_pixels(dtype, backend):

@@ -2,6 +2,9 @@
 
 import ctypes
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,6 +85,18 @@ def capability(request):
         pytest.skip(f"this machine or this build has no {request.param}")
     yield request.param
     loaded.ops_dcnv3_set_cpu_capability(before)
+
+
+def test_an_unusable_instruction_set_is_an_error_when_the_library_is_registered():
+    code = "import sys, onnxruntime; onnxruntime.SessionOptions().register_custom_ops_library(sys.argv[1])"
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(custom_op.library())],
+        env={**os.environ, "OPS_DCNV3_CPU_CAPABILITY": "avx9000"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "OPS_DCNV3_CPU_CAPABILITY is 'avx9000'; this machine can use portable" in result.stderr
 
 
 @pytest.mark.parametrize("channels", [8, 40, 67, 256])

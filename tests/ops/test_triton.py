@@ -81,8 +81,9 @@ def interpreted(tmp_path_factory):
     geometry, tensors, grad_output = CASES["rectangles"]
     cases["strided"] = (geometry, [strided(t) for t in tensors], strided(grad_output))
     tensors = [tensor.clone() for tensor in tensors]
-    tensors[1][0, 0, 0, 0] = float("nan")
-    cases["nan"] = (geometry, tensors, grad_output)
+    for index, value in enumerate(("nan", "inf", "-inf")):
+        tensors[1][0, index, 0, 0] = tensors[1][0, index, 1, 3] = float(value)
+    cases["not finite"] = (geometry, tensors, grad_output)
     torch.save(list(cases.values()), folder / "cases.pt")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-c", INTERPRETED, str(folder / "cases.pt"), str(folder / "results.pt")]
@@ -119,9 +120,17 @@ def test_strided_tensors_give_the_same_result(interpreted):
     torch.testing.assert_close(interpreted["strided"][0], interpreted["rectangles"][0], rtol=0, atol=0)
 
 
-def test_a_nan_offset_is_seen_in_its_pixel_only(interpreted):
-    pixels = interpreted["nan"][0].isnan().any(-1)
-    assert pixels[0, 0, 0] and pixels.sum() == 1
+def test_points_that_are_not_finite_count_as_ones_far_outside(interpreted):
+    geometry, tensors, grad_output = CASES["rectangles"]
+    leaves = [tensor.clone() for tensor in tensors]
+    for row in range(3):
+        leaves[1][0, row, 0, 0] = leaves[1][0, row, 1, 3] = 1e3
+    leaves = [leaf.double().requires_grad_() for leaf in leaves]
+    expected = gather_core(*leaves, Geometry(*geometry))
+    expected_grads = torch.autograd.grad(expected, leaves, grad_output.double())
+    output, grads, _ = interpreted["not finite"]
+    for actual, wanted in zip((output, *grads), (expected, *expected_grads), strict=True):
+        assert relative_error(actual, wanted) < 2 * TOLERANCE[torch.float32]
 
 
 def test_only_input_offset_and_mask_are_saved_for_backward(interpreted):

@@ -36,6 +36,7 @@ ORT_EXPORT ort::Status* ORT_CALL RegisterCustomOps(ort::SessionOptions* options,
   static Registered registered;
   static std::mutex mutex;
   return guarded(api, [&] {
+    if (const char* error = ops_dcnv3_cpu_capability_error()) throw Invalid(error);
     const std::lock_guard<std::mutex> lock(mutex);
     if (registered.domain == nullptr) {
       ort::Domain* domain = nullptr;
