@@ -126,6 +126,8 @@ def _load_cpu() -> str | None:
         if reason := _load_library(library):
             return reason
     loaded = ctypes.CDLL(str(library))
+    if not hasattr(loaded, "ops_dcnv3_cpu_capability_error"):
+        return f"{library} is older than this package; delete it, or rebuild it (pip install .)"
     loaded.ops_dcnv3_cpu_capability_error.restype = ctypes.c_char_p
     if error := loaded.ops_dcnv3_cpu_capability_error():
         raise BackendError(error.decode())

@@ -133,6 +133,20 @@ def test_the_report_lists_every_backend_with_a_reason():
     assert "auto uses " in report
 
 
+@pytest.mark.skipif(not COMPILES, reason="no compiler on this machine")
+def test_a_library_of_an_older_version_is_named(tmp_path):
+    (tmp_path / "old.cpp").write_text('extern "C" int nothing_of_today() { return 0; }')
+    library = tmp_path / "_cpu.so"
+    subprocess.run([build.find_compiler(), "-shared", "-fPIC", str(tmp_path / "old.cpp"), "-o", library], check=True)
+    code = f"""
+from pathlib import Path
+from ops_dcnv3 import backends
+backends._built_library = lambda name: Path({str(library)!r})
+print(backends.load("cpu"))
+"""
+    assert f"{library} is older than this package; delete it, or rebuild it" in python(code).stdout
+
+
 def test_the_cuda_library_can_be_switched_off_at_run_time(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("OPS_DCNV3_NO_CUDA", "1")
