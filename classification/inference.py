@@ -18,7 +18,7 @@ from internimage.errors import CheckpointError, UserError
 from internimage.zoo import local_checkpoint
 
 from .config import get_config, parse_args
-from .data.samples import EXTENSIONS, class_folders
+from .data.files import EXTENSIONS, ImageFiles, class_folders
 from .data.transforms import build_transform
 from .defaults import DEFAULTS
 from .distributed import start
@@ -138,8 +138,8 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files below `folder`, sorted by path. Raises `UserError` if there are none."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    """All image files below `folder`, sorted by path; linked ones once. Raises `UserError` if there are none."""
+    paths = sorted(path for path in map(Path, ImageFiles(folder).paths) if path.is_file())
     if not paths:
         raise UserError(f"{folder} has no images ({', '.join(EXTENSIONS)}); check the path")
     return paths
