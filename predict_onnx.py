@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 
-__all__ = ["Model", "Prepared", "paste_mask", "prepare"]
+__all__ = ["Model", "Prepared", "paste_mask", "prepare", "read_picture"]
 
 
 class Prepared(NamedTuple):
@@ -26,6 +26,42 @@ class Prepared(NamedTuple):
 
     images: np.ndarray
     size: tuple[int, int]
+
+
+# From files to pictures, by the rules of internimage/images.py, which says why
+
+_MAX_ASPECT_RATIO = 100
+_16_BIT_IN_I = ("PNG", "PPM")
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """An image file as RGB of 8 bits, turned upright by its EXIF orientation; 16-bit grey is divided by 257.
+
+    Raises:
+        ValueError: pixels of 32 bits, or an aspect ratio over 100. Damaged files raise what Pillow likes.
+    """
+    with Image.open(path) as image:
+        shorter, longer = sorted(image.size)
+        if longer > _MAX_ASPECT_RATIO * shorter:
+            raise ValueError(
+                f"it has {image.width} x {image.height} pixels, but the longer side may be at most "
+                f"{_MAX_ASPECT_RATIO} times the shorter; crop it"
+            )
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _16_BIT_IN_I):
+            rgb = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"its pixels have 32 bits (Pillow's mode {image.mode}); convert it to 8 or 16 bits")
+        else:
+            rgb = image.convert("RGB")
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # damaged EXIF data
+            return rgb
+    if orientation != 1:
+        rgb.info.clear()
+        rgb.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb
 
 
 # From pictures to tensors
@@ -223,17 +259,22 @@ class _Mistake(Exception):
     """Bad input, in one line."""
 
 
+def open_picture(path: str | Path) -> Image.Image:
+    """`read_picture`, whose errors end in one line that names the file."""
+    try:
+        return read_picture(path)
+    except Exception as error:  # Pillow's decoders raise what they like
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise _Mistake(f"{path} is not a readable image: {reason}") from error
+
+
 def _load(args: argparse.Namespace) -> tuple[Model, Image.Image]:
     if Path(args.model).suffix != ".onnx":
         raise _Mistake(f"{args.model} is no .onnx file; this script runs ONNX models alone")
     for path, what in ((args.model, "model"), (args.image, "image")):
         if not Path(path).is_file():
             raise _Mistake(f"no {what} at {path}")
-    try:
-        image = Image.open(args.image)
-        image.load()
-    except Exception as error:  # Pillow's decoders raise what they like
-        raise _Mistake(f"{args.image} is not a readable image") from error
+    image = open_picture(args.image)
     try:
         model = Model(args.model, args.custom_ops)
     except Exception as error:  # onnxruntime has no common base class of its errors
@@ -241,7 +282,7 @@ def _load(args: argparse.Namespace) -> tuple[Model, Image.Image]:
         raise _Mistake(f"ONNX Runtime cannot load {args.model}: {str(error).splitlines()[0]}{hint}") from error
     if model.meta.get("task") not in _TASKS:
         raise _Mistake(f"{args.model} has no metadata of this project; write it with one of the export.py scripts")
-    return model, ImageOps.exif_transpose(image).convert("RGB")
+    return model, image
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classification.data.samples import class_folders, read_folder
+from classification.data.files import class_folders
+from classification.data.samples import read_folder
 from classification.data.transforms import build_transform
 from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
 from classification.models import build_model

@@ -15,10 +15,11 @@ from yacs.config import CfgNode
 from internimage import InternImageMetaFormer, create_model
 from internimage.checkpoint import load_exact, read_state_dict
 from internimage.errors import CheckpointError, UserError
+from internimage.images import decode_rgb
 from internimage.zoo import local_checkpoint
 
 from .config import get_config, parse_args
-from .data.samples import EXTENSIONS, class_folders
+from .data.files import EXTENSIONS, ImageFiles, class_folders
 from .data.transforms import build_transform
 from .defaults import DEFAULTS
 from .distributed import start
@@ -127,19 +128,18 @@ def _class_names(config: CfgNode, count: int, file: str | None) -> list[str]:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The image in `path` as RGB. Raises `UserError` if it is missing or damaged."""
+    """The image in `path` as RGB, upright. Raises `UserError` if it is missing, damaged, or not fit (`images.py`)."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return decode_rgb(path)
     except FileNotFoundError:
         raise UserError(f"no image at {path}; check the path") from None
     except Exception as error:  # Pillow raises many kinds for damaged files, SyntaxError and struct.error among them
-        raise UserError(f"{path} cannot be read as an image ({error}); it may be damaged or of another type") from None
+        raise UserError(f"{path} cannot be read as an image ({error}); give a good image") from None
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files below `folder`, sorted by path. Raises `UserError` if there are none."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    """All image files below `folder`, sorted by path; linked ones once. Raises `UserError` if there are none."""
+    paths = sorted(path for path in map(Path, ImageFiles(folder).paths) if path.is_file())
     if not paths:
         raise UserError(f"{folder} has no images ({', '.join(EXTENSIONS)}); check the path")
     return paths

@@ -15,10 +15,11 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from internimage.errors import UserError, exit_on_user_error
 from internimage.export.tensorrt_engine import Engine
+from internimage.images import decode_rgb
 from predict_onnx import Model, Prepared, classify, detect, prepare, segment
 
 __all__ = ["EngineModel"]
@@ -61,9 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="SO", help="for --core custom")
     args = parser.parse_args(argv)
     try:
-        image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
-    except (OSError, UnidentifiedImageError):
-        raise UserError(f"{args.image} is not a readable image") from None
+        image = decode_rgb(args.image)
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise UserError(f"{args.image} is not a readable image: {error}; give a good image") from None
     model = EngineModel(Engine(args.engine, plugins=args.plugin))
     threshold = args.threshold if args.threshold is not None else float(model.meta.get("threshold", 0))
     picture = TASKS[model.meta["task"]](model, image, threshold)

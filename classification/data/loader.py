@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from internimage.errors import UserError
+from internimage.images import decode_rgb
 
 from .samples import Samples
 from .seeding import isolated_randomness, sample_seed, seed_generators
@@ -83,7 +84,7 @@ class ImageDataset(Dataset):
 
     def _decode(self, index: int) -> Image.Image:
         try:
-            return Image.open(io.BytesIO(self.samples.read(index))).convert("RGB")
+            return decode_rgb(io.BytesIO(self.samples.read(index)))
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
             reason = str(error).partition(" <_io")[0] or type(error).__name__
             raise BadImage(

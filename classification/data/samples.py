@@ -9,16 +9,16 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from internimage.errors import UserError
 
-__all__ = ["Samples", "ZipSamples", "class_folders", "read_folder", "read_list", "read_zip"]
+from .files import EXTENSIONS, ImageFiles, class_folders
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+__all__ = ["Samples", "ZipSamples", "read_folder", "read_list", "read_zip"]
 
 
 class Samples:
@@ -99,33 +99,43 @@ class ZipSamples(Samples):
         return zlib.decompress(data, -zlib.MAX_WBITS)
 
 
-def class_folders(root: Path) -> list[str]:
-    """Names of the class folders in `root`, sorted; hidden ones are ignored."""
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def read_folder(root: Path, class_index: dict[str, int]) -> Samples:
-    """All images below `root/<class>/`, in the order of torchvision's ImageFolder.
+def read_folder(root: Path, class_index: dict[str, int], report: Callable[[str], None] = print) -> Samples:
+    """All images below `root/<class>/`, in the order of torchvision's ImageFolder; linked ones once (`files.py`).
 
     Args:
         root: folder of class folders.
         class_index: label of each class; a class folder that is not in it is an error.
+        report: called with one line of text for each kind of duplicate.
     """
-    names, labels = [], []
+    names, labels, repeated, alike, shared = [], [], [], [], []
     classes = class_folders(root)
     if not classes:
         raise UserError(f"{root} has no class folders, expected {root}/<class>/<image>.jpg; check --data-path")
+    owners: dict[object, str] = {}
     for name in classes:
         if name not in class_index:
             raise UserError(f"{root} has a class {name} that the training set has not; rename the folder or remove it")
-        before = len(names)
-        for folder, _, files in sorted(os.walk(root / name, followlinks=True)):
-            relative = os.path.relpath(folder, root)
-            names += [f"{relative}/{file}" for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
-        if len(names) == before:
-            kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
-            raise UserError(f"class folder {root / name} holds no images ({kinds}); fill it or remove it")
-        labels += [class_index[name]] * (len(names) - before)
+        folder = str(root / name)
+        found = ImageFiles(folder)
+        if not found.paths:
+            what = f"images ({', '.join(extension[1:] for extension in EXTENSIONS)})"
+            if found.repeated:
+                what = f"images of its own: {found.repeated[0]} links to a folder or image that is there already"
+            raise UserError(f"class folder {folder} holds no {what}; fill it or remove it")
+        names += [name + path[len(folder) :] for path in found.paths]
+        labels += [class_index[name]] * len(found.paths)
+        repeated += found.repeated
+        alike += found.alike
+        shared += [(owners[key], path) for key, path in found.folders.items() if key in owners]
+        owners |= found.folders
+    if repeated:
+        report(f"{root}: links left out, for what they lead to is there already: {len(repeated)}; first: {repeated[0]}")
+    for pairs, what, remedy in (
+        (shared, "folders that links make part of two classes", "remove a link"),
+        (alike, "images whose names differ in case or extension alone", "remove one if they are copies"),
+    ):
+        if pairs:
+            report(f"{root}: {what}: {len(pairs)}; first: {' and '.join(pairs[0])}; {remedy}")
     return Samples(root, names, labels)
 
 

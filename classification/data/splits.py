@@ -12,8 +12,9 @@ from yacs.config import CfgNode
 from internimage.errors import UserError
 from internimage.imagenet import in22k_to_1k
 
+from .files import class_folders
 from .inaturalist import read_inat18
-from .samples import Samples, class_folders, read_folder, read_list, read_zip
+from .samples import Samples, read_folder, read_list, read_zip
 
 __all__ = ["Splits", "open_splits"]
 
@@ -24,6 +25,8 @@ _LISTS = {
     "train": ("meta_data/train.txt", "meta/train.txt", "ILSVRC2011fall_whole_map_train.txt"),
     "val": ("meta_data/val.txt", "meta/val.txt", "ILSVRC2011fall_whole_map_val.txt"),
 }
+
+Report = Callable[[str], None]  # called with one line of text
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Splits:
     eval_columns: torch.Tensor | None = None
 
 
-def open_splits(config: CfgNode, report: Callable[[str], None]) -> Splits:
+def open_splits(config: CfgNode, report: Report) -> Splits:
     """Find and read the two splits of `DATA.DATASET` in `DATA.DATA_PATH`.
 
     Args:
@@ -51,11 +54,11 @@ def open_splits(config: CfgNode, report: Callable[[str], None]) -> Splits:
     if not root.is_dir():
         raise UserError(f"no data folder {root}; pass --data-path DIR, a folder with train/ and val/")
     if config.EVAL_22K_TO_1K:
-        return _evaluate_22k_on_1k(config, root, train)
+        return _evaluate_22k_on_1k(config, root, train, report)
     if config.DATA.DATASET == "inat18":
         val, class_index, names = read_inat18(root, "val", None)
         return Splits(read_inat18(root, "train", class_index)[0] if train else None, val, len(class_index), names)
-    splits = _open_both(config, root, train)
+    splits = _open_both(config, root, train, report)
     expected = _CLASSES.get(config.DATA.DATASET, splits.num_classes)
     if splits.num_classes != expected:
         report(f"{root} has {splits.num_classes} classes instead of {expected}: the model gets as many outputs")
@@ -66,11 +69,11 @@ def open_splits(config: CfgNode, report: Callable[[str], None]) -> Splits:
     return splits
 
 
-def _open_both(config: CfgNode, root: Path, train: bool) -> Splits:
+def _open_both(config: CfgNode, root: Path, train: bool, report: Report) -> Splits:
     """Both splits of a data set with one label space."""
     class_names = _class_names(config, root)
-    train_samples = _open_split(config, root, "train", class_names) if train else None
-    val_samples = _open_split(config, root, "val", class_names)
+    train_samples = _open_split(config, root, "train", class_names, report) if train else None
+    val_samples = _open_split(config, root, "val", class_names, report)
     if class_names is None:  # only lists, which number the classes
         both = [samples for samples in (train_samples, val_samples) if samples]
         highest = max(int(samples.labels.max()) for samples in both)
@@ -101,7 +104,7 @@ def _class_names(config: CfgNode, root: Path) -> list[str] | None:
     return None
 
 
-def _open_split(config: CfgNode, root: Path, split: str, class_names: list[str] | None) -> Samples:
+def _open_split(config: CfgNode, root: Path, split: str, class_names: list[str] | None, report: Report) -> Samples:
     if config.DATA.ZIP_MODE:
         return read_zip(root / f"{split}.zip", root / f"{split}_map.txt")
     folder = _first(root, _FOLDERS[split], Path.is_dir)
@@ -113,7 +116,7 @@ def _open_split(config: CfgNode, root: Path, split: str, class_names: list[str] 
         raise UserError(
             f"{root} has no {names} folder; expected {root}/{split}/<class>/<image>.jpg, or check --data-path"
         )
-    return read_folder(folder, {name: i for i, name in enumerate(class_names or class_folders(folder))})
+    return read_folder(folder, {name: i for i, name in enumerate(class_names or class_folders(folder))}, report)
 
 
 def _names_from_paths(samples: Samples, count: int) -> list[str]:
@@ -127,7 +130,7 @@ def _names_from_paths(samples: Samples, count: int) -> list[str]:
     return names
 
 
-def _evaluate_22k_on_1k(config: CfgNode, root: Path, train: bool) -> Splits:
+def _evaluate_22k_on_1k(config: CfgNode, root: Path, train: bool, report: Report) -> Splits:
     """A model with ImageNet-22K outputs, evaluated on ImageNet-1K through the columns of its classes."""
     columns, outputs = in22k_to_1k(), _CLASSES["imagenet22K"]
     train_samples = None
@@ -138,13 +141,13 @@ def _evaluate_22k_on_1k(config: CfgNode, root: Path, train: bool) -> Splits:
                 "add --eval, or train with --dataset imagenet22K"
             )
         names = _class_names(config, root)
-        train_samples = _open_split(config, root, "train", names)
+        train_samples = _open_split(config, root, "train", names, report)
         found = len(class_folders(train_samples.root)) if names else int(train_samples.labels.max()) + 1
         if found > outputs or (names and found != outputs):
             raise UserError(f"{root} has {found} training classes, EVAL_22K_TO_1K needs ImageNet-22K's {outputs}")
     synsets = ImageNetInfo("imagenet1k").label_names()
     if config.DATA.ZIP_MODE or _list_file(config, root, "val"):
-        val = _open_split(config, root, "val", None)
+        val = _open_split(config, root, "val", None, report)
         if int(val.labels.max()) >= len(synsets):
             raise UserError(f"{root} has the evaluation label {int(val.labels.max())}, ImageNet-1K ends at 999")
     else:
@@ -155,5 +158,5 @@ def _evaluate_22k_on_1k(config: CfgNode, root: Path, train: bool) -> Splits:
                 f"{folder} has {len(names)} class folders that are not named as ImageNet-1K's (n01440764 ...); "
                 "EVAL_22K_TO_1K needs the synset names, or all 1000 classes in their order"
             )
-        val = _open_split(config, root, "val", synsets if set(names) <= set(synsets) else names)
+        val = _open_split(config, root, "val", synsets if set(names) <= set(synsets) else names, report)
     return Splits(train_samples, val, outputs, synsets, columns)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from internimage.errors import UserError
+from internimage.images import decode_rgb
 
 __all__ = ["default_size", "make_samples", "preprocessing", "read_pictures"]
 
@@ -77,10 +78,12 @@ def read_pictures(source: Path | None, count: int) -> list[Image.Image]:
     paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in extensions) if source.is_dir() else [source]
     if not paths:
         raise UserError(f"{source} has no images; check the path of --images")
-    try:
-        pictures = [Image.open(path).convert("RGB") for path in paths[:: max(1, len(paths) // count)][:count]]
-    except OSError as error:
-        raise UserError(f"--images {source}: {error}; give an image or a folder of images") from error
+    pictures = []
+    for path in paths[:: max(1, len(paths) // count)][:count]:
+        try:
+            pictures.append(decode_rgb(path))
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            raise UserError(f"--images {path}: {error}; give an image or a folder of images") from error
     while len(pictures) < 3:
         pictures.append(pictures[-1].transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     return pictures
