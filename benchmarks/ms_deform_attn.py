@@ -18,8 +18,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from internimage.integrations import mmcv_ext  # noqa: E402
-from internimage.integrations.ms_deform_attn import ms_deform_attn  # noqa: E402
+from internimage.mm import mmcv_ext  # noqa: E402
+from internimage.mm.ms_deform_attn import ms_deform_attn  # noqa: E402
 
 __all__ = ["measure"]
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 from yacs.config import CfgNode
 
-from classification.defaults import AT_LEAST, CHOICES, CUDA_GRAPH_MODES, DEFAULTS, OPTIONAL
+from classification.configs.defaults import AT_LEAST, CHOICES, CUDA_GRAPH_MODES, DEFAULTS, OPTIONAL
 from internimage.errors import UserError
 
 __all__ = ["DEFAULTS", "amp_dtype", "get_config", "load_yaml", "parse_args"]

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from classification.data.loader import ImageDataset
 from classification.data.splits import open_splits
-from classification.figures import prediction_grid, save_figure, training_curve
+from classification.figures.predictions import prediction_grid, training_curve
+from classification.figures.sampling_points import collect_points, pick_queries, sampling_figure
 from classification.inference import Classifier, add_model_arguments, load_classifier, read_image
-from classification.sampling_points import collect_points, pick_queries, sampling_figure
 from internimage.errors import UserError, exit_on_user_error
+from internimage.figures import save_figure
 
 __all__ = ["validation_images", "draw_sampling_points"]
 

@@ -14,9 +14,10 @@ if __name__ == "__main__":
 
 from PIL import Image
 
-from classification.figures import prediction_picture, save_figure
+from classification.figures.predictions import prediction_picture
 from classification.inference import Classifier, add_model_arguments, load_classifier, read_image
 from internimage.errors import exit_on_user_error
+from internimage.figures import save_figure
 
 __all__ = ["predict"]
 

@@ -16,14 +16,14 @@ if not __package__:  # run as a script
 
 from yacs.config import CfgNode
 
-from classification import distributed, resume
-from classification.acceleration import place_model, set_tf32
 from classification.config import amp_dtype, get_config, parse_args
 from classification.data import build_loaders
-from classification.engine import Trainer, seed_everything
-from classification.evaluation import evaluate_all, throughput
 from classification.models import build_model
-from classification.tracking import Tracker, prepare_folder
+from classification.trainer import distributed, resume
+from classification.trainer.acceleration import place_model, set_tf32
+from classification.trainer.engine import Trainer, seed_everything
+from classification.trainer.evaluation import evaluate_all, throughput
+from classification.trainer.tracking import Tracker, prepare_folder
 from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
 

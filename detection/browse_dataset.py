@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from mmdet.structures import DetDataSample
 
 from detection.demo.pictures import draw_objects
-from internimage.integrations.mm_browse import browse_dataset
+from internimage.mm.browse import browse_dataset
 
 __all__ = ["draw_annotations"]
 

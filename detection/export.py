@@ -18,8 +18,8 @@ if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import detection.models  # noqa: F401 - before mmdet
-from internimage.export.mm import detector_exportable
-from internimage.export.mm_cli import export
+from internimage.mm.export.cli import export
+from internimage.mm.export.models import detector_exportable
 
 __all__ = ["main"]
 

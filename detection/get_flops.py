@@ -10,7 +10,7 @@ if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import detection.models  # noqa: F401 - before mmdet
-from internimage.integrations.mm_flops import get_flops
+from internimage.mm.flops import get_flops
 
 if __name__ == "__main__":
     get_flops((800, 1280))

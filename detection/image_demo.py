@@ -12,8 +12,8 @@ if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import detection.models  # noqa: F401 - before mmdet
-from internimage.integrations.mm_demo import image_demo
-from internimage.integrations.mm_runner import DETECTION
+from internimage.mm.demo import image_demo
+from internimage.mm.runner import DETECTION
 
 if __name__ == "__main__":
     image_demo(DETECTION)

@@ -13,7 +13,7 @@ if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import detection.models  # noqa: F401 - before mmdet
-from internimage.integrations.mm_runner import DETECTION, test
+from internimage.mm.runner import DETECTION, test
 
 if __name__ == "__main__":
     test(DETECTION)

@@ -1,9 +1,9 @@
 """InternImage (Wang et al., CVPR 2023): the backbone, its released variants and what all tasks share."""
 
+from . import timm as _timm  # noqa: F401 - registers the names with timm
 from .backbone import InternImage
 from .errors import CheckpointError, UserError
 from .flash import FlashInternImage
-from .integrations import timm as _timm  # noqa: F401 - registers the names with timm
 from .meta_former import InternImageMetaFormer
 from .variants import create_model, list_models
 

@@ -1,7 +1,7 @@
 """Reading and writing checkpoints: the one place that knows the layouts weights come in.
 
 Layouts: the released classification files (a training state with a yacs config), mm files (`state_dict`, keys under
-`backbone.`, heads of mmdet 2 and mmseg 0: `mm_layouts`), DeepSpeed files (`module`), the Hugging Face models (`model.`
+`backbone.`, heads of mmdet 2 and mmseg 0: `layouts`), DeepSpeed files (`module`), the Hugging Face models (`model.`
 prefix, `layer_scale1`), safetensors, and plain state dicts. Files are always read with `weights_only=True`, and their
 checksums compared (`integrity`).
 """
@@ -20,7 +20,7 @@ from .errors import CheckpointError
 from .files import atomic_path
 from .imagenet import in22k_to_1k
 from .integrity import verify_archive
-from .mm_layouts import from_mask2former, from_mmdet2_dino
+from .layouts import from_mask2former, from_mmdet2_dino
 
 __all__ = [
     "extract_state_dict",

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from mmseg.structures import SegDataSample
 
-from internimage.integrations.mm_browse import browse_dataset
+from internimage.mm.browse import browse_dataset
 from segmentation.demo.pictures import IGNORED, colored
 
 __all__ = ["draw_labels"]

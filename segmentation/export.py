@@ -18,8 +18,8 @@ if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import segmentation.models  # noqa: F401 - before mmseg
-from internimage.export.mm import segmentor_exportable
-from internimage.export.mm_cli import export
+from internimage.mm.export.cli import export
+from internimage.mm.export.models import segmentor_exportable
 
 __all__ = ["main"]
 

@@ -12,8 +12,8 @@ if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import segmentation.models  # noqa: F401 - before mmseg
-from internimage.integrations.mm_demo import image_demo
-from internimage.integrations.mm_runner import SEGMENTATION
+from internimage.mm.demo import image_demo
+from internimage.mm.runner import SEGMENTATION
 
 if __name__ == "__main__":
     image_demo(SEGMENTATION)

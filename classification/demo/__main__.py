@@ -7,27 +7,12 @@ that was interrupted goes on where it stopped.
 """
 
 import argparse
-import os
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+from demo.steps import run
+
 __all__ = ["main"]
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*command: object) -> None:
-    """Run a Python script from the repository root; its failure ends the demo with its exit code."""
-    words = [str(word) for word in command]
-    print(f"\n$ python {shlex.join(words)}", flush=True)
-    # Without this, the threads of two cores burn time on waiting for each other whenever another process runs.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    code = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment).returncode
-    if code:
-        sys.exit(code)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     best = folder / "ckpt_epoch_best.pth"
     config = ["--cfg", "classification/configs/demo.yaml"]
     opts = ["--opts", *args.opts] if args.opts else []
-    run("classification/demo/unpack.py")
+    run("demo/unpack.py")
     run("classification/train.py", *config, "--output", args.output, *opts)
     run("classification/train.py", *config, "--eval", "--resume", best, *opts)
     run("classification/pictures.py", *config, "--checkpoint", best, "--output", folder / "pictures", *opts)

@@ -10,21 +10,13 @@ import argparse
 import time
 from pathlib import Path
 
-from classification.demo.__main__ import ROOT, run
-from detection.demo.compose import photograph_path
-from internimage.errors import UserError, exit_on_user_error
+from demo.compose import photograph_path
+from demo.steps import last_checkpoint, run
+from internimage.errors import exit_on_user_error
 
-__all__ = ["last_checkpoint", "main"]
+__all__ = ["main"]
 
 CONFIG = "detection/configs/demo/mask_rcnn_internimage_demo.py"
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint in `folder`, relative to the repository root. Raises `UserError` if there is none."""
-    note = ROOT / folder / "last_checkpoint"  # mmengine's note of its path
-    if not note.is_file():
-        raise UserError(f"{note} is missing: the training wrote no checkpoint; remove {folder} and start again")
-    return folder / Path(note.read_text().strip()).name
 
 
 @exit_on_user_error
@@ -37,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     folder = Path(args.output, "demo_detection")
     options = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
-    run("-m", "detection.demo.compose", "--out", "data/composites")
+    run("-m", "demo.compose", "--out", "data/composites")
     run("detection/train.py", CONFIG, "--work-dir", folder, "--resume", *options)
     checkpoint = last_checkpoint(folder)
     run("detection/test.py", CONFIG, checkpoint, "--work-dir", folder / "test", *options)

@@ -23,10 +23,10 @@ from mmdet.apis import inference_detector
 from mmengine.registry import DATASETS
 from pycocotools import mask as coco_mask
 
-from classification.figures import save_figure
 from internimage.errors import exit_on_user_error
-from internimage.integrations.mm_checks import check_data_files, read_config
-from internimage.integrations.mm_demo import load_model
+from internimage.figures import save_figure
+from internimage.mm.checks import check_data_files, read_config
+from internimage.mm.demo import load_model
 
 __all__ = ["draw_objects", "grid"]
 

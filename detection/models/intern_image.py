@@ -1,7 +1,5 @@
-"""The backbones as mmdet wants them: registered, with released keys (`internimage.integrations.mm`)."""
+"""The backbones as mmdet wants them: registered, with released keys (`internimage.mm`)."""
 
-from internimage.integrations.mm import CBInternImage, FlashInternImage, InternImage, setup
+from internimage.mm import CBInternImage, FlashInternImage, InternImage
 
 __all__ = ["CBInternImage", "FlashInternImage", "InternImage"]
-
-setup()

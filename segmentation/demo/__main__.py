@@ -10,9 +10,8 @@ import argparse
 import time
 from pathlib import Path
 
-from classification.demo.__main__ import run
-from detection.demo.__main__ import last_checkpoint
-from detection.demo.compose import photograph_path
+from demo.compose import photograph_path
+from demo.steps import last_checkpoint, run
 from internimage.errors import exit_on_user_error
 
 __all__ = ["main"]
@@ -31,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     folder = Path(args.output, "demo_segmentation")
     options = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
-    run("-m", "detection.demo.compose", "--out", "data/composites")
+    run("-m", "demo.compose", "--out", "data/composites")
     run("segmentation/train.py", CONFIG, "--work-dir", folder, "--resume", *options)
     checkpoint = last_checkpoint(folder)
     run("segmentation/test.py", CONFIG, checkpoint, "--work-dir", folder / "test", *options)

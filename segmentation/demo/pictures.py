@@ -20,10 +20,10 @@ from matplotlib.patches import Patch
 from mmengine.registry import DATASETS
 from mmseg.apis import inference_model
 
-from classification.figures import save_figure
 from internimage.errors import exit_on_user_error
-from internimage.integrations.mm_checks import check_data_files, read_config
-from internimage.integrations.mm_demo import load_model
+from internimage.figures import save_figure
+from internimage.mm.checks import check_data_files, read_config
+from internimage.mm.demo import load_model
 
 __all__ = ["colored", "grid"]
 

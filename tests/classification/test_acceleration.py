@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from classification import optimizer
-from classification.acceleration import place_model, set_tf32
-from classification.distributed import World, wrap_model
-from classification.resume import RunState, restore
+from classification.trainer.acceleration import place_model, set_tf32
+from classification.trainer.distributed import World, wrap_model
+from classification.trainer.resume import RunState, restore
 from internimage import InternImage
 
 CPU = torch.device("cpu")

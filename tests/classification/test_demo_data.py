@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from classification.demo import make_subset
-from classification.demo.unpack import SHEETS, unpack
+from demo.unpack import SHEETS, unpack
 from internimage.errors import UserError
 
 

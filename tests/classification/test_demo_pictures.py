@@ -4,10 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from classification.figures import prediction_grid, save_figure, training_curve
-from classification.sampling_points import collect_points, layer_points, nearest_pixel, pick_queries, sampling_figure
+from classification.figures.predictions import prediction_grid, training_curve
+from classification.figures.sampling_points import (
+    collect_points,
+    layer_points,
+    nearest_pixel,
+    pick_queries,
+    sampling_figure,
+)
 from internimage import InternImage
 from internimage.errors import UserError
+from internimage.figures import save_figure
 from ops_dcnv3 import DCNv3
 
 

@@ -11,8 +11,8 @@ from classification import pictures, train
 from classification.config import get_config, parse_args
 from classification.data import build_transform
 from classification.demo import __main__ as demo
-from classification.demo.unpack import SHEETS, unpack
 from classification.models import build_model
+from demo.unpack import SHEETS, unpack
 from ops_dcnv3 import DCNv3
 
 CONFIG = "classification/configs/demo.yaml"

@@ -10,7 +10,7 @@ import torch
 from tiny_training import ROOT, TRAIN, finish, history, make_images, run_here, start, two_processes, write_config
 
 from classification import distributed
-from classification.distributed import World
+from classification.trainer.distributed import World
 from internimage.errors import UserError
 
 # Mixup and drop path draw per process, so a comparison needs them off.

@@ -10,12 +10,12 @@ from torch import nn
 
 from classification.config import get_config, parse_args
 from classification.data import build_loaders
-from classification.distributed import World
-from classification.engine import Trainer, seed_everything
-from classification.evaluation import evaluate
 from classification.models import build_model
-from classification.optimizer import LearningRates, build_scheduler, scaled_learning_rates
-from classification.tracking import EpochMeter, Tracker
+from classification.trainer.distributed import World
+from classification.trainer.engine import Trainer, seed_everything
+from classification.trainer.evaluation import evaluate
+from classification.trainer.optimizer import LearningRates, build_scheduler, scaled_learning_rates
+from classification.trainer.tracking import EpochMeter, Tracker
 from internimage.errors import UserError
 
 WORLD = World()

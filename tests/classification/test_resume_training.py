@@ -9,8 +9,8 @@ from tiny_training import TRAIN, finish, history, make_images, run_here, start, 
 from torch import nn
 
 from classification import resume
-from classification.distributed import World
-from classification.resume import RunState, list_checkpoints, load_latest, restore, save
+from classification.trainer.distributed import World
+from classification.trainer.resume import RunState, list_checkpoints, load_latest, restore, save
 from internimage.errors import CheckpointError, UserError
 
 

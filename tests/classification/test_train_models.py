@@ -10,7 +10,7 @@ from tiny_training import MODEL, write_config
 
 from classification.config import get_config, parse_args
 from classification.models import build_model
-from classification.resume import initialise
+from classification.trainer.resume import initialise
 from internimage.errors import CheckpointError
 from internimage.imagenet import in22k_to_1k
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_coco import CLASSES, make_config, make_data
 
 from detection.browse_dataset import draw_annotations
-from internimage.integrations.mm_browse import browse_dataset
+from internimage.mm.browse import browse_dataset
 
 
 @pytest.mark.parametrize("masks", [True, False])

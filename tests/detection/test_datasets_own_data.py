@@ -125,7 +125,7 @@ SMALL = [
 
 @pytest.mark.slow
 def test_own_data_train_and_test_by_the_documented_commands(own, tmp_path, capsys):
-    from internimage.integrations.mm_runner import DETECTION, test, train
+    from internimage.mm.runner import DETECTION, test, train
 
     config, base = tmp_path / "own.py", CONFIGS / "coco" / "mask_rcnn_internimage_t_fpn_1x_coco.py"
     main([str(base), "--data-root", str(own), "--train", *TRAIN, "--val", *VAL, "--out", str(config)])

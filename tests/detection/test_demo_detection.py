@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from demo.compose import CLASSES, SIZE, compose, cut_out, photograph_path
 from detection.demo import compose as module
-from detection.demo.compose import CLASSES, SIZE, compose, cut_out, photograph_path
 from internimage.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_an_interrupted_composition_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("detection.demo.compose._annotation", fail)
+    monkeypatch.setattr("demo.compose._annotation", fail)
     with pytest.raises(KeyboardInterrupt):
         compose(tmp_path / "composites", train=2, val=1)
     assert list(tmp_path.iterdir()) == []
@@ -126,8 +126,8 @@ def test_a_missing_photograph_is_named():
 
 def test_the_configuration_trains_a_small_detector(folder):
     import detection.models  # noqa: F401 - before mmdet
-    from internimage.integrations.mm_checks import read_config
-    from internimage.integrations.mm_runner import CheckedRunner
+    from internimage.mm.checks import read_config
+    from internimage.mm.runner import CheckedRunner
 
     config = read_config(str(CONFIG))
     assert config.classes == CLASSES == tuple(config.train_dataloader.dataset.metainfo.classes)

@@ -22,12 +22,12 @@ from golden import filled
 from internimage.errors import UserError
 from internimage.export.cli import add_arguments
 from internimage.export.cores import prepare
-from internimage.export.mm import build_model, detector_exportable
-from internimage.export.mm_boxes import best, clip, picture_sizes, suppress, suppress_all
-from internimage.export.mm_compare import detection_error, framework_boxes, framework_detections, matched_detections
-from internimage.export.mm_dino import DINO
-from internimage.export.mm_images import preprocessing
-from internimage.export.mm_rcnn import RCNN
+from internimage.mm.export.boxes import best, clip, picture_sizes, suppress, suppress_all
+from internimage.mm.export.compare import detection_error, framework_boxes, framework_detections, matched_detections
+from internimage.mm.export.dino import DINO
+from internimage.mm.export.images import preprocessing
+from internimage.mm.export.models import build_model, detector_exportable
+from internimage.mm.export.rcnn import RCNN
 
 DEMO = str(CONFIGS / "demo" / "mask_rcnn_internimage_demo.py")
 

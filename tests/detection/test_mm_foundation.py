@@ -14,7 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 from torch import nn
 
-import internimage.integrations.mm as mm
+import internimage.mm.registration as mm
 from golden import filled
 from internimage import CheckpointError, UserError
 from internimage.checkpoint import load_exact, load_file, read_state_dict, to_current

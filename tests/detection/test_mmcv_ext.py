@@ -13,7 +13,7 @@ from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 from torch import Tensor
 
 from internimage.errors import UserError
-from internimage.integrations import mmcv_ext
+from internimage.mm import mmcv_ext
 
 
 def boxes(count: int, size: float = 60, seed: int = 0) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from internimage.integrations import ms_deform_attn as ours
-from internimage.integrations.ms_deform_attn import ms_deform_attn
+from internimage.mm import ms_deform_attn as ours
+from internimage.mm.ms_deform_attn import ms_deform_attn
 
 
 def by_grid_sample(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ from tiny_coco import ROOT, make_config, make_data
 
 from internimage.checkpoint import read_state_dict
 from internimage.flops import count_flops, count_parameters
-from internimage.integrations.mm_demo import image_demo
-from internimage.integrations.mm_flops import get_flops, measure
-from internimage.integrations.mm_runner import DETECTION, train
-from internimage.integrations.mm_runner import test as evaluate
+from internimage.mm.demo import image_demo
+from internimage.mm.flops import get_flops, measure
+from internimage.mm.runner import DETECTION, train
+from internimage.mm.runner import test as evaluate
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
 

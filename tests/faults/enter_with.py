@@ -52,10 +52,10 @@ def classification(folder: Path) -> Callable[[str], Entries]:
 
 
 def openmmlab(task: str, config: Path, image: Path, part: str, latest: str) -> Callable[[str], Entries]:
-    from internimage.integrations import mm_runner
-    from internimage.integrations.mm_demo import image_demo
+    from internimage.mm import runner
+    from internimage.mm.demo import image_demo
 
-    kind = getattr(mm_runner, task.upper())
+    kind = getattr(runner, task.upper())
     exporter = importlib.import_module(f"{task}.export")
     folder = config.parent
 
@@ -64,11 +64,11 @@ def openmmlab(task: str, config: Path, image: Path, part: str, latest: str) -> C
         run.mkdir(exist_ok=True)
         shutil.copy(path, run / latest)
         (run / "last_checkpoint").write_text(str(run / latest))
-        mm_runner.train(kind, [str(config), "--work-dir", str(run), "--resume"])
+        runner.train(kind, [str(config), "--work-dir", str(run), "--resume"])
 
     def entries(path: str) -> Entries:
         work = ["--work-dir", str(folder / "work")]
-        train, test = partial(mm_runner.train, kind), partial(mm_runner.test, kind)
+        train, test = partial(runner.train, kind), partial(runner.test, kind)
 
         def initialised(name: str) -> list[str]:
             option = f"model.{name}.init_cfg"

@@ -16,7 +16,7 @@ from forged import FORGED, write
 from in_children import ENVIRONMENT, ROOT, results_of
 from mmengine.logging import HistoryBuffer
 
-import internimage.integrations.mm as mm
+import internimage.mm.registration as mm
 from internimage.checkpoint import load_file
 
 READERS = ("load_file", "torch.load", "mmengine", "timm")

@@ -19,7 +19,8 @@ from in_children import in_child
 from mmengine.fileio import LocalBackend
 from mmengine.runner import Runner
 
-from internimage.integrations import mm, mm_runner
+from internimage.mm import registration as mm
+from internimage.mm import runner
 
 TASK, FOLDER, MOMENTS = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 sys.path.append(str(Path(__file__).resolve().parents[1] / TASK))
@@ -27,7 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / TASK))
 if TASK == "toy":
     from toy import toy_config
 
-    import internimage.integrations.mm as mm
+    import internimage.mm.registration as mm
 
     mm.setup()
 elif TASK == "detection":
@@ -80,10 +81,10 @@ def train(name: str, at: Callable[[str], None], config: Path | None) -> tuple[in
         if config is None:
             toy = toy_config(work_dir)
             toy.resume = True
-            return mm_runner.CheckedRunner.from_cfg(toy).train()
+            return runner.CheckedRunner.from_cfg(toy).train()
         options = ["default_hooks.checkpoint.max_keep_ckpts=1", *OPTIONS]
         arguments = [str(config), "--work-dir", str(work_dir), "--resume", "--cfg-options", *options]
-        mm_runner.train(getattr(mm_runner, TASK.upper()), arguments)
+        runner.train(getattr(runner, TASK.upper()), arguments)
 
     return in_child(work)
 

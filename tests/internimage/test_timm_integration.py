@@ -8,7 +8,7 @@ import torch
 from yacs.config import CfgNode
 
 import internimage
-import internimage.integrations.timm
+import internimage.timm
 from internimage import zoo
 from internimage.errors import CheckpointError
 from internimage.imagenet import in22k_to_1k

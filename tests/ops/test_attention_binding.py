@@ -176,12 +176,12 @@ def test_tensors_of_several_types_are_computed_in_the_widest(emulated_backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_mmcvs_autograd_function_uses_the_kernels(emulated_backend, monkeypatch, dtype):
     pytest.importorskip("mmcv")
-    from internimage.integrations import mmcv_ext
+    from internimage.mm import mmcv_ext
 
     mmcv_ext.install()
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
-    module = sys.modules["internimage.integrations.ms_deform_attn"]
+    module = sys.modules["internimage.mm.ms_deform_attn"]
     monkeypatch.setattr(module, "dcnv3", None)  # what computes it without the kernels
     for place in (module, mmcv_ext):
         monkeypatch.setattr(place, "has_kernel", lambda value: True)

@@ -10,7 +10,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 from tiny_scenes import CLASSES, PALETTE, make_config, make_data
 
-from internimage.integrations.mm_browse import browse_dataset
+from internimage.mm.browse import browse_dataset
 from segmentation.browse_dataset import draw_labels
 
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from tiny_scenes import ROOT
 
-from detection.demo.compose import CLASSES, compose
-from internimage.integrations.mm_checks import read_config
-from internimage.integrations.mm_demo import image_demo
-from internimage.integrations.mm_runner import SEGMENTATION, train
-from internimage.integrations.mm_runner import test as evaluate
+from demo.compose import CLASSES, compose
+from internimage.mm.checks import read_config
+from internimage.mm.demo import image_demo
+from internimage.mm.runner import SEGMENTATION, train
+from internimage.mm.runner import test as evaluate
 from ops_dcnv3 import DCNv3
 from segmentation.demo import __main__ as demo
 from segmentation.demo import pictures

@@ -16,10 +16,10 @@ from torch import Tensor
 import predict_onnx
 from golden import filled
 from internimage.export.cores import prepare
-from internimage.export.mm_compare import framework_labels, segmentation_error
-from internimage.export.mm_images import preprocessing
-from internimage.export.mm_layers import AveragePool
-from internimage.export.mm_segmentors import Segmentor
+from internimage.mm.export.compare import framework_labels, segmentation_error
+from internimage.mm.export.images import preprocessing
+from internimage.mm.export.layers import AveragePool
+from internimage.mm.export.segmentors import Segmentor
 from segmentation.export import main
 
 DEMO = str(CONFIGS / "demo" / "upernet_internimage_demo.py")

@@ -18,10 +18,10 @@ from PIL import Image
 from tiny_scenes import CLASSES, PALETTE, ROOT, make_config, make_data
 
 from internimage.checkpoint import read_state_dict
-from internimage.integrations.mm_demo import image_demo
-from internimage.integrations.mm_flops import get_flops
-from internimage.integrations.mm_runner import SEGMENTATION, train
-from internimage.integrations.mm_runner import test as evaluate
+from internimage.mm.demo import image_demo
+from internimage.mm.flops import get_flops
+from internimage.mm.runner import SEGMENTATION, train
+from internimage.mm.runner import test as evaluate
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
 

@@ -7,7 +7,7 @@ Few regions, sampled once per bin, and a narrow mask head leave time for more st
 
 _base_ = ["../_base_/mask_rcnn.py", "../_base_/default_runtime.py"]
 
-data_root = "data/composites/"  # from `python -m detection.demo.compose`
+data_root = "data/composites/"  # from `python -m demo.compose`
 classes = ("T-shirt", "Trouser", "Dress", "Bag", "Ankle-boot")
 
 norm = dict(type="BN")

@@ -6,7 +6,7 @@ random weights.
 
 _base_ = ["../_base_/upernet.py", "../_base_/schedule.py"]
 
-data_root = "data/composites/"  # from `python -m detection.demo.compose`
+data_root = "data/composites/"  # from `python -m demo.compose`
 classes = ("background", "T-shirt", "Trouser", "Dress", "Bag", "Ankle-boot")
 palette = [[0, 0, 0], [31, 119, 180], [255, 127, 14], [44, 160, 44], [214, 39, 40], [148, 103, 189]]
 

@@ -20,19 +20,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from internimage.errors import UserError
-from internimage.integrations.mm_demo import load_model
+from internimage.export.checks import compare_samples, limits, parity_table, worst_failure
+from internimage.export.cli import image_size
+from internimage.export.exportable import Exportable, Outputs, spread_sampling_points
+from internimage.export.formats import find_format
+from internimage.export.progress import phase
+from internimage.mm.demo import load_model
 
-from .checks import compare_samples, limits, parity_table, worst_failure
-from .cli import image_size
-from .exportable import Exportable, Outputs, spread_sampling_points
-from .formats import find_format
-from .mm_boxes import suppress_all
-from .mm_compare import detection_error, framework_boxes, framework_labels, matched_detections, segmentation_error
-from .mm_dino import DINO
-from .mm_images import default_size, make_samples, preprocessing, read_pictures
-from .mm_rcnn import RCNN
-from .mm_segmentors import Segmentor
-from .progress import phase
+from .boxes import suppress_all
+from .compare import detection_error, framework_boxes, framework_labels, matched_detections, segmentation_error
+from .dino import DINO
+from .images import default_size, make_samples, preprocessing, read_pictures
+from .rcnn import RCNN
+from .segmentors import Segmentor
 
 __all__ = [
     "build_model",
@@ -143,7 +143,7 @@ def _check_queries(model: nn.Module, samples: list[Tensor]) -> None:
 
 
 def _translations() -> dict:
-    from .mm_onnx import translations  # needs onnxscript, which other formats do without
+    from .onnx import translations  # needs onnxscript, which other formats do without
 
     return translations()
 

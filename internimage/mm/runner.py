@@ -2,7 +2,7 @@
 
 The options are those of mmdet's and mmseg's own `train.py` and `test.py`. What differs: mistakes end in one line,
 checkpoints are read by `internimage.checkpoint` (strictly for testing and resuming) and written so that a kill loses
-none (`mm_checkpoints`), and several processes work without a GPU, too (gloo, and BN for SyncBN).
+none (`checkpoints`), and several processes work without a GPU, too (gloo, and BN for SyncBN).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from ..errors import CheckpointError, UserError, exit_on_user_error
 from ..files import atomic_path
 from ..integrity import mark_verified
 from ..zoo import local_checkpoint
-from .mm_checkpoints import (
+from .checkpoints import (
     SafeCheckpointHook,
     find_checkpoints,
     newest_readable,
@@ -32,7 +32,7 @@ from .mm_checkpoints import (
     on_main,
     training_state,
 )
-from .mm_checks import check_classes, check_data_files, explained, explained_empty, merge_options, read_config
+from .checks import check_classes, check_data_files, explained, explained_empty, merge_options, read_config
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "load_config", "test", "train"]
 

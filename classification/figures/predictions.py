@@ -1,28 +1,11 @@
-"""Figures of a classifier: one prediction, a grid of predictions, the training curve.
-
-Figures are made without pyplot, so that importing this never touches matplotlib's back end.
-"""
-
-from pathlib import Path
+"""Figures of a classifier: one prediction, a grid of predictions, the training curve."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from internimage.errors import UserError
-
-__all__ = ["save_figure", "prediction_picture", "prediction_grid", "training_curve"]
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, making its folder, and say so. Raises `UserError` for an unwritable path or unknown type."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the picture {path}: {error}") from None
-    print(f"wrote {path}")
+__all__ = ["prediction_picture", "prediction_grid", "training_curve"]
 
 
 def prediction_picture(image: Image.Image, ranking: list[tuple[str, float]]) -> Figure:

@@ -1,6 +1,6 @@
 """DINO of mmdet as one module from images to boxes and labels, for exporters (Zhang et al., 2023).
 
-The layers are mmdet's, with deformable attention from `mm_layers.py`; what prepares their input takes the sizes of the
+The layers are mmdet's, with deformable attention from `layers.py`; what prepares their input takes the sizes of the
 pictures from their padding. Results are those of mmdet's test path. Places, references and boxes are float32 in half
 models too: in float16, numbers near 1 are 0.6 pixels of 1,333 apart.
 """
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from mmdet.models.layers import inverse_sigmoid
 from torch import Tensor, nn
 
-from .mm_boxes import clip, picture_sizes, take
-from .mm_layers import WeightsType, exportable_copy
+from .boxes import clip, picture_sizes, take
+from .layers import WeightsType, exportable_copy
 
 __all__ = ["DINO"]
 

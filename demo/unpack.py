@@ -1,6 +1,6 @@
 """Unpack the embedded Fashion-MNIST subset to an ImageFolder: {train,val}/<class name>/<number>.png.
 
-    python classification/demo/unpack.py [--output data/fashion_mnist]
+    python demo/unpack.py [--output data/fashion_mnist]
 
 Quick and safe to repeat: a complete folder is left alone, and a new one appears only when all of it is written.
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from PIL import Image
 
@@ -21,7 +21,7 @@ from internimage.errors import UserError, exit_on_user_error
 
 __all__ = ["unpack"]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SHEETS = Path(__file__).parent / "fashion_mnist"
 TILE = 28
 STAMP = ".complete"  # holds the checksum of SHA256SUMS, so that a changed subset is unpacked anew

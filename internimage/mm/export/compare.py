@@ -6,8 +6,9 @@ import torch
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
-from .exportable import Outputs
-from .mm_boxes import picture_sizes
+from internimage.export.exportable import Outputs
+
+from .boxes import picture_sizes
 
 __all__ = [
     "detection_error",

@@ -4,7 +4,7 @@ Source: Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), https://github.com/zalan
 Copyright (c) 2017 Zalando SE. The four `*-ubyte.gz` files are read from a folder, checked against their SHA-256, and
 the first N images of each class are laid out row by row on a grey-level PNG, which is lossless:
 
-    python classification/demo/make_subset.py --source FOLDER_WITH_IDX_FILES
+    python tools/make_subset.py --source FOLDER_WITH_IDX_FILES
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 from PIL import Image

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from timm.models import build_model_with_cfg, generate_default_cfgs, load_pretrained, register_model
 from torch import Tensor, nn
 
-from ..backbone import InternImage
-from ..checkpoint import extract_state_dict, fit_pretrained, read_state_dict
-from ..variants import VARIANTS, _model_class
-from ..zoo_data import releases
+from .backbone import InternImage
+from .checkpoint import extract_state_dict, fit_pretrained, read_state_dict
+from .variants import VARIANTS, _model_class
+from .zoo_data import releases
 
 __all__: list[str] = []  # `register_model` adds the names
 
@@ -57,7 +57,7 @@ def _checkpoint_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> di
 
 
 def _load(name: str, model: nn.Module, cache_dir: str | None) -> None:
-    from ..zoo import checkpoint_path  # here, so that `python -m internimage.zoo` is not imported before it runs
+    from .zoo import checkpoint_path  # here, so that `python -m internimage.zoo` is not imported before it runs
 
     cfg = dict(model.pretrained_cfg)
     if cfg.get("source") not in ("hf-hub", "local-dir") and not cfg.get("state_dict") and not cfg.get("hf_hub_id"):

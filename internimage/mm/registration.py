@@ -166,7 +166,7 @@ def setup() -> None:
     for module in (InternImage, FlashInternImage, CBInternImage):
         MODELS.register_module(module=module)
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=_layer_decay_constructor())
-    from .mm_checkpoints import read_through_our_loader
+    from .checkpoints import read_through_our_loader
 
     read_through_our_loader()
     torch.nn.modules.module.register_module_module_registration_hook(_convert_detectors)

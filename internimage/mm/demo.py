@@ -15,8 +15,8 @@ from torch import nn
 from ..checkpoint import extract_state_dict, load_exact, load_file
 from ..errors import CheckpointError, UserError, exit_on_user_error
 from ..zoo import local_checkpoint
-from .mm_checks import merge_options, read_config
-from .mm_runner import Task
+from .checks import merge_options, read_config
+from .runner import Task
 
 __all__ = ["draw", "image_demo", "load_model"]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from mmengine.config import DictAction
 
 from internimage.errors import UserError, exit_on_user_error
-from internimage.integrations.mm_checks import merge_options, read_config
+from internimage.export.cli import add_arguments, check_arguments, run
+from internimage.export.exportable import Exportable
+from internimage.mm.checks import merge_options, read_config
 
-from .cli import add_arguments, check_arguments, run
-from .exportable import Exportable
-from .mm import build_model
+from .models import build_model
 
 __all__ = ["export"]
 
@@ -21,7 +21,7 @@ def export(description: str, exportable: Callable[..., Exportable], argv: Sequen
 
     Args:
         description: for `--help`.
-        exportable: `internimage.export.mm.detector_exportable` or `segmentor_exportable`.
+        exportable: `internimage.mm.export.models.detector_exportable` or `segmentor_exportable`.
         argv: the options; those of the process if None.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import set_random_seed
 
 from ..errors import UserError, exit_on_user_error
-from .mm_checks import check_data_files, explained, explained_empty, merge_options, read_config
+from .checks import check_data_files, explained, explained_empty, merge_options, read_config
 
 __all__ = ["Draw", "browse_dataset", "data_figure"]
 

@@ -6,7 +6,7 @@ UperNet (Xiao et al., 2018), SegFormer's head (Xie et al., 2021) and Mask2Former
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mm_layers import exportable_copy
+from .layers import exportable_copy
 
 __all__ = ["Segmentor"]
 

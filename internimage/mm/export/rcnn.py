@@ -1,6 +1,6 @@
 """Mask R-CNN and Cascade Mask R-CNN of mmdet as one module from images to boxes, labels and masks, for exporters.
 
-The networks are mmdet's; what lies between them is written anew with fixed shapes (see `mm_boxes.py`). Results are
+The networks are mmdet's; what lies between them is written anew with fixed shapes (see `boxes.py`). Results are
 those of mmdet's test path. He et al., 2017; Cai and Vasconcelos, 2019.
 """
 
@@ -8,7 +8,7 @@ import torch
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from torch import Tensor, nn
 
-from .mm_boxes import best, decode, level_anchors, picture_sizes, pool_regions, suppress, take
+from .boxes import best, decode, level_anchors, picture_sizes, pool_regions, suppress, take
 
 __all__ = ["RCNN"]
 

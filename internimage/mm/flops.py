@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import exit_on_user_error
 from ..flops import count_flops, count_parameters
-from .mm_checks import merge_options, read_config
+from .checks import merge_options, read_config
 
 __all__ = ["get_flops", "measure"]
 

@@ -1,6 +1,6 @@
 """Compose pictures of garments on photographs, with boxes, instance masks and label maps.
 
-    python -m detection.demo.compose [--out data/composites] [--train 6000] [--val 300] [--seed 0]
+    python -m demo.compose [--out data/composites] [--train 6000] [--val 300] [--seed 0]
 
 Garments are the Fashion-MNIST images embedded for the classification demo (Zalando SE, MIT licence), coloured, turned
 and enlarged; photographs are those inside the scikit-image package. Training and validation share neither. Written are
@@ -28,12 +28,12 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 from tqdm import tqdm
 
-from classification.demo.unpack import SHEETS, TILE
+from demo.unpack import SHEETS, TILE
 from internimage.errors import UserError, exit_on_user_error
 
 __all__ = ["CLASSES", "PHOTOGRAPHS", "SIZE", "Instance", "composite", "compose", "cut_out", "photograph_path"]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("T-shirt", "Trouser", "Dress", "Bag", "Ankle-boot")
 SIZE = 96
 PHOTOGRAPHS = {
@@ -240,7 +240,7 @@ def compose(out: Path, train: int = 6000, val: int = 300, seed: int = 0) -> int:
 
 @exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m detection.demo.compose", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m demo.compose", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "composites", metavar="DIR")
     parser.add_argument("--train", type=int, default=6000, help="pictures for training")
     parser.add_argument("--val", type=int, default=300, help="pictures for validation")

@@ -1,1 +1,0 @@
-"""InternImage inside other libraries: timm."""
