@@ -1,4 +1,4 @@
-"""Configuration of classification: YAML files and command line over the defaults of `classification/defaults.py`.
+"""Configuration of classification: YAML files and command line over `configs/defaults.py`.
 
 The format is the original project's yacs configuration (OpenGVLab InternImage, MIT licence); its released YAML files
 run unchanged.

@@ -18,10 +18,9 @@ from internimage.errors import CheckpointError, UserError
 from internimage.images import decode_rgb
 from internimage.zoo import local_checkpoint
 
-from .config import get_config, parse_args
+from .config import DEFAULTS, get_config, parse_args
 from .data.files import EXTENSIONS, ImageFiles, class_folders
 from .data.transforms import build_transform
-from .defaults import DEFAULTS
 from .distributed import start
 from .models import build_model
 

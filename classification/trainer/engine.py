@@ -17,10 +17,10 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from classification.data import Loaders
 from internimage.errors import UserError
 
 from .acceleration import compile_model
-from .data import Loaders
 from .distributed import World, wrap_model
 from .evaluation import evaluate_all, forward_precision, to_device
 from .optimizer import build_optimizer, build_scheduler, scaled_learning_rates

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from classification.data import Loaders
 from internimage.errors import UserError
 
-from .data import Loaders
 from .distributed import World, sum_over_processes
 
 __all__ = ["evaluate", "evaluate_all", "forward_precision", "throughput", "to_device"]

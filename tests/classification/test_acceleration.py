@@ -10,7 +10,7 @@ from tiny_training import history, make_images, run_here, write_config
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from classification import optimizer
+from classification.trainer import optimizer
 from classification.trainer.acceleration import place_model, set_tf32
 from classification.trainer.distributed import World, wrap_model
 from classification.trainer.resume import RunState, restore

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classification.demo import make_subset
 from demo.unpack import SHEETS, unpack
 from internimage.errors import UserError
+from tools import make_subset
 
 
 @pytest.fixture(scope="module")

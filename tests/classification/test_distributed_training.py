@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_training import ROOT, TRAIN, finish, history, make_images, run_here, start, two_processes, write_config
 
-from classification import distributed
+from classification.trainer import distributed
 from classification.trainer.distributed import World
 from internimage.errors import UserError
 

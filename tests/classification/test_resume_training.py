@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_training import TRAIN, finish, history, make_images, run_here, start, write_config
 from torch import nn
 
-from classification import resume
+from classification.trainer import resume
 from classification.trainer.distributed import World
 from classification.trainer.resume import RunState, list_checkpoints, load_latest, restore, save
 from internimage.errors import CheckpointError, UserError

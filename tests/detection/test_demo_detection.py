@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from demo import compose as module
 from demo.compose import CLASSES, SIZE, compose, cut_out, photograph_path
-from detection.demo import compose as module
 from internimage.errors import UserError
 
 ROOT = Path(__file__).parents[2]
