@@ -21,8 +21,8 @@ from internimage.zoo import local_checkpoint
 from .config import DEFAULTS, get_config, parse_args
 from .data.files import EXTENSIONS, ImageFiles, class_folders
 from .data.transforms import build_transform
-from .distributed import start
 from .models import build_model
+from .trainer.distributed import start
 
 __all__ = ["Classifier", "add_model_arguments", "load_classifier", "read_image", "list_images"]
 
