@@ -12,6 +12,7 @@ from classification.config import get_config, parse_args
 from classification.data import build_transform
 from classification.demo import __main__ as demo
 from classification.models import build_model
+from demo.steps import ROOT
 from demo.unpack import SHEETS, unpack
 from ops_dcnv3 import DCNv3
 
@@ -35,7 +36,7 @@ def small_data(tmp_path_factory):
 
 
 def test_the_demo_model_is_an_internimage_with_dcnv3_in_every_block_of_four_levels():
-    model = build_model(get_config(parse_args(["--cfg", str(demo.ROOT / CONFIG)])), 10)
+    model = build_model(get_config(parse_args(["--cfg", str(ROOT / CONFIG)])), 10)
     assert len(model.levels) == 4
     assert all(isinstance(block.dcn, DCNv3) for level in model.levels for block in level.blocks)
 
@@ -48,7 +49,7 @@ def test_the_demo_trains_evaluates_and_draws(small_data, tmp_path, monkeypatch, 
         scripts[Path(script).name]([str(argument) for argument in arguments])
 
     monkeypatch.setattr(demo, "run", run_in_this_process)
-    monkeypatch.chdir(demo.ROOT)
+    monkeypatch.chdir(ROOT)
     options = ["--output", str(tmp_path), "--opts", "DATA.DATA_PATH", str(small_data), "TRAIN.EPOCHS", "1"]
     demo.main([*options, "DATA.NUM_WORKERS", "0"])
 
@@ -74,5 +75,5 @@ def test_a_step_that_fails_ends_the_demo_with_its_exit_code():
     ("options", "scale"), [([], (0.6, 1.0)), (["--opts", "AUG.CROP_SCALE", "(0.2, 0.5)"], (0.2, 0.5))]
 )
 def test_the_configuration_says_how_much_of_an_image_a_random_crop_keeps(options, scale):
-    config = get_config(parse_args(["--cfg", str(demo.ROOT / CONFIG), *options]))
+    config = get_config(parse_args(["--cfg", str(ROOT / CONFIG), *options]))
     assert build_transform(config, train=True).transforms[0].scale == scale

@@ -58,7 +58,7 @@ def test_the_demo_trains_evaluates_and_draws(few_composites, monkeypatch, capsys
         scripts[script]([str(argument) for argument in arguments])
 
     monkeypatch.setattr(demo, "run", run_in_this_process)
-    monkeypatch.setattr("detection.demo.__main__.ROOT", few_composites)
+    monkeypatch.setattr("demo.steps.ROOT", few_composites)
     demo.main(["--cfg-options", *options])
 
     assert list(dict.fromkeys(steps)) == ["-m", *[name for name in scripts if name != "-m"]]
