@@ -8,113 +8,81 @@ run unchanged.
 """
 
 import argparse
-import ast
 import difflib
+import functools
+import reprlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import yaml
 from yacs.config import CfgNode
 
-from classification.configs.defaults import AT_LEAST, CHOICES, CUDA_GRAPH_MODES, DEFAULTS, OPTIONAL
+from classification.configs.defaults import CUDA_GRAPH_MODES, DEFAULTS, MAX_TEXT, SETTINGS
 from internimage.errors import UserError
 
 __all__ = ["DEFAULTS", "amp_dtype", "get_config", "load_yaml", "parse_args"]
 
+# The released files have 1 KB, 50 values and 3 levels; a resolved configuration has 3 KB and 120 values.
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_FILES = 64 * 1024, 2000, 20, 100
 
-def _leaves(tree: dict, prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
 
 
-def _nearest_key(key: str) -> str:
-    """The known key that looks most like `key`, preferring one whose last part does."""
-    known = list(_leaves(DEFAULTS))
-    last_parts = {name.rpartition(".")[2] for name in known}
-    alike = difflib.get_close_matches(key.rpartition(".")[2].upper(), last_parts, n=1, cutoff=0.7)
-    candidates = [name for name in known if name.rpartition(".")[2] in alike] or known
-    return difflib.get_close_matches(key.upper(), candidates, n=1, cutoff=0.0)[0]
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with limits on depth, number and length of the values; no key may be given twice."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = self.values = 0
+        self.values_below: dict[yaml.Node, int] = {}  # of finished nodes, which aliases repeat
 
-def _decode(value: object) -> object:
-    """Read a string as the Python literal that it spells, as yacs does.
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        alias, mark, before = self.check_event(yaml.AliasEvent), self.peek_event().start_mark, self.values
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MAX_DEPTH} levels", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        self.values += self.values_below.get(node, _MAX_VALUES) if alias else 1
+        if self.values > _MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MAX_VALUES} values", problem_mark=mark)
+        self.values_below.setdefault(node, self.values - before)
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_TEXT:
+            raise yaml.MarkedYAMLError(problem=f"a value of more than {MAX_TEXT} characters", problem_mark=mark)
+        return node
 
-    YAML 1.1 takes `5e-4` and `None` for strings; the released files mean a number and nothing.
-    """
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
-
-
-def _coerce(key: str, value: object, default: object, source: str) -> object:
-    """Give `value` the type that `key` has, or explain why that cannot be."""
-    expected = OPTIONAL.get(key, type(default))
-    if isinstance(value, bool) and key in CHOICES:
-        # YAML 1.1 reads the words `no` and `off` as False.
-        value = next((choice for choice in CHOICES[key] if not value and choice in ("no", "off")), str(value))
-    decoded = _decode(value)
-    if decoded is None and key in OPTIONAL:
-        return None
-    if expected is str:
-        if value is None or isinstance(value, (str, int, float)):
-            # `TAG: 3` and `PRETRAINED: None` are meant as text and as nothing.
-            return "" if decoded is None else str(value)
-    elif expected is list:
-        if isinstance(decoded, (list, tuple)):
-            items = [_decode(item) for item in decoded]
-            if isinstance(default, list):
-                kind = type(default[0])
-                items = [_coerce(f"{key}[{i}]", item, kind(), source) for i, item in enumerate(items)]
-            return items
-    elif expected is float:
-        if isinstance(decoded, (int, float)) and not isinstance(decoded, bool):
-            return float(decoded)
-    elif expected is bool and isinstance(decoded, str) and decoded.lower() in ("true", "false"):
-        return decoded.lower() == "true"
-    elif type(decoded) is expected:
-        return decoded
-    or_none = " or None" if key in OPTIONAL else ""
-    raise UserError(f"{source}: {key} is {value!r}, expected {expected.__name__}{or_none}")
-
-
-def _merge(config: CfgNode, values: dict, source: str, prefix: str = "") -> None:
-    """Write nested `values` into `config`. Only keys that exist are accepted."""
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if name not in config:
-            key = next(_leaves({name: value}, prefix), key)
-            raise UserError(f"{source}: unknown key {key}; the nearest known key is {_nearest_key(key)}")
-        if isinstance(config[name], CfgNode):
-            if not isinstance(value, dict):
-                raise UserError(f"{source}: {key} is {value!r}, expected a section with keys {', '.join(config[name])}")
-            _merge(config[name], value, source, f"{key}.")
-        else:
-            default = DEFAULTS
-            for part in key.split("."):
-                default = default[part]
-            config[name] = _coerce(key, value, default, source)
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"key {_short.repr(key.value)} twice", problem_mark=key.start_mark)
+            keys.add(key.value)
+        return node
 
 
 def load_yaml(path: str | Path) -> dict:
     """The contents of one YAML file, without its BASE files. Raises `UserError` if it cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}; check --cfg") from None
+        if Path(path).exists() and not Path(path).is_file():
+            raise UserError(f"the configuration {path} is not a file; check --cfg")
+        with Path(path).open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read the configuration {path}: {getattr(error, 'strerror', error)}; check --cfg"
+        ) from None
+    if len(data) > _MAX_BYTES:
+        raise UserError(f"the configuration {path} has more than {_MAX_BYTES} bytes; --cfg expects a recipe")
+    try:
+        values = yaml.load(data.decode(), Loader=_Loader)
     except UnicodeDecodeError:
         raise UserError(f"the configuration {path} is not a text file; --cfg expects YAML") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {reason}") from None
+    except Exception as error:  # of malformed values PyYAML raises ValueError, IndexError and more
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -122,51 +90,118 @@ def load_yaml(path: str | Path) -> dict:
     return values
 
 
-def _merge_file(config: CfgNode, path: Path, seen: tuple[Path, ...] = ()) -> None:
-    """Merge a YAML file over the files that its BASE names."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: BASE names this file itself, directly or through another file; remove that entry")
+def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The values of a tree under their dotted keys; an empty section is a value."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _nearest_key(key: str) -> str:
+    """The known key that looks most like `key`, preferring one whose last part does."""
+    last_parts = {name.rpartition(".")[2] for name in SETTINGS}
+    alike = difflib.get_close_matches(key.rpartition(".")[2].upper(), last_parts, n=1, cutoff=0.7)
+    candidates = [name for name in SETTINGS if name.rpartition(".")[2] in alike] or list(SETTINGS)
+    return difflib.get_close_matches(key.upper(), candidates, n=1, cutoff=0.0)[0]
+
+
+def _set(config: CfgNode, key: str, value: object, source: str) -> None:
+    """Set one value. Raises `UserError`, which names `source`, for an unknown key or a value that it cannot have."""
+    if key not in SETTINGS:
+        if any(known.startswith(f"{key}.") for known in SETTINGS):
+            if value == {}:
+                return
+            raise UserError(f"{source}: {key} is {_short.repr(value)}, expected a section of keys, indented below it")
+        key = _short.repr(key)[1:-1]
+        raise UserError(f"{source}: unknown key {key}; the nearest known key is {_nearest_key(key)}")
+    *sections, name = key.split(".")
+    section = functools.reduce(CfgNode.__getitem__, sections, config)
+    section[name] = _read(key, value, source)
+
+
+def _read(key: str, value: object, source: str) -> object:
+    """The value in the type of its key. Raises `UserError` if the key cannot have it."""
+    setting = SETTINGS[key]
+    try:
+        return setting.read(value)
+    except ValueError:
+        near = difflib.get_close_matches(str(value)[:60], setting.choices, n=1, cutoff=0.6)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"{source}: {key} is {_short.repr(value)}, expected {setting.expected}{hint}") from None
+
+
+def _files(path: Path, chain: tuple[Path, ...] = ()) -> Iterator[tuple[str, dict]]:
+    """(source, contents) of the files that BASE names, directly or through another file, then of the file itself."""
     values = load_yaml(path)
-    bases = values.get("BASE") or [""]
-    bases = _coerce("BASE", [bases] if isinstance(bases, str) else bases, DEFAULTS["BASE"], str(path))
+    if path.resolve() in chain:
+        raise UserError(f"{path}: BASE names this file itself, directly or through another file; remove that entry")
+    if len(chain) == _MAX_DEPTH:
+        raise UserError(
+            f"{path}: it is the end of a chain of {_MAX_DEPTH} files, each the BASE of the next; shorten it"
+        )
+    bases = values.pop("BASE", None) or []
+    bases = _read("BASE", [bases] if isinstance(bases, str) else bases, str(path))
     for base in filter(None, bases):
-        _merge_file(config, path.parent / base, (*seen, path.resolve()))
-    _merge(config, {**values, "BASE": bases}, str(path))
+        yield from _files(path.parent / base, (*chain, path.resolve()))
+    yield str(path), {**values, "BASE": bases or [""]}
 
 
-def _merge_options(config: CfgNode, options: Sequence[str]) -> None:
-    """Merge `--opts KEY VALUE ...`."""
-    if len(options) % 2:
-        raise UserError(f"--opts expects KEY VALUE pairs, but {options[-1]!r} has no partner")
-    for key, value in zip(options[::2], options[1::2]):
-        nested: object = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        _merge(config, nested, "--opts")
-
-
-def _validate(config: CfgNode) -> None:
-    def value_of(key: str) -> object:
-        node = config
-        for part in key.split("."):
-            node = node[part]
-        return node
-
-    for key, choices in CHOICES.items():
-        value = value_of(key)
-        if value not in choices:
-            near = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(f"{key} is {value!r}, expected one of {', '.join(choices)}{hint}")
-    for key, least in AT_LEAST.items():
-        if value_of(key) < least:
-            raise UserError(f"{key} is {value_of(key)}, expected at least {least}")
+def _check_relations(config: CfgNode, source: str) -> None:
+    """Raise `UserError` for values that are good one by one, but not together."""
+    name = "FLASH_INTERN_IMAGE" if config.MODEL.TYPE == "flash_intern_image" else "INTERN_IMAGE"
+    levels, aug, size = config.MODEL[name], config.AUG, config.DATA.IMG_SIZE
+    widths = [levels.CHANNELS * 2**level for level in range(len(levels.DEPTHS))]
+    divisible = len(levels.GROUPS) == len(widths) and not any(w % g for w, g in zip(widths, levels.GROUPS))
+    blocks = sum(levels.DEPTHS[2:3])
+    ids = levels.LEVEL2_POST_NORM_BLOCK_IDS or []
+    low, high = aug.CUTMIX_MINMAX or (0, 1)
+    for key, value, holds, expected in (
+        (f"MODEL.{name}.GROUPS", levels.GROUPS, divisible, f"a divisor of each level's channels, {widths}"),
+        (f"MODEL.{name}.DW_KERNEL_SIZE", levels.DW_KERNEL_SIZE, (levels.DW_KERNEL_SIZE or 1) % 2, "an odd number"),
+        (
+            f"MODEL.{name}.LEVEL2_POST_NORM_BLOCK_IDS",
+            ids,
+            all(first < second for first, second in pairwise([*ids, blocks])),
+            f"ascending numbers of the {blocks} blocks of level 2, which count from 0",
+        ),
+        ("AUG.CROP_SCALE", aug.CROP_SCALE, aug.CROP_SCALE[0] <= aug.CROP_SCALE[1], "the smaller number first"),
+        ("AUG.CUTMIX_MINMAX", [low, high], int(size * low) < int(size * high), "the smaller number first"),
+    ):
+        if not holds:
+            raise UserError(f"{source}: {key} is {value}, expected {expected}")
     if config.COMPILE in CUDA_GRAPH_MODES and config.TRAIN.ACCUMULATION_STEPS > 1:
         # Every replay of a graph writes its gradients to the same memory (pytorch issue 169545).
         raise UserError(
             f"--compile {config.COMPILE} uses CUDA graphs, which cannot accumulate gradients; leave out "
             "--accumulation-steps, or use --compile default"
         )
+
+
+# Options of the command line that are a key by another name; their help is the key's.
+_OPTIONS = {
+    "--data-path": "DATA.DATA_PATH",
+    "--dataset": "DATA.DATASET",
+    "--batch-size": "DATA.BATCH_SIZE",
+    "--zip": "DATA.ZIP_MODE",
+    "--cache-mode": "DATA.CACHE_MODE",
+    "--skip-bad-images": "DATA.SKIP_BAD_IMAGES",
+    "--pretrained": "MODEL.PRETRAINED",
+    "--resume": "MODEL.RESUME",
+    "--eval": "EVAL_MODE",
+    "--throughput": "THROUGHPUT_MODE",
+    "--accumulation-steps": "TRAIN.ACCUMULATION_STEPS",
+    "--use-checkpoint": "TRAIN.USE_CHECKPOINT",
+    "--use-zero": "TRAIN.OPTIMIZER.USE_ZERO",
+    "--amp": "AMP",
+    "--tf32": "TF32",
+    "--tag": "TAG",
+    "--save-ckpt-num": "SAVE_CKPT_NUM",
+    "--seed": "SEED",
+    "--launcher": "LAUNCHER",
+    "--local-rank": "LOCAL_RANK",
+}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -180,97 +215,61 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         underscored = "--" + name[2:].replace("-", "_")
         parser.add_argument(*dict.fromkeys((name, underscored)), **{"default": None, **settings})
 
-    add(
-        "--cfg",
-        required=True,
-        metavar="FILE",
-        help="YAML file, such as configs/internimage_t_1k_224.yaml",
-    )
+    add("--cfg", required=True, metavar="FILE", help="YAML file, such as configs/internimage_t_1k_224.yaml")
     add("--opts", nargs="+", metavar="KEY VALUE", help="change configuration keys: --opts TRAIN.EPOCHS 30 SEED 1")
-    add("--data-path", metavar="DIR", help="data set folder (default data/imagenet)")
-    add("--dataset", help="imagenet, imagenet22K, inat18 or folder (any ImageFolder)")
-    add("--batch-size", type=int, help="images per process and step")
-    add("--zip", action="store_true", help="read train.zip and val.zip instead of folders")
-    add("--cache-mode", choices=CHOICES["DATA.CACHE_MODE"], help="zip mode: how much to keep in memory")
-    add("--skip-bad-images", action="store_true", help="count images that cannot be read and go on without them")
-    add("--pretrained", metavar="FILE", help="initialise from this checkpoint")
-    add("--resume", metavar="FILE", help="continue from (or, with --eval, evaluate) this checkpoint")
-    add("--eval", action="store_true", help="only evaluate")
-    add("--throughput", action="store_true", help="only measure images per second")
-    add("--accumulation-steps", type=int, help="batches per optimizer step")
-    add("--use-checkpoint", action="store_true", help="gradient checkpointing: less memory, more time")
-    add("--use-zero", action="store_true", help="spread the optimizer's state over the processes (ZeRO)")
-    add("--amp", choices=CHOICES["AMP"], help="mixed precision (default: AMP_TYPE on GPUs, off on CPU)")
-    add("--disable-amp", action="store_true", help="the same as --amp off")
-    add("--amp-opt-level", choices=("O0", "O1", "O2"), help="older spelling: O0 is --amp off, the others --amp auto")
-    add("--tf32", action="store_true", help="float32 products on GPUs in TF32 (the default)")
-    add("--no-tf32", action="store_false", dest="tf32", help="float32 products on GPUs in full float32")
+    for option, key in _OPTIONS.items():
+        setting = SETTINGS[key]
+        form = {"action": "store_true"} if setting.kind is bool else {"choices": setting.choices or None}
+        if not setting.choices and setting.kind is not bool:
+            form["metavar"] = setting.kind.__name__.upper()
+        add(option, dest=key, help=setting.doc, **form)
+    add("--output", dest="OUTPUT", default="output", metavar="DIR", help=SETTINGS["OUTPUT"].doc)
     add(
         "--compile",
+        dest="COMPILE",
         nargs="?",
         const="default",
-        choices=CHOICES["COMPILE"],
+        choices=SETTINGS["COMPILE"].choices,
         help="torch.compile the model; reduce-overhead and max-autotune replay CUDA graphs (default: off)",
     )
-    add("--output", default="output", metavar="DIR", help="results go to DIR/<name of the YAML file>")
-    add("--tag", help="name of this run: results go to a further folder of that name")
-    add("--save-ckpt-num", type=int, help="how many checkpoints to keep")
-    add("--seed", type=int, help="random seed")
-    add("--launcher", choices=CHOICES["LAUNCHER"], help="who started the processes (default: found out)")
-    add("--local-rank", type=int, help="set by some launchers; otherwise taken from the environment")
+    add("--no-tf32", dest="TF32", action="store_false", help="float32 products on GPUs in full float32")
+    add("--disable-amp", dest="AMP", action="store_const", const="off", help="the same as --amp off")
+    add("--amp-opt-level", choices=("O0", "O1", "O2"), help="older spelling: O0 is --amp off, the others --amp auto")
     return parser.parse_args(argv)
-
-
-# Command-line options that are a configuration key by another name.
-_OPTION_KEYS = {
-    "data_path": "DATA.DATA_PATH",
-    "dataset": "DATA.DATASET",
-    "batch_size": "DATA.BATCH_SIZE",
-    "zip": "DATA.ZIP_MODE",
-    "cache_mode": "DATA.CACHE_MODE",
-    "skip_bad_images": "DATA.SKIP_BAD_IMAGES",
-    "pretrained": "MODEL.PRETRAINED",
-    "resume": "MODEL.RESUME",
-    "eval": "EVAL_MODE",
-    "throughput": "THROUGHPUT_MODE",
-    "accumulation_steps": "TRAIN.ACCUMULATION_STEPS",
-    "use_checkpoint": "TRAIN.USE_CHECKPOINT",
-    "use_zero": "TRAIN.OPTIMIZER.USE_ZERO",
-    "amp": "AMP",
-    "tf32": "TF32",
-    "compile": "COMPILE",
-    "output": "OUTPUT",
-    "tag": "TAG",
-    "save_ckpt_num": "SAVE_CKPT_NUM",
-    "seed": "SEED",
-    "launcher": "LAUNCHER",
-    "local_rank": "LOCAL_RANK",
-}
 
 
 def get_config(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration for parsed arguments: defaults, then the YAML file, then --opts, then options.
 
     Afterwards `MODEL.NAME` is the YAML file's name and `OUTPUT` is `<output>/<name>`, or `<output>/<name>/<tag>` if a
-    tag was given. Raises `UserError` for an unreadable file, an unknown key, or a value of the wrong type.
+    tag was given.
+
+    Raises:
+        UserError: an unreadable file, an unknown key, a value that its key cannot have, values that do not fit.
     """
     config = CfgNode(DEFAULTS)
     path = Path(args.cfg)
-    _merge_file(config, path)
-    _merge_options(config, getattr(args, "opts", None) or [])
-
-    for option, key in _OPTION_KEYS.items():
-        value = getattr(args, option, None)
-        if value is not None:
-            _merge_options(config, [key, value])
-    if getattr(args, "disable_amp", False) or getattr(args, "amp_opt_level", None) == "O0":
+    for count, (source, values) in enumerate(_files(path)):
+        if count == _MAX_FILES:
+            raise UserError(f"{path}: it starts from more than {_MAX_FILES} files, by BASE")
+        for key, value in _leaves(values):
+            _set(config, key, value, source)
+    options = args.opts or []
+    if len(options) % 2:
+        raise UserError(f"--opts expects KEY VALUE pairs, but {options[-1]!r} has no partner")
+    for key, value in zip(options[::2], options[1::2]):
+        _set(config, key, value, "--opts")
+    for key, value in vars(args).items():
+        if key in SETTINGS and value is not None:
+            _set(config, key, value, "command line")
+    if args.amp_opt_level == "O0":
         config.AMP = "off"
 
     config.DATA.DATA_PATH = config.DATA.DATA_PATH or "data/imagenet"
     config.MODEL.NAME = path.stem
     tag = "" if config.TAG == "default" else config.TAG
     config.OUTPUT = str(Path(config.OUTPUT, config.MODEL.NAME, tag))
-    _validate(config)
+    _check_relations(config, str(path))
     config.freeze()
     return config
 

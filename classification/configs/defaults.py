@@ -1,162 +1,260 @@
-"""The configuration's keys: default, type, permitted values.
+"""The configuration's values: default, meaning and what each may be, in one table.
 
 Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Seven keys are new:
 `DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`, and
-`AUG.CROP_SCALE`.
+`AUG.CROP_SCALE`. `tools/configuration_page.py` writes docs/configuration.md from this table.
 """
 
-__all__ = ["AT_LEAST", "CHOICES", "CUDA_GRAPH_MODES", "DEFAULTS", "OPTIONAL"]
+import ast
+import copy
+import re
+from dataclasses import dataclass
 
-_LEVELS = {
-    "DEPTHS": [4, 4, 18, 4],
-    "GROUPS": [4, 8, 16, 32],
-    "CHANNELS": 64,
-    "LAYER_SCALE": None,
-    "OFFSET_SCALE": 1.0,
-    "MLP_RATIO": 4.0,
-    "POST_NORM": False,
-    "RES_POST_NORM": False,
-    "DW_KERNEL_SIZE": None,  # of the depthwise convolution in the operator's layer; None: 3
-    "USE_CLIP_PROJECTOR": False,
-    "LEVEL2_POST_NORM": False,
-    "LEVEL2_POST_NORM_BLOCK_IDS": None,
-    "CENTER_FEATURE_SCALE": False,
-}
+__all__ = ["CUDA_GRAPH_MODES", "DEFAULTS", "MAX_TEXT", "SETTINGS", "Setting"]
 
-DEFAULTS = {
-    "BASE": [""],  # YAML files to start from, relative to the file that names them
-    "DATA": {
-        "BATCH_SIZE": 128,  # per process
-        "DATA_PATH": "",
-        "DATASET": "imagenet",  # imagenet, imagenet22K, inat18, or folder: any ImageFolder
-        "IMG_SIZE": 224,
-        "INTERPOLATION": "bicubic",
-        "ZIP_MODE": False,
-        "CACHE_MODE": "part",  # of zip mode: no, part (one copy per machine), full (one copy per process)
-        "PIN_MEMORY": True,
-        "NUM_WORKERS": 8,
-        "IMG_ON_MEMORY": False,  # keep the encoded training images in memory, one copy per machine
-        "SKIP_BAD_IMAGES": False,  # leave out images that cannot be read instead of stopping
-    },
-    "MODEL": {
-        "TYPE": "INTERN_IMAGE",
-        "NAME": "intern_image",  # always the name of the YAML file, without its suffix
-        "PRETRAINED": "",
-        "RESUME": "",
-        "NUM_CLASSES": 1000,
-        "DROP_RATE": 0.0,
-        "DROP_PATH_RATE": 0.1,
-        "DROP_PATH_TYPE": "linear",
-        "LABEL_SMOOTHING": 0.1,
-        "INTERN_IMAGE": {**_LEVELS, "CORE_OP": "DCNv3", "REMOVE_CENTER": False},
-        "FLASH_INTERN_IMAGE": {**_LEVELS, "CORE_OP": "DCNv4", "MLP_FC2_BIAS": False, "DCN_OUTPUT_BIAS": False},
-    },
-    "TRAIN": {
-        "START_EPOCH": 0,
-        "EPOCHS": 300,
-        "WARMUP_EPOCHS": 20,
-        "WEIGHT_DECAY": 0.05,
-        "BASE_LR": 5e-4,  # the three rates are for a total batch of 512
-        "WARMUP_LR": 5e-7,
-        "MIN_LR": 5e-6,
-        "CLIP_GRAD": 5.0,
-        "AUTO_RESUME": True,
-        "ACCUMULATION_STEPS": 0,
-        "USE_CHECKPOINT": False,  # gradient checkpointing
-        "LR_SCHEDULER": {"NAME": "cosine", "DECAY_EPOCHS": 30, "DECAY_RATE": 0.1},
-        "OPTIMIZER": {
-            "NAME": "adamw",
-            "EPS": 1e-8,
-            "BETAS": [0.9, 0.999],
-            "MOMENTUM": 0.9,
-            "USE_ZERO": False,
-            "FREEZE_BACKBONE": None,  # number of levels to freeze
-            "DCN_LR_MUL": None,
-        },
-        "EMA": {"ENABLE": False, "DECAY": 0.9998},
-        "LR_LAYER_DECAY": False,
-        "LR_LAYER_DECAY_RATIO": 0.875,
-        "RAND_INIT_FT_HEAD": False,
-    },
-    "AUG": {
-        "COLOR_JITTER": 0.4,
-        "AUTO_AUGMENT": "rand-m9-mstd0.5-inc1",
-        "REPROB": 0.25,
-        "REMODE": "pixel",
-        "RECOUNT": 1,
-        "MIXUP": 0.8,
-        "CUTMIX": 1.0,
-        "CUTMIX_MINMAX": None,
-        "MIXUP_PROB": 1.0,
-        "MIXUP_SWITCH_PROB": 0.5,
-        "MIXUP_MODE": "batch",
-        "CROP_SCALE": [0.08, 1.0],  # of training: least and greatest part of the area that a random crop keeps
-        "RANDOM_RESIZED_CROP": False,  # of evaluation, without TEST.CROP
-        "MEAN": [0.485, 0.456, 0.406],
-        "STD": [0.229, 0.224, 0.225],
-    },
-    "TEST": {"CROP": True, "SEQUENTIAL": False},
-    "AMP_OPT_LEVEL": "",  # read from old files, without effect: AMP and AMP_TYPE decide
-    "AMP_TYPE": "float16",
-    "AMP": "auto",
-    "TF32": True,  # float32 products and convolutions on a GPU may round their factors to TF32
-    "COMPILE": "off",  # a mode of torch.compile
-    "OUTPUT": "",
-    "TAG": "default",
-    "SAVE_FREQ": 1,
-    "SAVE_CKPT_NUM": 1,
-    "PRINT_FREQ": 10,
-    "EVAL_FREQ": 1,
-    "SEED": 0,
-    "EVAL_MODE": False,
-    "THROUGHPUT_MODE": False,
-    "LOCAL_RANK": 0,
-    "LAUNCHER": "auto",
-    "EVAL_22K_TO_1K": False,
-}
+MAX_TEXT = 1000  # characters of one value
 
-# Keys that may be None, with the type they have otherwise.
-OPTIONAL = {
-    "MODEL.INTERN_IMAGE.LAYER_SCALE": float,
-    "MODEL.INTERN_IMAGE.DW_KERNEL_SIZE": int,
-    "MODEL.INTERN_IMAGE.LEVEL2_POST_NORM_BLOCK_IDS": list,
-    "MODEL.FLASH_INTERN_IMAGE.LAYER_SCALE": float,
-    "MODEL.FLASH_INTERN_IMAGE.DW_KERNEL_SIZE": int,
-    "MODEL.FLASH_INTERN_IMAGE.LEVEL2_POST_NORM_BLOCK_IDS": list,
-    "TRAIN.CLIP_GRAD": float,
-    "TRAIN.OPTIMIZER.FREEZE_BACKBONE": int,
-    "TRAIN.OPTIMIZER.DCN_LR_MUL": float,
-    "AUG.AUTO_AUGMENT": str,
-    "AUG.CUTMIX_MINMAX": list,
-}
 
-CHOICES = {
-    "DATA.DATASET": ("imagenet", "imagenet22K", "inat18", "folder"),
-    "DATA.INTERPOLATION": ("bicubic", "bilinear", "lanczos", "hamming", "random"),
-    "DATA.CACHE_MODE": ("no", "part", "full"),
-    "MODEL.TYPE": ("intern_image", "intern_image_meta_former", "flash_intern_image", "INTERN_IMAGE"),
-    "MODEL.DROP_PATH_TYPE": ("linear", "uniform"),
-    "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step"),
-    "AUG.REMODE": ("pixel", "rand", "const"),
-    "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
-    "AMP_TYPE": ("float16", "bfloat16"),
-    "AMP": ("auto", "off", "bf16", "fp16"),
-    "COMPILE": ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
-    "LAUNCHER": ("auto", "none", "pytorch", "slurm"),
-}
+@dataclass(frozen=True)
+class Setting:
+    """One value of the configuration.
+
+    Attributes:
+        default: decides the type, unless `optional` does.
+        doc: what it means, in one line.
+        allowed: the permitted words; or the interval of a number or of a list's numbers: "[0, 1)" is from 0 to below 1.
+        length: least and greatest length of a list.
+        optional: type of a value (or of the items of a list) that may also be None.
+    """
+
+    default: object
+    doc: str
+    allowed: str | tuple[str, ...] = ""
+    length: tuple[int, int] | None = None
+    optional: type | None = None
+
+    @property
+    def kind(self) -> type:
+        """Type of the value, or of the items of a list."""
+        return self.optional or type(self.default if self.length is None else self.default[0])
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The permitted words, if only some are."""
+        return self.allowed if isinstance(self.allowed, tuple) else ()
+
+    @property
+    def expected(self) -> str:
+        """What the value may be, in words."""
+        words = self.kind.__name__ + ("s" if self.length else "")
+        if self.choices:
+            words = f"one of {', '.join(self.choices)}"
+        elif self.allowed:
+            words += f" in {self.allowed}"
+        if self.length:
+            least, most = self.length
+            words = f"list of {most if least == most else f'{least} to {most}'} {words}"
+        return words + (" or None" if self.optional else "")
+
+    def read(self, value: object) -> object:
+        """`value` in this setting's type. Raises `ValueError` if it has another type, length or range."""
+        if isinstance(value, bool) and self.choices:
+            # YAML 1.1 reads the words `no` and `off` as False.
+            value = next((word for word in self.choices if not value and word in ("no", "off")), value)
+        decoded = _literal(value)
+        if decoded is None and self.optional:
+            return None
+        if self.length is None:
+            return self._read_item(value)
+        least, most = self.length
+        if not isinstance(decoded, (list, tuple)) or not least <= len(decoded) <= most:
+            raise ValueError(self.expected)
+        return [self._read_item(item) for item in decoded]
+
+    def _read_item(self, item: object) -> object:
+        value = _literal(item)
+        if self.kind is str and (item is None or isinstance(item, (str, int, float))):
+            value = "" if value is None else str(item)  # `TAG: 3` and `PRETRAINED: None` mean text and nothing
+        elif self.kind is float and type(value) is int:
+            value = float(value) if abs(value) < 1e300 else value
+        elif self.kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+            value = value.lower() == "true"
+        if type(value) is self.kind and self._permits(value):
+            return value
+        raise ValueError(self.expected)
+
+    def _permits(self, value: str | float) -> bool:
+        if self.choices:
+            return value in self.choices
+        if self.allowed:
+            return _is_within(value, self.allowed)
+        return self.kind is bool or not (len(value) > MAX_TEXT or re.search(r"[\x00-\x1f\x7f]", value))
+
+
+def _literal(value: object) -> object:
+    """Read a string as the Python literal that it spells, as yacs does.
+
+    YAML 1.1 takes `5e-4` and `None` for strings; the released files mean a number and nothing.
+    """
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: hundreds of brackets or signs
+        return value
+
+
+def _is_within(number: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    return above and (number <= high if interval[-1] == "]" else number < high)
+
 
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+_COMPILE = ("off", "default", *CUDA_GRAPH_MODES, "max-autotune-no-cudagraphs")
+_INTERPOLATION = ("bicubic", "bilinear", "lanczos", "hamming", "random")
+_TYPES = ("intern_image", "intern_image_meta_former", "flash_intern_image", "INTERN_IMAGE")
 
-AT_LEAST = {
-    "DATA.BATCH_SIZE": 1,
-    "DATA.IMG_SIZE": 1,
-    "DATA.NUM_WORKERS": 0,
-    "MODEL.NUM_CLASSES": 1,
-    "TRAIN.EPOCHS": 0,
-    "TRAIN.ACCUMULATION_STEPS": 0,
-    "SAVE_FREQ": 1,
-    "SAVE_CKPT_NUM": 1,
-    "PRINT_FREQ": 1,
-    "EVAL_FREQ": 1,
-    "SEED": 0,
+_LEVELS = {
+    "DEPTHS": Setting([4, 4, 18, 4], "blocks of each level", "[1, 200]", (2, 8)),
+    "GROUPS": Setting([4, 8, 16, 32], "groups of the operator in each level", "[1, 65536]", (2, 8)),
+    "CHANNELS": Setting(64, "channels of the first level; each level doubles them", "[2, 8192]"),
+    "LAYER_SCALE": Setting(None, "initial scale of the branches; None: no scales", "[0, 1000]", optional=float),
+    "OFFSET_SCALE": Setting(1.0, "factor on the operator's grid and offsets", "(0, 1000]"),
+    "MLP_RATIO": Setting(4.0, "hidden channels of the MLPs, relative to the input's", "[0.5, 100]"),
+    "POST_NORM": Setting(False, "norms after operator and MLP, not before (S to XL, G)"),
+    "RES_POST_NORM": Setting(False, "norms on both sides of operator and MLP (H)"),
+    "DW_KERNEL_SIZE": Setting(None, "depthwise convolution, odd; None: 3 (DCNv4: none)", "[1, 31]", optional=int),
+    "USE_CLIP_PROJECTOR": Setting(False, "head with attention pooling (H, G)"),
+    "LEVEL2_POST_NORM": Setting(False, "further norms in level 2, which counts from 0 (H, G)"),
+    "LEVEL2_POST_NORM_BLOCK_IDS": Setting(None, "blocks before them", "[0, 199]", (0, 200), optional=int),
+    "CENTER_FEATURE_SCALE": Setting(False, "blend the operator's output with its input, by group (H, G; not DCNv4)"),
 }
+
+_TABLE = {
+    "BASE": Setting([""], "YAML files to start from, relative to the file that names them", length=(0, 10)),
+    "DATA": {
+        "BATCH_SIZE": Setting(128, "images of each process and step", "[1, 1e6]"),
+        "DATA_PATH": Setting("", "folder of the data set; empty: data/imagenet"),
+        "DATASET": Setting("imagenet", "folder: any ImageFolder", ("imagenet", "imagenet22K", "inat18", "folder")),
+        "IMG_SIZE": Setting(224, "height and width of the model's input", "[1, 8192]"),
+        "INTERPOLATION": Setting("bicubic", "filter of resizing", _INTERPOLATION),
+        "ZIP_MODE": Setting(False, "read train.zip and val.zip instead of folders"),
+        "CACHE_MODE": Setting("part", "of zip files; part: by machine, full: by process", ("no", "part", "full")),
+        "PIN_MEMORY": Setting(True, "page-locked batches, which a GPU copies faster"),
+        "NUM_WORKERS": Setting(8, "data workers of each process, at most its share of the CPUs", "[0, 1000]"),
+        "IMG_ON_MEMORY": Setting(False, "keep the encoded training images in memory, once a machine"),
+        "SKIP_BAD_IMAGES": Setting(False, "count images that cannot be read and go on without them"),
+    },
+    "MODEL": {
+        "TYPE": Setting("INTERN_IMAGE", "the architecture", _TYPES),
+        "NAME": Setting("intern_image", "always the name of the YAML file, without its suffix"),
+        "PRETRAINED": Setting("", "initialise from this checkpoint: a path, a URL or a released name"),
+        "RESUME": Setting("", "continue from (or, with --eval, evaluate) this checkpoint"),
+        "NUM_CLASSES": Setting(1000, "outputs, if no data set decides", "[1, 1e6]"),
+        "DROP_RATE": Setting(0.0, "dropout after the stem and in the MLPs", "[0, 1)"),
+        "DROP_PATH_RATE": Setting(0.1, "stochastic depth of the last block", "[0, 1)"),
+        "DROP_PATH_TYPE": Setting("linear", "rising from 0, or the same for all blocks", ("linear", "uniform")),
+        "LABEL_SMOOTHING": Setting(0.1, "share of the target that all classes divide", "[0, 1]"),
+        "INTERN_IMAGE": {
+            **_LEVELS,
+            "CORE_OP": Setting("DCNv3", "the operator, compiled or in PyTorch", ("DCNv3", "DCNv3_pytorch")),
+            "REMOVE_CENTER": Setting(False, "leave out the central point of the grid"),
+        },
+        "FLASH_INTERN_IMAGE": {
+            **_LEVELS,
+            "CORE_OP": Setting("DCNv4", "the operator", ("DCNv4",)),
+            "MLP_FC2_BIAS": Setting(False, "bias of the MLPs' second layer"),
+            "DCN_OUTPUT_BIAS": Setting(False, "bias of the operator's output projection"),
+        },
+    },
+    "TRAIN": {
+        "START_EPOCH": Setting(0, "number of the first epoch", "[0, 1e6]"),
+        "EPOCHS": Setting(300, "length of the run and of its schedule", "[0, 1e6]"),
+        "WARMUP_EPOCHS": Setting(20, "epochs in which the learning rate rises from WARMUP_LR to BASE_LR", "[0, 1e6]"),
+        "WEIGHT_DECAY": Setting(0.05, "of parameters with two or more dimensions", "[0, 1000]"),
+        "BASE_LR": Setting(5e-4, "learning rate for a total batch of 512", "[0, inf)"),
+        "WARMUP_LR": Setting(5e-7, "learning rate at the start, for a total batch of 512", "[0, inf)"),
+        "MIN_LR": Setting(5e-6, "learning rate at the end, for a total batch of 512", "[0, inf)"),
+        "CLIP_GRAD": Setting(5.0, "greatest norm of the gradient; None or 0: any", "[0, inf)", optional=float),
+        "AUTO_RESUME": Setting(True, "continue from the newest checkpoint of this run"),
+        "ACCUMULATION_STEPS": Setting(0, "batches per optimizer step; 0: one", "[0, 1e6]"),
+        "USE_CHECKPOINT": Setting(False, "gradient checkpointing: less memory, more time"),
+        "LR_SCHEDULER": {
+            "NAME": Setting("cosine", "shape of the schedule", ("cosine", "linear", "step")),
+            "DECAY_EPOCHS": Setting(30, "epochs between the steps", "[0, 1e6]"),
+            "DECAY_RATE": Setting(0.1, "factor of each step", "[0, 1]"),
+        },
+        "OPTIMIZER": {
+            "NAME": Setting("adamw", "SGD is with Nesterov momentum", ("adamw", "AdamW", "sgd", "SGD")),
+            "EPS": Setting(1e-8, "of AdamW", "[0, 1]"),
+            "BETAS": Setting([0.9, 0.999], "of AdamW", "[0, 1)", (2, 2)),
+            "MOMENTUM": Setting(0.9, "of SGD", "(0, 1)"),
+            "USE_ZERO": Setting(False, "spread the optimizer's state over the processes (ZeRO)"),
+            "FREEZE_BACKBONE": Setting(None, "freeze the first so many levels, not the stem", "[0, 8]", optional=int),
+            "DCN_LR_MUL": Setting(None, "factor for offsets, with LR_LAYER_DECAY", "[0, 1000]", optional=float),
+        },
+        "EMA": {
+            "ENABLE": Setting(False, "average the weights beside the training"),
+            "DECAY": Setting(0.9998, "share of the average that each update keeps", "[0, 1]"),
+        },
+        "LR_LAYER_DECAY": Setting(False, "smaller learning rates for earlier blocks"),
+        "LR_LAYER_DECAY_RATIO": Setting(0.875, "between neighbouring blocks", "(0, 1]"),
+        "RAND_INIT_FT_HEAD": Setting(False, "a new head times 0.001, not rows of the checkpoint's"),
+    },
+    "AUG": {
+        "COLOR_JITTER": Setting(0.4, "of brightness, contrast and saturation, without AUTO_AUGMENT", "[0, 1000]"),
+        "AUTO_AUGMENT": Setting("rand-m9-mstd0.5-inc1", "timm's name of a policy, or none", optional=str),
+        "REPROB": Setting(0.25, "probability of random erasing", "[0, 1]"),
+        "REMODE": Setting("pixel", "what fills an erased rectangle", ("pixel", "rand", "const")),
+        "RECOUNT": Setting(1, "greatest number of erased rectangles", "[0, 100]"),
+        "MIXUP": Setting(0.8, "alpha of mixup; 0: off", "[0, 1000]"),
+        "CUTMIX": Setting(1.0, "alpha of CutMix; 0: off", "[0, 1000]"),
+        "CUTMIX_MINMAX": Setting(None, "sides of its rectangle; 1: the image", "[0, 1]", (2, 2), optional=float),
+        "MIXUP_PROB": Setting(1.0, "probability of mixup or CutMix", "[0, 1]"),
+        "MIXUP_SWITCH_PROB": Setting(0.5, "probability of CutMix, where both are on", "[0, 1]"),
+        "MIXUP_MODE": Setting("batch", "what shares one mixture", ("batch", "pair", "elem")),
+        "CROP_SCALE": Setting([0.08, 1.0], "area of a random crop, ascending; 1: the image", "(0, 1]", (2, 2)),
+        "RANDOM_RESIZED_CROP": Setting(False, "in evaluation, without TEST.CROP"),
+        "MEAN": Setting([0.485, 0.456, 0.406], "of red, green, blue from 0 to 1", "[-1000, 1000]", (3, 3)),
+        "STD": Setting([0.229, 0.224, 0.225], "of red, green, blue from 0 to 1", "[1e-6, 1000]", (3, 3)),
+    },
+    "TEST": {
+        "CROP": Setting(True, "evaluate on the centre of the image; False: on all of it, stretched to a square"),
+        "SEQUENTIAL": Setting(False, "each process evaluates neighbouring images"),
+    },
+    "AMP_OPT_LEVEL": Setting("", "read from old files, without effect: AMP and AMP_TYPE decide"),
+    "AMP_TYPE": Setting("float16", "dtype of mixed precision where AMP is auto", ("float16", "bfloat16")),
+    "AMP": Setting("auto", "mixed precision; auto: AMP_TYPE, on GPUs only", ("auto", "off", "bf16", "fp16")),
+    "TF32": Setting(True, "float32 products on GPUs in TF32"),
+    "COMPILE": Setting("off", "torch.compile the model", _COMPILE),
+    "OUTPUT": Setting("", "results go to OUTPUT/<name of the YAML file>"),
+    "TAG": Setting("default", "name of this run: results go to a further folder of that name"),
+    "SAVE_FREQ": Setting(1, "epochs from one checkpoint to the next", "[1, 1e6]"),
+    "SAVE_CKPT_NUM": Setting(1, "checkpoints to keep, at least 2", "[1, 1e6]"),
+    "PRINT_FREQ": Setting(10, "steps from one line of the log to the next", "[1, 1e6]"),
+    "EVAL_FREQ": Setting(1, "epochs from one evaluation to the next", "[1, 1e6]"),
+    "SEED": Setting(0, "of all random numbers", "[0, 1e18]"),
+    "EVAL_MODE": Setting(False, "only evaluate"),
+    "THROUGHPUT_MODE": Setting(False, "only measure images per second"),
+    "LOCAL_RANK": Setting(0, "set by some launchers; otherwise taken from the environment", "[0, 1e6]"),
+    "LAUNCHER": Setting("auto", "who starts the processes", ("auto", "none", "pytorch", "slurm")),
+    "EVAL_22K_TO_1K": Setting(False, "evaluate a model of 22K classes on ImageNet-1K"),
+}
+
+
+def _defaults(table: dict) -> dict:
+    return {
+        name: _defaults(entry) if isinstance(entry, dict) else copy.copy(entry.default) for name, entry in table.items()
+    }
+
+
+def _settings(table: dict, prefix: str = "") -> dict[str, Setting]:
+    flat = {}
+    for name, entry in table.items():
+        flat |= _settings(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {f"{prefix}{name}": entry}
+    return flat
+
+
+DEFAULTS = _defaults(_TABLE)  # nested, as yacs takes them
+SETTINGS = _settings(_TABLE)  # by dotted key: "TRAIN.EPOCHS"
