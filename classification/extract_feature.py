@@ -12,25 +12,26 @@ The paths of the images are in `image_names` (in .safetensors: in the metadata, 
 import argparse
 import difflib
 import json
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
-from internimage.checkpoint import save_atomic
 from internimage.errors import UserError, exit_on_user_error
+from internimage.files import atomic_path
 
-__all__ = ["extract_features", "find_layers", "write_features"]
+__all__ = ["check_writable", "extract_features", "find_layers", "write_features"]
 
 SUFFIXES = (".npz", ".pt", ".safetensors")
 
@@ -68,8 +69,9 @@ def extract_features(
         for name, module in find_layers(classifier.model, layers).items()
     ]
     try:
-        for batch in _batches(tqdm(paths, unit="image", disable=None), batch_size):
-            classifier.logits(torch.stack([classifier.transform(read_image(path)) for path in batch]))
+        for start in tqdm(range(0, len(paths), batch_size), unit="batch", disable=None):
+            images = [classifier.transform(read_image(path)) for path in paths[start : start + batch_size]]
+            classifier.logits(torch.stack(images))
     finally:
         for hook in hooks:
             hook.remove()
@@ -81,35 +83,35 @@ def extract_features(
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
-def _batches(paths: Iterable[Path], size: int) -> Iterable[list[Path]]:
-    batch: list[Path] = []
-    for path in paths:
-        batch.append(path)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def check_writable(path: Path) -> None:
+    """Make the folder of `path`. Raises `UserError` if no file can be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from None
 
 
 def write_features(path: Path, features: dict[str, Tensor], image_names: Sequence[str]) -> None:
-    """Write the features and the names of their images, in the format that the suffix of `path` names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".pt":
-        save_atomic({**features, "image_names": list(image_names)}, path)
-        return
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        if path.suffix == ".npz":
-            np.savez(
-                partial, **{name: value.numpy() for name, value in features.items()}, image_names=list(image_names)
-            )
-        else:
+    """Write the features and the names of their images, in the format that the suffix of `path` names.
+
+    Raises:
+        UserError: the file cannot be written; what was there is whole.
+    """
+    names = list(image_names)
+    with atomic_path(path) as temporary:
+        if path.suffix == ".safetensors":
             contiguous = {name: value.contiguous() for name, value in features.items()}
-            save_file(contiguous, partial, metadata={"image_names": json.dumps(list(image_names))})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            try:
+                save_file(contiguous, temporary, metadata={"image_names": json.dumps(names)})
+            except SafetensorError as error:
+                raise OSError(str(error)) from None
+            return
+        with open(temporary, "wb") as file:
+            if path.suffix == ".pt":
+                torch.save({**features, "image_names": names}, file)
+            else:
+                np.savez(file, **{name: value.numpy() for name, value in features.items()}, image_names=names)
 
 
 @exit_on_user_error
@@ -125,16 +127,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     args = parser.parse_args(argv)
 
-    if not args.list_layers:
-        if not (args.layers and args.output and (args.image or args.folder)):
-            raise UserError("give --layers, --output, and --image or --folder; or --list-layers")
-        if args.output.suffix not in SUFFIXES:
-            raise UserError(f"--output {args.output} must end in {', '.join(SUFFIXES)}")
     if args.list_layers:
         for name, module in load_classifier(args, weights=False).model.named_modules():
             if name:
                 print(f"{name}  {type(module).__name__}")
         return
+    if not (args.layers and args.output and (args.image or args.folder)):
+        raise UserError("give --layers, --output, and --image or --folder; or --list-layers")
+    if args.output.suffix not in SUFFIXES:
+        raise UserError(f"--output {args.output} must end in {', '.join(SUFFIXES)}")
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size is {args.batch_size}, expected at least 1")
+    check_writable(args.output)
     paths = args.image or list_images(args.folder)
     classifier = load_classifier(args)
     features = extract_features(classifier, paths, args.layers, args.batch_size)

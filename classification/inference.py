@@ -58,7 +58,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="weights: a path, an address or a released name (default with --model: its own)",
+        help="weights: a path, a URL or a released name (default with --model: its own)",
     )
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of the checkpoint")
     parser.add_argument("--opts", nargs="+", metavar="KEY VALUE", help="change configuration keys of --cfg")
@@ -76,34 +76,27 @@ def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classi
         UserError: options, names or files that do not exist.
         CheckpointError: weights that cannot be read or do not fit.
     """
+    if args.cfg and weights and not args.checkpoint:
+        raise UserError("--cfg needs --checkpoint, the file of the trained weights")
     device = start("none").device if weights else torch.device("meta")
-    state = None
-    if weights and args.checkpoint:
-        state = read_state_dict(local_checkpoint(args.checkpoint), ema=args.ema)
-    if args.model:
-        config = CfgNode(DEFAULTS)
-        config.DATA.IMG_SIZE = int(re.search(r"\d*$", args.model)[0] or 224)  # released names end with it
-        with torch.device("cpu" if weights else "meta"):
+    state = read_state_dict(local_checkpoint(args.checkpoint), ema=args.ema) if weights and args.checkpoint else None
+    with torch.device("cpu" if weights else "meta"):
+        if args.model:
             model = create_model(args.model, pretrained=weights and state is None)
-    else:
-        if weights and state is None:
-            raise UserError("--cfg needs --checkpoint, the file of the trained weights")
-        config = get_config(parse_args(["--cfg", args.cfg, *(["--opts", *args.opts] if args.opts else [])]))
-        # The classes of a folder data set are counted when it is read; here the checkpoint knows.
-        head = None if state is None else state.get("head.weight")
-        with torch.device("cpu" if weights else "meta"):
-            model = build_model(config, None if head is None else len(head))
+            config = CfgNode(DEFAULTS)
+            config.DATA.IMG_SIZE = int(re.search(r"\d*$", args.model)[0] or 224)  # released names end with it
+        else:
+            config = get_config(parse_args(["--cfg", args.cfg, *(["--opts", *args.opts] if args.opts else [])]))
+            # The classes of a folder data set are counted when it is read; here the checkpoint knows.
+            head = (state or {}).get("head.weight", torch.empty(0))
+            model = build_model(config, head.shape[0] if head.ndim else None)
     if state is not None:
-        _load(model, state, args.checkpoint)
+        try:
+            load_exact(model, state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{args.checkpoint}: {error}") from None
     names = _class_names(config, model.num_classes, args.class_names)
     return Classifier(model.eval().to(device), build_transform(config, train=False), names, config, device)
-
-
-def _load(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
-    try:
-        load_exact(model, state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _class_names(config: CfgNode, count: int, file: str | None) -> list[str]:

@@ -9,6 +9,7 @@ sampling_points_<class>_<image>.png for some validation images, or for those giv
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from classification.inference import Classifier, add_model_arguments, load_class
 from internimage.errors import UserError, exit_on_user_error
 from internimage.figures import save_figure
 
-__all__ = ["validation_images", "draw_sampling_points"]
+__all__ = ["validation_images", "draw_sampling_points", "read_history"]
 
 CLASSES, PER_CLASS = 10, 5
 
@@ -69,9 +70,34 @@ def draw_sampling_points(
     return sampling_figure(rgb, levels, list(queries) or pick_queries(rgb), title)
 
 
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The records of a run's history.jsonl. Lines that are none, as a kill or a full disk leaves them, are counted.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; remove it to do without the training curve") from None
+    records = []
+    for line in lines:
+        try:
+            record = {key: float(value) for key, value in json.loads(line).items()}
+        except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError):
+            continue
+        if math.isfinite(record.get("epoch", math.nan)):
+            records.append(record)
+    if len(records) < len(lines):
+        print(f"{path}: {len(lines) - len(records)} of {len(lines)} lines are no records of an epoch; left out")
+    return records
+
+
 def _query(text: str) -> tuple[float, float]:
-    x, y = text.split(",")
-    return float(x), float(y)
+    x, y = map(float, text.split(","))
+    if not math.isfinite(x + y):
+        raise ValueError(text)
+    return x, y
 
 
 @exit_on_user_error
@@ -102,8 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         save_figure(figure, args.output / f"sampling_points_{name.parent.name}_{name.stem}.png")
     history = Path(args.checkpoint).with_name("history.jsonl") if args.checkpoint else None
     if history and history.is_file():
-        records = [json.loads(line) for line in history.read_text().splitlines()]
-        save_figure(training_curve(records), args.output / "training_curve.png")
+        save_figure(training_curve(read_history(history)), args.output / "training_curve.png")
 
 
 if __name__ == "__main__":

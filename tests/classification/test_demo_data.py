@@ -10,13 +10,12 @@ from PIL import Image
 from demo.unpack import SHEETS, unpack
 from internimage.errors import UserError
 from tools import make_subset
+from tools.make_subset import CLASSES
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    output = tmp_path_factory.mktemp("demo") / "fashion_mnist"
-    assert unpack(output) == 14000
-    return output
+def cut(row):
+    """The 28 x 28 images of one row of a sheet."""
+    return np.split(row, row.shape[1] // 28, axis=1)
 
 
 @pytest.fixture
@@ -36,19 +35,21 @@ def test_the_subset_with_its_licence_stays_below_six_megabytes():
     assert "Zalando SE" in (SHEETS / "LICENSE").read_text()
 
 
-@pytest.mark.parametrize(("split", "per_class"), [("train", 1200), ("val", 200)])
-def test_unpacking_gives_a_balanced_image_folder_with_the_real_class_names(folder, split, per_class):
-    counts = {path.name: len(list(path.glob("*.png"))) for path in (folder / split).iterdir()}
-    assert counts == dict.fromkeys(make_subset.CLASSES, per_class)
-
-
-def test_no_validation_image_is_also_a_training_image(folder):
-    digests = {
-        split: {hashlib.sha256(Image.open(path).tobytes()).digest() for path in (folder / split).rglob("*.png")}
-        for split in ("train", "val")
-    }
+def test_the_sheets_hold_balanced_classes_and_no_image_of_training_and_validation_at_once():
+    digests = {}
+    for split, per_class in (("train", 1200), ("val", 200)):
+        sheets = {path.stem: np.asarray(Image.open(path)) for path in (SHEETS / split).iterdir()}
+        assert {name: sheet.size for name, sheet in sheets.items()} == dict.fromkeys(CLASSES, per_class * 28 * 28)
+        tiles = [tile for sheet in sheets.values() for row in np.split(sheet, len(sheet) // 28) for tile in cut(row)]
+        digests[split] = {hashlib.sha256(tile.tobytes()).digest() for tile in tiles}
     assert len(digests["train"]) > 11900
     assert not digests["train"] & digests["val"]
+
+
+def test_every_sheet_is_the_one_of_the_checksums():
+    for line in (SHEETS / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((SHEETS / name).read_bytes()).hexdigest() == digest, name
 
 
 def test_unpacking_restores_every_image_of_a_sheet_in_order(small_sheets, tmp_path):
@@ -58,10 +59,11 @@ def test_unpacking_restores_every_image_of_a_sheet_in_order(small_sheets, tmp_pa
     assert np.array_equal(np.stack(restored), images)
 
 
-def test_unpacking_twice_writes_nothing_the_second_time(folder):
-    before = (folder / "val/Bag/0000.png").stat().st_mtime_ns
-    assert unpack(folder) == 0
-    assert (folder / "val/Bag/0000.png").stat().st_mtime_ns == before
+def test_unpacking_twice_writes_nothing_the_second_time(small_sheets, tmp_path):
+    assert unpack(tmp_path / "out", small_sheets[0]) == 80
+    before = (tmp_path / "out/train/Bag/0000.png").stat().st_mtime_ns
+    assert unpack(tmp_path / "out", small_sheets[0]) == 0
+    assert (tmp_path / "out/train/Bag/0000.png").stat().st_mtime_ns == before
 
 
 def test_a_damaged_sheet_is_named_and_leaves_nothing_behind(small_sheets, tmp_path):

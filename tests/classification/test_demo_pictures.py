@@ -12,6 +12,7 @@ from classification.figures.sampling_points import (
     pick_queries,
     sampling_figure,
 )
+from classification.pictures import read_history
 from internimage import InternImage
 from internimage.errors import UserError
 from internimage.figures import save_figure
@@ -141,6 +142,18 @@ def test_the_training_curve_shows_what_the_history_holds():
     left, right = training_curve(history).axes
     assert [line.get_xydata().tolist() for line in left.lines] == [[[1, 2.0], [2, 1.0]], [[2, 1.5]]]
     assert [line.get_xydata().tolist() for line in right.lines] == [[[2, 50.0]]]
+
+
+def test_lines_of_a_history_that_are_no_records_are_left_out_with_a_note(tmp_path, capsys):
+    good = ['{"epoch": 0, "train_loss": 2.0}', '{"epoch": 1, "train_loss": NaN}']
+    bad = ['{"epoch": 2, "trai', '{"train_loss": 1.0}', "[1]", '{"epoch": "x"}', '{"epoch": null}', "[" * 10_000]
+    path = tmp_path / "history.jsonl"
+    path.write_bytes("\n".join(good + bad).encode() + b"\n\xff\x00\n")
+    records = read_history(path)
+    assert [record["epoch"] for record in records] == [0, 1]
+    assert "7 of 9 lines are no records of an epoch" in capsys.readouterr().out
+    training_curve(records)
+    training_curve([])
 
 
 def test_a_picture_of_unknown_type_is_a_user_error(tmp_path):

@@ -1,6 +1,7 @@
 """Named layers' outputs in one file, as `extract_feature.py` writes it."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from PIL import Image
 from safetensors import safe_open
 from yaml import safe_dump
 
-from classification.extract_feature import main
+from classification.extract_feature import main, write_features
 from classification.inference import read_image
 from internimage import InternImage
+from internimage.errors import UserError
 
 SHAPE = {"channels": 8, "depths": (1, 1, 2, 1), "groups": (1, 1, 2, 2)}
 
@@ -116,9 +118,37 @@ def test_an_unknown_layer_is_answered_with_the_nearest_names(folder, tmp_path, c
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_full_disk_is_said_in_one_line_and_leaves_the_old_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for suffix in (".npz", ".pt", ".safetensors"):
+        path = tmp_path / f"f{suffix}"
+        write_features(path, {"a": torch.ones(3)}, ["x"])
+        before = path.read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            with pytest.raises(UserError, match=f"cannot write .*f{suffix}: .*File too large") as error:
+                write_features(path, {"a": torch.ones(100_000)}, ["x"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "\n" not in str(error.value)
+        assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file/features.pt"
+    line = error_of(capsys, folder, "--image", folder / "none.png", "--layers", "head", "--output", output)
+    assert f"cannot write {output}" in line
+
+
 def test_what_is_missing_or_impossible_is_said_in_one_line(folder, tmp_path, capsys):
     image, layers = ["--image", folder / "images/a.png"], ["--layers", "head"]
     assert "give --layers, --output" in error_of(capsys, folder, *image, *layers)
+    none = ["--output", tmp_path / "f.pt", "--batch-size", 0]
+    assert "--batch-size is 0, expected at least 1" in error_of(capsys, folder, *image, *layers, *none)
     assert "must end in" in error_of(capsys, folder, *image, *layers, "--output", tmp_path / "f.txt")
     (tmp_path / "empty").mkdir()
     nothing = ["--folder", tmp_path / "empty", *layers, "--output", tmp_path / "f.pt"]
