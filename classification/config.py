@@ -135,12 +135,8 @@ def _read(key: str, value: object, source: str) -> object:
 def _files(path: Path, chain: tuple[Path, ...] = ()) -> Iterator[tuple[str, dict]]:
     """(source, contents) of the files that BASE names, directly or through another file, then of the file itself."""
     values = load_yaml(path)
-    if path.resolve() in chain:
-        raise UserError(f"{path}: BASE names this file itself, directly or through another file; remove that entry")
-    if len(chain) == _MAX_DEPTH:
-        raise UserError(
-            f"{path}: it is the end of a chain of {_MAX_DEPTH} files, each the BASE of the next; shorten it"
-        )
+    if path.resolve() in chain or len(chain) == _MAX_DEPTH:
+        raise UserError(f"{path}: BASE names this file itself, or leads here over {_MAX_DEPTH} others; remove it")
     bases = values.pop("BASE", None) or []
     bases = _read("BASE", [bases] if isinstance(bases, str) else bases, str(path))
     for base in filter(None, bases):
@@ -154,7 +150,7 @@ def _check_relations(config: CfgNode, source: str) -> None:
     levels, aug, size = config.MODEL[name], config.AUG, config.DATA.IMG_SIZE
     widths = [levels.CHANNELS * 2**level for level in range(len(levels.DEPTHS))]
     divisible = len(levels.GROUPS) == len(widths) and not any(w % g for w, g in zip(widths, levels.GROUPS))
-    blocks = sum(levels.DEPTHS[2:3])
+    blocks = levels.DEPTHS[2] if len(levels.DEPTHS) > 2 else 0
     ids = levels.LEVEL2_POST_NORM_BLOCK_IDS or []
     low, high = aug.CUTMIX_MINMAX or (0, 1)
     for key, value, holds, expected in (
@@ -179,7 +175,7 @@ def _check_relations(config: CfgNode, source: str) -> None:
         )
 
 
-# Options of the command line that are a key by another name; their help is the key's.
+# Options of the command line that are a key by another name; help and choices are the key's.
 _OPTIONS = {
     "--data-path": "DATA.DATA_PATH",
     "--dataset": "DATA.DATASET",
@@ -219,19 +215,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--opts", nargs="+", metavar="KEY VALUE", help="change configuration keys: --opts TRAIN.EPOCHS 30 SEED 1")
     for option, key in _OPTIONS.items():
         setting = SETTINGS[key]
-        form = {"action": "store_true"} if setting.kind is bool else {"choices": setting.choices or None}
-        if not setting.choices and setting.kind is not bool:
-            form["metavar"] = setting.kind.__name__.upper()
+        if setting.kind is bool:
+            form = {"action": "store_true"}
+        else:
+            form = {"choices": setting.choices} if setting.choices else {"metavar": setting.kind.__name__.upper()}
         add(option, dest=key, help=setting.doc, **form)
     add("--output", dest="OUTPUT", default="output", metavar="DIR", help=SETTINGS["OUTPUT"].doc)
-    add(
-        "--compile",
-        dest="COMPILE",
-        nargs="?",
-        const="default",
-        choices=SETTINGS["COMPILE"].choices,
-        help="torch.compile the model; reduce-overhead and max-autotune replay CUDA graphs (default: off)",
-    )
+    modes = SETTINGS["COMPILE"].choices
+    add("--compile", dest="COMPILE", nargs="?", const="default", choices=modes, help=SETTINGS["COMPILE"].doc)
     add("--no-tf32", dest="TF32", action="store_false", help="float32 products on GPUs in full float32")
     add("--disable-amp", dest="AMP", action="store_const", const="off", help="the same as --amp off")
     add("--amp-opt-level", choices=("O0", "O1", "O2"), help="older spelling: O0 is --amp off, the others --amp auto")

@@ -71,23 +71,15 @@ def draw_sampling_points(
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The records of a run's history.jsonl. Lines that are none, as a kill or a full disk leaves them, are counted.
-
-    Raises:
-        UserError: a file that cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; remove it to do without the training curve") from None
+    """The records of a run's history.jsonl. Lines that are none, as a kill or a full disk leaves them, are counted."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     records = []
     for line in lines:
         try:
             record = {key: float(value) for key, value in json.loads(line).items()}
-        except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError):
+            records.append(record | {"epoch": int(record["epoch"])})
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             continue
-        if math.isfinite(record.get("epoch", math.nan)):
-            records.append(record)
     if len(records) < len(lines):
         print(f"{path}: {len(lines) - len(records)} of {len(lines)} lines are no records of an epoch; left out")
     return records

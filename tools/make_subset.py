@@ -19,13 +19,13 @@ if __name__ == "__main__":
 import numpy as np
 from PIL import Image
 
+from demo.unpack import SHEETS, TILE
 from internimage.errors import UserError, exit_on_user_error
 
-__all__ = ["read_idx", "make_sheet", "CLASSES", "COLUMNS", "TILE"]
+__all__ = ["read_idx", "make_sheet", "CLASSES", "COLUMNS"]
 
 # In the order of the labels 0 to 9; "T-shirt/top" and "Ankle boot" in a form that can name a folder.
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot")
-TILE = 28
 COLUMNS = 40
 
 # (images, labels, images kept per class) of each split. Validation images come from the original test split only.
@@ -67,7 +67,7 @@ def make_sheet(images: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="folder of the four original *-ubyte.gz files")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "fashion_mnist")
+    parser.add_argument("--output", type=Path, default=SHEETS)
     args = parser.parse_args()
 
     sums = []

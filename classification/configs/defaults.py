@@ -7,6 +7,7 @@ Names and defaults are those of the original project (OpenGVLab InternImage, MIT
 
 import ast
 import copy
+import functools
 import re
 from dataclasses import dataclass
 
@@ -131,98 +132,78 @@ _LEVELS = {
     "CENTER_FEATURE_SCALE": Setting(False, "blend the operator's output with its input, by group (H, G; not DCNv4)"),
 }
 
-_TABLE = {
+SETTINGS = {
     "BASE": Setting([""], "YAML files to start from, relative to the file that names them", length=(0, 10)),
-    "DATA": {
-        "BATCH_SIZE": Setting(128, "images of each process and step", "[1, 1e6]"),
-        "DATA_PATH": Setting("", "folder of the data set; empty: data/imagenet"),
-        "DATASET": Setting("imagenet", "folder: any ImageFolder", ("imagenet", "imagenet22K", "inat18", "folder")),
-        "IMG_SIZE": Setting(224, "height and width of the model's input", "[1, 8192]"),
-        "INTERPOLATION": Setting("bicubic", "filter of resizing", _INTERPOLATION),
-        "ZIP_MODE": Setting(False, "read train.zip and val.zip instead of folders"),
-        "CACHE_MODE": Setting("part", "of zip files; part: by machine, full: by process", ("no", "part", "full")),
-        "PIN_MEMORY": Setting(True, "page-locked batches, which a GPU copies faster"),
-        "NUM_WORKERS": Setting(8, "data workers of each process, at most its share of the CPUs", "[0, 1000]"),
-        "IMG_ON_MEMORY": Setting(False, "keep the encoded training images in memory, once a machine"),
-        "SKIP_BAD_IMAGES": Setting(False, "count images that cannot be read and go on without them"),
-    },
-    "MODEL": {
-        "TYPE": Setting("INTERN_IMAGE", "the architecture", _TYPES),
-        "NAME": Setting("intern_image", "always the name of the YAML file, without its suffix"),
-        "PRETRAINED": Setting("", "initialise from this checkpoint: a path, a URL or a released name"),
-        "RESUME": Setting("", "continue from (or, with --eval, evaluate) this checkpoint"),
-        "NUM_CLASSES": Setting(1000, "outputs, if no data set decides", "[1, 1e6]"),
-        "DROP_RATE": Setting(0.0, "dropout after the stem and in the MLPs", "[0, 1)"),
-        "DROP_PATH_RATE": Setting(0.1, "stochastic depth of the last block", "[0, 1)"),
-        "DROP_PATH_TYPE": Setting("linear", "rising from 0, or the same for all blocks", ("linear", "uniform")),
-        "LABEL_SMOOTHING": Setting(0.1, "share of the target that all classes divide", "[0, 1]"),
-        "INTERN_IMAGE": {
-            **_LEVELS,
-            "CORE_OP": Setting("DCNv3", "the operator, compiled or in PyTorch", ("DCNv3", "DCNv3_pytorch")),
-            "REMOVE_CENTER": Setting(False, "leave out the central point of the grid"),
-        },
-        "FLASH_INTERN_IMAGE": {
-            **_LEVELS,
-            "CORE_OP": Setting("DCNv4", "the operator", ("DCNv4",)),
-            "MLP_FC2_BIAS": Setting(False, "bias of the MLPs' second layer"),
-            "DCN_OUTPUT_BIAS": Setting(False, "bias of the operator's output projection"),
-        },
-    },
-    "TRAIN": {
-        "START_EPOCH": Setting(0, "number of the first epoch", "[0, 1e6]"),
-        "EPOCHS": Setting(300, "length of the run and of its schedule", "[0, 1e6]"),
-        "WARMUP_EPOCHS": Setting(20, "epochs in which the learning rate rises from WARMUP_LR to BASE_LR", "[0, 1e6]"),
-        "WEIGHT_DECAY": Setting(0.05, "of parameters with two or more dimensions", "[0, 1000]"),
-        "BASE_LR": Setting(5e-4, "learning rate for a total batch of 512", "[0, inf)"),
-        "WARMUP_LR": Setting(5e-7, "learning rate at the start, for a total batch of 512", "[0, inf)"),
-        "MIN_LR": Setting(5e-6, "learning rate at the end, for a total batch of 512", "[0, inf)"),
-        "CLIP_GRAD": Setting(5.0, "greatest norm of the gradient; None or 0: any", "[0, inf)", optional=float),
-        "AUTO_RESUME": Setting(True, "continue from the newest checkpoint of this run"),
-        "ACCUMULATION_STEPS": Setting(0, "batches per optimizer step; 0: one", "[0, 1e6]"),
-        "USE_CHECKPOINT": Setting(False, "gradient checkpointing: less memory, more time"),
-        "LR_SCHEDULER": {
-            "NAME": Setting("cosine", "shape of the schedule", ("cosine", "linear", "step")),
-            "DECAY_EPOCHS": Setting(30, "epochs between the steps", "[0, 1e6]"),
-            "DECAY_RATE": Setting(0.1, "factor of each step", "[0, 1]"),
-        },
-        "OPTIMIZER": {
-            "NAME": Setting("adamw", "SGD is with Nesterov momentum", ("adamw", "AdamW", "sgd", "SGD")),
-            "EPS": Setting(1e-8, "of AdamW", "[0, 1]"),
-            "BETAS": Setting([0.9, 0.999], "of AdamW", "[0, 1)", (2, 2)),
-            "MOMENTUM": Setting(0.9, "of SGD", "(0, 1)"),
-            "USE_ZERO": Setting(False, "spread the optimizer's state over the processes (ZeRO)"),
-            "FREEZE_BACKBONE": Setting(None, "freeze the first so many levels, not the stem", "[0, 8]", optional=int),
-            "DCN_LR_MUL": Setting(None, "factor for offsets, with LR_LAYER_DECAY", "[0, 1000]", optional=float),
-        },
-        "EMA": {
-            "ENABLE": Setting(False, "average the weights beside the training"),
-            "DECAY": Setting(0.9998, "share of the average that each update keeps", "[0, 1]"),
-        },
-        "LR_LAYER_DECAY": Setting(False, "smaller learning rates for earlier blocks"),
-        "LR_LAYER_DECAY_RATIO": Setting(0.875, "between neighbouring blocks", "(0, 1]"),
-        "RAND_INIT_FT_HEAD": Setting(False, "a new head times 0.001, not rows of the checkpoint's"),
-    },
-    "AUG": {
-        "COLOR_JITTER": Setting(0.4, "of brightness, contrast and saturation, without AUTO_AUGMENT", "[0, 1000]"),
-        "AUTO_AUGMENT": Setting("rand-m9-mstd0.5-inc1", "timm's name of a policy, or none", optional=str),
-        "REPROB": Setting(0.25, "probability of random erasing", "[0, 1]"),
-        "REMODE": Setting("pixel", "what fills an erased rectangle", ("pixel", "rand", "const")),
-        "RECOUNT": Setting(1, "greatest number of erased rectangles", "[0, 100]"),
-        "MIXUP": Setting(0.8, "alpha of mixup; 0: off", "[0, 1000]"),
-        "CUTMIX": Setting(1.0, "alpha of CutMix; 0: off", "[0, 1000]"),
-        "CUTMIX_MINMAX": Setting(None, "sides of its rectangle; 1: the image", "[0, 1]", (2, 2), optional=float),
-        "MIXUP_PROB": Setting(1.0, "probability of mixup or CutMix", "[0, 1]"),
-        "MIXUP_SWITCH_PROB": Setting(0.5, "probability of CutMix, where both are on", "[0, 1]"),
-        "MIXUP_MODE": Setting("batch", "what shares one mixture", ("batch", "pair", "elem")),
-        "CROP_SCALE": Setting([0.08, 1.0], "area of a random crop, ascending; 1: the image", "(0, 1]", (2, 2)),
-        "RANDOM_RESIZED_CROP": Setting(False, "in evaluation, without TEST.CROP"),
-        "MEAN": Setting([0.485, 0.456, 0.406], "of red, green, blue from 0 to 1", "[-1000, 1000]", (3, 3)),
-        "STD": Setting([0.229, 0.224, 0.225], "of red, green, blue from 0 to 1", "[1e-6, 1000]", (3, 3)),
-    },
-    "TEST": {
-        "CROP": Setting(True, "evaluate on the centre of the image; False: on all of it, stretched to a square"),
-        "SEQUENTIAL": Setting(False, "each process evaluates neighbouring images"),
-    },
+    "DATA.BATCH_SIZE": Setting(128, "images of each process and step", "[1, 1e6]"),
+    "DATA.DATA_PATH": Setting("", "folder of the data set; empty: data/imagenet"),
+    "DATA.DATASET": Setting("imagenet", "folder: any ImageFolder", ("imagenet", "imagenet22K", "inat18", "folder")),
+    "DATA.IMG_SIZE": Setting(224, "height and width of the model's input", "[1, 8192]"),
+    "DATA.INTERPOLATION": Setting("bicubic", "filter of resizing", _INTERPOLATION),
+    "DATA.ZIP_MODE": Setting(False, "read train.zip and val.zip instead of folders"),
+    "DATA.CACHE_MODE": Setting("part", "of zip files; part: by machine, full: by process", ("no", "part", "full")),
+    "DATA.PIN_MEMORY": Setting(True, "page-locked batches, which a GPU copies faster"),
+    "DATA.NUM_WORKERS": Setting(8, "data workers of each process, at most its share of the CPUs", "[0, 1000]"),
+    "DATA.IMG_ON_MEMORY": Setting(False, "keep the encoded training images in memory, once a machine"),
+    "DATA.SKIP_BAD_IMAGES": Setting(False, "count images that cannot be read and go on without them"),
+    "MODEL.TYPE": Setting("INTERN_IMAGE", "the architecture", _TYPES),
+    "MODEL.NAME": Setting("intern_image", "always the name of the YAML file, without its suffix"),
+    "MODEL.PRETRAINED": Setting("", "initialise from this checkpoint: a path, a URL or a released name"),
+    "MODEL.RESUME": Setting("", "continue from (or, with --eval, evaluate) this checkpoint"),
+    "MODEL.NUM_CLASSES": Setting(1000, "outputs, if no data set decides", "[1, 1e6]"),
+    "MODEL.DROP_RATE": Setting(0.0, "dropout after the stem and in the MLPs", "[0, 1)"),
+    "MODEL.DROP_PATH_RATE": Setting(0.1, "stochastic depth of the last block", "[0, 1)"),
+    "MODEL.DROP_PATH_TYPE": Setting("linear", "rising from 0, or the same for all blocks", ("linear", "uniform")),
+    "MODEL.LABEL_SMOOTHING": Setting(0.1, "share of the target that all classes divide", "[0, 1]"),
+    **{f"MODEL.INTERN_IMAGE.{name}": setting for name, setting in _LEVELS.items()},
+    "MODEL.INTERN_IMAGE.CORE_OP": Setting("DCNv3", "the operator, compiled or in PyTorch", ("DCNv3", "DCNv3_pytorch")),
+    "MODEL.INTERN_IMAGE.REMOVE_CENTER": Setting(False, "leave out the central point of the grid"),
+    **{f"MODEL.FLASH_INTERN_IMAGE.{name}": setting for name, setting in _LEVELS.items()},
+    "MODEL.FLASH_INTERN_IMAGE.CORE_OP": Setting("DCNv4", "the operator", ("DCNv4",)),
+    "MODEL.FLASH_INTERN_IMAGE.MLP_FC2_BIAS": Setting(False, "bias of the MLPs' second layer"),
+    "MODEL.FLASH_INTERN_IMAGE.DCN_OUTPUT_BIAS": Setting(False, "bias of the operator's output projection"),
+    "TRAIN.START_EPOCH": Setting(0, "number of the first epoch", "[0, 1e6]"),
+    "TRAIN.EPOCHS": Setting(300, "length of the run and of its schedule", "[0, 1e6]"),
+    "TRAIN.WARMUP_EPOCHS": Setting(20, "epochs in which the learning rate rises from WARMUP_LR to BASE_LR", "[0, 1e6]"),
+    "TRAIN.WEIGHT_DECAY": Setting(0.05, "of parameters with two or more dimensions", "[0, 1000]"),
+    "TRAIN.BASE_LR": Setting(5e-4, "learning rate for a total batch of 512", "[0, inf)"),
+    "TRAIN.WARMUP_LR": Setting(5e-7, "learning rate at the start, for a total batch of 512", "[0, inf)"),
+    "TRAIN.MIN_LR": Setting(5e-6, "learning rate at the end, for a total batch of 512", "[0, inf)"),
+    "TRAIN.CLIP_GRAD": Setting(5.0, "greatest norm of the gradient; None or 0: any", "[0, inf)", optional=float),
+    "TRAIN.AUTO_RESUME": Setting(True, "continue from the newest checkpoint of this run"),
+    "TRAIN.ACCUMULATION_STEPS": Setting(0, "batches per optimizer step; 0: one", "[0, 1e6]"),
+    "TRAIN.USE_CHECKPOINT": Setting(False, "gradient checkpointing: less memory, more time"),
+    "TRAIN.LR_SCHEDULER.NAME": Setting("cosine", "shape of the schedule", ("cosine", "linear", "step")),
+    "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": Setting(30, "epochs between the steps", "[0, 1e6]"),
+    "TRAIN.LR_SCHEDULER.DECAY_RATE": Setting(0.1, "factor of each step", "[0, 1]"),
+    "TRAIN.OPTIMIZER.NAME": Setting("adamw", "SGD is with Nesterov momentum", ("adamw", "AdamW", "sgd", "SGD")),
+    "TRAIN.OPTIMIZER.EPS": Setting(1e-8, "of AdamW", "[0, 1]"),
+    "TRAIN.OPTIMIZER.BETAS": Setting([0.9, 0.999], "of AdamW", "[0, 1)", (2, 2)),
+    "TRAIN.OPTIMIZER.MOMENTUM": Setting(0.9, "of SGD", "(0, 1)"),
+    "TRAIN.OPTIMIZER.USE_ZERO": Setting(False, "spread the optimizer's state over the processes (ZeRO)"),
+    "TRAIN.OPTIMIZER.FREEZE_BACKBONE": Setting(None, "levels to freeze, from the first", "[0, 8]", optional=int),
+    "TRAIN.OPTIMIZER.DCN_LR_MUL": Setting(None, "factor for offsets, with LR_LAYER_DECAY", "[0, 1000]", optional=float),
+    "TRAIN.EMA.ENABLE": Setting(False, "average the weights beside the training"),
+    "TRAIN.EMA.DECAY": Setting(0.9998, "share of the average that each update keeps", "[0, 1]"),
+    "TRAIN.LR_LAYER_DECAY": Setting(False, "smaller learning rates for earlier blocks"),
+    "TRAIN.LR_LAYER_DECAY_RATIO": Setting(0.875, "between neighbouring blocks", "(0, 1]"),
+    "TRAIN.RAND_INIT_FT_HEAD": Setting(False, "a new head times 0.001, not rows of the checkpoint's"),
+    "AUG.COLOR_JITTER": Setting(0.4, "of brightness, contrast and saturation, without AUTO_AUGMENT", "[0, 1000]"),
+    "AUG.AUTO_AUGMENT": Setting("rand-m9-mstd0.5-inc1", "timm's name of a policy, or none", optional=str),
+    "AUG.REPROB": Setting(0.25, "probability of random erasing", "[0, 1]"),
+    "AUG.REMODE": Setting("pixel", "what fills an erased rectangle", ("pixel", "rand", "const")),
+    "AUG.RECOUNT": Setting(1, "greatest number of erased rectangles", "[0, 100]"),
+    "AUG.MIXUP": Setting(0.8, "alpha of mixup; 0: off", "[0, 1000]"),
+    "AUG.CUTMIX": Setting(1.0, "alpha of CutMix; 0: off", "[0, 1000]"),
+    "AUG.CUTMIX_MINMAX": Setting(None, "sides of its rectangle; 1: the image", "[0, 1]", (2, 2), optional=float),
+    "AUG.MIXUP_PROB": Setting(1.0, "probability of mixup or CutMix", "[0, 1]"),
+    "AUG.MIXUP_SWITCH_PROB": Setting(0.5, "probability of CutMix, where both are on", "[0, 1]"),
+    "AUG.MIXUP_MODE": Setting("batch", "what shares one mixture", ("batch", "pair", "elem")),
+    "AUG.CROP_SCALE": Setting([0.08, 1.0], "area of a random crop, ascending; 1: the image", "(0, 1]", (2, 2)),
+    "AUG.RANDOM_RESIZED_CROP": Setting(False, "in evaluation, without TEST.CROP"),
+    "AUG.MEAN": Setting([0.485, 0.456, 0.406], "of red, green, blue from 0 to 1", "[-1000, 1000]", (3, 3)),
+    "AUG.STD": Setting([0.229, 0.224, 0.225], "of red, green, blue from 0 to 1", "[1e-6, 1000]", (3, 3)),
+    "TEST.CROP": Setting(True, "evaluate on the centre of the image; False: on all of it, stretched to a square"),
+    "TEST.SEQUENTIAL": Setting(False, "each process evaluates neighbouring images"),
     "AMP_OPT_LEVEL": Setting("", "read from old files, without effect: AMP and AMP_TYPE decide"),
     "AMP_TYPE": Setting("float16", "dtype of mixed precision where AMP is auto", ("float16", "bfloat16")),
     "AMP": Setting("auto", "mixed precision; auto: AMP_TYPE, on GPUs only", ("auto", "off", "bf16", "fp16")),
@@ -242,19 +223,8 @@ _TABLE = {
     "EVAL_22K_TO_1K": Setting(False, "evaluate a model of 22K classes on ImageNet-1K"),
 }
 
-
-def _defaults(table: dict) -> dict:
-    return {
-        name: _defaults(entry) if isinstance(entry, dict) else copy.copy(entry.default) for name, entry in table.items()
-    }
-
-
-def _settings(table: dict, prefix: str = "") -> dict[str, Setting]:
-    flat = {}
-    for name, entry in table.items():
-        flat |= _settings(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {f"{prefix}{name}": entry}
-    return flat
-
-
-DEFAULTS = _defaults(_TABLE)  # nested, as yacs takes them
-SETTINGS = _settings(_TABLE)  # by dotted key: "TRAIN.EPOCHS"
+DEFAULTS: dict = {}  # the same in nested sections, as yacs takes them
+for _key, _setting in SETTINGS.items():
+    *_sections, _name = _key.split(".")
+    _section = functools.reduce(lambda tree, name: tree.setdefault(name, {}), _sections, DEFAULTS)
+    _section[_name] = copy.copy(_setting.default)

@@ -155,12 +155,9 @@ def _draw_query(axes: Axes, rgb: Tensor, points: SamplingPoints, query: tuple[fl
     grid_x, grid_y = points.undeformed_x[row, col].cpu(), points.undeformed_y[row, col].cpu()
     for color, width_of_line in (("black", 3), ("white", 1)):  # visible on any image
         axes.scatter(grid_x, grid_y, marker="+", s=36, linewidths=width_of_line, color=color)
-    colors = colormaps["tab20"](torch.arange(len(x)) % 20)
+    colors = colormaps["tab20"](torch.arange(len(x)) % 20).repeat(x.shape[1], axis=0)
     # Area is proportional to the weight; 1/P, the weight at initialisation, is 36 square points.
-    for group in range(len(x)):
-        axes.scatter(
-            x[group], y[group], s=36 * weight[group] * weight.shape[1], color=colors[group], alpha=0.75, linewidths=0
-        )
+    axes.scatter(x, y, s=36 * weight * weight.shape[1], color=colors, alpha=0.75, linewidths=0)
     axes.scatter(*center, marker="*", s=170, color="gold", edgecolors="black", zorder=5)
     # Two steps of the grid around the image, at most half its size; what lies further out is counted.
     room = min(2 * points.stride, width / 2, height / 2)

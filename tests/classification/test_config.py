@@ -245,7 +245,7 @@ def test_base_files_that_multiply_or_never_end_are_refused(tmp_path):
     assert "starts from more than 100 files" in error_of(configure, cfg=tmp_path / "0.yaml")
     for number in range(12, 40):
         write(tmp_path / f"{number}.yaml", f"BASE: {number + 1}.yaml\n")
-    assert "a chain of 20 files" in error_of(configure, cfg=tmp_path / "12.yaml")
+    assert "leads here over 20 others" in error_of(configure, cfg=tmp_path / "12.yaml")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
