@@ -17,6 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -47,7 +48,8 @@ def validation_images(classifier: Classifier) -> tuple[list[Tensor], list[int], 
     if samples.labels.max() >= count:
         raise UserError(f"{config.DATA.DATA_PATH} has more classes than the model's {count}; check DATA.DATA_PATH")
     dataset = ImageDataset(samples, classifier.transform, substitute=False)
-    chosen = range(0, count, -(-count // CLASSES))
+    present = np.unique(samples.labels).tolist()
+    chosen = present[:: -(-len(present) // CLASSES)]
     indices = [(samples.labels == label).nonzero()[0][:PER_CLASS].tolist() for label in chosen]
     order = [column[row] for row in range(PER_CLASS) for column in indices if row < len(column)]
     images, labels = zip(*(dataset[index][:2] for index in order))
