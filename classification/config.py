@@ -71,10 +71,8 @@ def load_yaml(path: str | Path) -> dict:
             raise UserError(f"the configuration {path} is not a file; check --cfg")
         with Path(path).open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read the configuration {path}: {getattr(error, 'strerror', error)}; check --cfg"
-        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}; check --cfg") from None
     if len(data) > _MAX_BYTES:
         raise UserError(f"the configuration {path} has more than {_MAX_BYTES} bytes; --cfg expects a recipe")
     try:

@@ -7,6 +7,7 @@ Quick and safe to repeat: a complete folder is left alone, and a new one appears
 
 import argparse
 import hashlib
+import itertools
 import os
 import shutil
 import sys
@@ -30,7 +31,7 @@ STAMP = ".complete"  # holds the checksum of SHA256SUMS, so that a changed subse
 def unpack(output: Path, sheets: Path = SHEETS) -> int:
     """Cut the sheets under `sheets` into single PNGs under `output`; returns how many were written (0: was there).
 
-    Raises `UserError` if a sheet is damaged, or if `output` holds something that this function did not make.
+    Raises `UserError` if a sheet is damaged, or if `output` cannot be written or holds what this function did not make.
     """
     sums = (sheets / "SHA256SUMS").read_bytes()
     version = hashlib.sha256(sums).hexdigest()
@@ -50,6 +51,10 @@ def unpack(output: Path, sheets: Path = SHEETS) -> int:
         if output.exists():
             shutil.rmtree(output)
         os.replace(partial, output)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {output}: {error.strerror}; free space there or choose another --output"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return count
@@ -60,14 +65,11 @@ def _cut_sheet(path: Path, digest: str, folder: Path) -> int:
         raise UserError(f"{path} is missing or damaged: restore it with `git checkout -- {path}`")
     folder.mkdir(parents=True)
     with Image.open(path) as sheet:
-        boxes = [
-            (left, top, left + TILE, top + TILE)
-            for top in range(0, sheet.height, TILE)
-            for left in range(0, sheet.width, TILE)
-        ]
-        for number, box in enumerate(boxes):
-            sheet.crop(box).save(folder / f"{number:04d}.png", compress_level=1)
-    return len(boxes)
+        corners = list(itertools.product(range(0, sheet.height, TILE), range(0, sheet.width, TILE)))
+        for number, (top, left) in enumerate(corners):
+            tile = sheet.crop((left, top, left + TILE, top + TILE))
+            tile.save(folder / f"{number:04d}.png", compress_level=1)
+    return len(corners)
 
 
 @exit_on_user_error

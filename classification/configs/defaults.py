@@ -89,7 +89,7 @@ class Setting:
             return value in self.choices
         if self.allowed:
             return _is_within(value, self.allowed)
-        return self.kind is bool or not (len(value) > MAX_TEXT or re.search(r"[\x00-\x1f\x7f]", value))
+        return self.kind is bool or not (len(value) > MAX_TEXT or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value))
 
 
 def _literal(value: object) -> object:

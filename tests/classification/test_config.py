@@ -166,6 +166,7 @@ MISTAKES = {
     "MODEL: {DROP_PATH_RATE: 1.5}": "MODEL.DROP_PATH_RATE is 1.5, expected float in [0, 1)",
     "MODEL: {PRETRAINED: [a]}": "MODEL.PRETRAINED is ['a'], expected str",
     'MODEL: {PRETRAINED: "a\\0b"}': r"MODEL.PRETRAINED is 'a\x00b', expected str",
+    'BASE: ["\\ud800"]': r"BASE is ['\ud800'], expected list of 0 to 10 strs",
     "MODEL: {INTERN_IMAGE: {CHANNELS: -1}}": "CHANNELS is -1, expected int in [2, 8192]",
     "MODEL: {INTERN_IMAGE: {DEPTHS: [1, x]}}": "DEPTHS is [1, 'x'], expected list of 2 to 8 ints",
     "MODEL: {INTERN_IMAGE: {DEPTHS: [1, 1]}}": "GROUPS is [4, 8, 16, 32], expected a divisor of each level's channels",

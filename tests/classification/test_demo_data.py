@@ -81,6 +81,12 @@ def test_a_folder_of_somebody_else_is_never_overwritten(small_sheets, tmp_path):
         unpack(tmp_path / "out", small_sheets[0])
 
 
+def test_a_place_that_cannot_be_written_to_is_said_in_one_line(small_sheets, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file/out: Not a directory"):
+        unpack(tmp_path / "file/out", small_sheets[0])
+
+
 def test_a_changed_subset_is_unpacked_anew(small_sheets, tmp_path):
     sheets, _ = small_sheets
     unpack(tmp_path / "out", sheets)
