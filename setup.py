@@ -71,7 +71,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ops_dcnv3*", "internimage*"]),
-    package_data={"ops_dcnv3": ["csrc/*.h", "csrc/*/*"], "internimage": ["*.json", "*.json.gz", "*.tsv"]},
+    package_data={"ops_dcnv3": ["csrc/*.h", "csrc/*/*"], "internimage.zoo": ["*.tsv"]},
     install_requires=["torch>=2.10", "timm>=1.0.20", "numpy", "safetensors", "tqdm"],
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildLibraries},

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .backbone import InternImage
 from .checkpoint import extract_state_dict, fit_pretrained, read_state_dict
-from .variants import VARIANTS, _model_class
-from .zoo_data import releases
+from .variants import VARIANTS, model_class
+from .zoo import checkpoint_path, releases
 
 __all__: list[str] = []  # `register_model` adds the names
 
@@ -57,8 +57,6 @@ def _checkpoint_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> di
 
 
 def _load(name: str, model: nn.Module, cache_dir: str | None) -> None:
-    from .zoo import checkpoint_path  # here, so that `python -m internimage.zoo` is not imported before it runs
-
     cfg = dict(model.pretrained_cfg)
     if cfg.get("source") not in ("hf-hub", "local-dir") and not cfg.get("state_dict") and not cfg.get("hf_hub_id"):
         if cfg.get("file"):
@@ -75,14 +73,14 @@ def _load(name: str, model: nn.Module, cache_dir: str | None) -> None:
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **kwargs) -> nn.Module:
         features_only = kwargs.get("features_only", False)
-        model_class = _model_class(name)
+        architecture_class = model_class(name)
         if features_only:
             # Without head, and without the metadata that only heads read.
-            image_class = model_class if name.startswith("flash") else InternImage
-            model_class = lambda **options: image_class(features_only=True, **options)  # noqa: E731
+            image_class = architecture_class if name.startswith("flash") else InternImage
+            architecture_class = lambda **options: image_class(features_only=True, **options)  # noqa: E731
         architecture = {key: value for key, value in VARIANTS[name].items() if key != "num_classes"}
         model = build_model_with_cfg(
-            model_class,
+            architecture_class,
             name,
             False,
             feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3)},

@@ -9,7 +9,6 @@ from yacs.config import CfgNode
 
 import internimage
 import internimage.timm
-from internimage import zoo
 from internimage.errors import CheckpointError
 from internimage.imagenet import in22k_to_1k
 from internimage.variants import VARIANTS
@@ -40,7 +39,7 @@ def released(tmp_path, monkeypatch):
     path = tmp_path / "released.pth"
     config = CfgNode({"MODEL": {"NAME": "intern_image"}})
     torch.save({"model": model.state_dict(), "config": config, "epoch": 299}, path)
-    monkeypatch.setattr(zoo, "checkpoint_path", lambda name: path)
+    monkeypatch.setattr(internimage.timm, "checkpoint_path", lambda name: path)
     return model, path
 
 
