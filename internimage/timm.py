@@ -9,12 +9,14 @@ Weights go through `internimage.checkpoint`, downloads through `internimage.zoo`
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, load_pretrained, register_model
 from torch import Tensor, nn
 
 from .backbone import InternImage
 from .checkpoint import extract_state_dict, fit_pretrained, read_state_dict
+from .meta_former import InternImageMetaFormer
 from .variants import VARIANTS, model_class
 from .zoo import checkpoint_path, releases
 
@@ -73,14 +75,12 @@ def _load(name: str, model: nn.Module, cache_dir: str | None) -> None:
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **kwargs) -> nn.Module:
         features_only = kwargs.get("features_only", False)
-        architecture_class = model_class(name)
-        if features_only:
-            # Without head, and without the metadata that only heads read.
-            image_class = architecture_class if name.startswith("flash") else InternImage
-            architecture_class = lambda **options: image_class(features_only=True, **options)  # noqa: E731
+        kind = model_class(name)
+        if features_only:  # without head, and without the metadata that only heads read
+            kind = partial(InternImage if kind is InternImageMetaFormer else kind, features_only=True)
         architecture = {key: value for key, value in VARIANTS[name].items() if key != "num_classes"}
         model = build_model_with_cfg(
-            architecture_class,
+            kind,
             name,
             False,
             feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3)},

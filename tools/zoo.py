@@ -17,6 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import timm
 import torch
 
 from internimage import create_model
@@ -191,7 +192,7 @@ def fill(text: str, folder: Path) -> str:
 
 def measure(name: str) -> tuple[int, int]:
     """Build a released classifier on the meta device; return its parameters and FLOPs."""
-    size = int(name.rsplit("_", 1)[1].split("to")[-1])
+    size = timm.get_pretrained_cfg(name).input_size[-1]
     with torch.device("meta"):
         model = create_model(name)
         images = torch.empty(1, 3, size, size)
