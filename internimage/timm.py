@@ -25,13 +25,15 @@ __all__: list[str] = []  # `register_model` adds the names
 _logger = logging.getLogger(__name__)
 
 
+_URLS = {release.name: release.url(release.checkpoint) for release in releases() if release.task == "classification"}
+
+
 def _default_cfg(name: str) -> dict:
     """What timm wants to know about a model: its weights, its input, and the layers that fine-tuning replaces."""
     size = int(name.rsplit("_", 1)[1].split("to")[-1])
-    url = next((release.url(release.checkpoint) for release in releases() if release.name == name), None)
     flash = name.startswith("flash")
     return {
-        "url": url,
+        "url": _URLS.get(name),
         "num_classes": VARIANTS[name]["num_classes"],
         "input_size": (3, size, size),
         "pool_size": (size // 32, size // 32),

@@ -63,9 +63,9 @@ def fetch(url: str, folder: Path) -> Path:
 
 
 def _download_from_hub(url: str, repo_id: str, revision: str, filename: str, folder: Path) -> None:
+    expected = get_hf_file_metadata(url).etag or ""  # first, since this fails at once where there is no network
     endpoint = hub_endpoint()
     path = Path(hf_hub_download(repo_id, filename, revision=revision, local_dir=folder, endpoint=endpoint))
-    expected = get_hf_file_metadata(url).etag or ""
     if not re.fullmatch(r"[0-9a-f]{64}", expected):  # a small file or a mirror: no SHA-256
         return
     digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import runpy
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -132,7 +133,6 @@ def test_a_file_missing_on_the_host_is_one_line(host, tmp_path):
 def test_without_network_the_error_says_what_to_download_and_where_to_put_it(host, tmp_path, monkeypatch):
     nowhere = "http://127.0.0.1:9"
     monkeypatch.setenv("HF_ENDPOINT", nowhere)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between huggingface_hub's attempts
     with pytest.raises(UserError, match="Connection refused") as error:
         zoo.checkpoint_path(NAME)
     message = str(error.value)
@@ -244,3 +244,10 @@ def test_every_classifier_of_the_zoo_can_be_built():
     named = {row.name for row in zoo.releases() if row.task == "classification"}
     assert set(VARIANTS) - named == {"internimage_h_22kto1k_384"}  # a config without released weights
     assert named <= set(VARIANTS)
+
+
+def test_the_module_lists_every_release_by_task(capsys):
+    runpy.run_module("internimage.zoo", run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "classification:" and len(lines) == 84 + 3
+    assert any(line.split()[0] == "upernet_internimage_t_512_160k_ade20k" and "47.9" in line for line in lines)
