@@ -19,37 +19,25 @@ __all__ = ["VARIANTS", "create_model", "list_models", "model_class"]
 
 _T = {"channels": 64, "depths": (4, 4, 18, 4), "groups": (4, 8, 16, 32)}
 _S = {"channels": 80, "depths": (4, 4, 21, 4), "groups": (5, 10, 20, 40), "layer_scale": 1e-5, "post_norm": True}
-_B = {"channels": 112, "depths": (4, 4, 21, 4), "groups": (7, 14, 28, 56), "layer_scale": 1e-5, "post_norm": True}
-_L = {
-    "channels": 160,
-    "depths": (5, 5, 22, 5),
-    "groups": (10, 20, 40, 80),
-    "layer_scale": 1e-5,
-    "offset_scale": 2.0,
-    "post_norm": True,
-}
+_B = {**_S, "channels": 112, "groups": (7, 14, 28, 56)}
+_L = {**_S, "channels": 160, "depths": (5, 5, 22, 5), "groups": (10, 20, 40, 80), "offset_scale": 2.0}
 _XL = {**_L, "channels": 192, "depths": (5, 5, 24, 5), "groups": (12, 24, 48, 96)}
+_LARGEST = {"dw_kernel_size": 5, "level2_post_norm": True, "center_feature_scale": True, "use_clip_projector": True}
 _H = {
+    **_LARGEST,
     "channels": 320,
     "depths": (6, 6, 32, 6),
     "groups": (10, 20, 40, 80),
-    "dw_kernel_size": 5,
     "res_post_norm": True,
-    "level2_post_norm": True,
-    "level2_post_norm_block_ids": (5, 11, 17, 23, 29),
-    "center_feature_scale": True,
-    "use_clip_projector": True,
+    "level2_post_norm_block_ids": range(5, 30, 6),  # after every sixth block
 }
 _G = {
+    **_LARGEST,
     "channels": 512,
     "depths": (2, 2, 48, 4),
     "groups": (16, 32, 64, 128),
-    "dw_kernel_size": 5,
     "post_norm": True,
-    "level2_post_norm": True,
-    "level2_post_norm_block_ids": (5, 11, 17, 23, 29, 35, 41, 47),
-    "center_feature_scale": True,
-    "use_clip_projector": True,
+    "level2_post_norm_block_ids": range(5, 48, 6),
 }
 _IN1K, _IN22K, _INAT18 = 1000, 21841, 8142
 

@@ -28,7 +28,7 @@ class Release:
         task: classification, detection or segmentation.
         section: of the original model zoo.
         facts: published, column to value.
-        config: path in this repository, or empty.
+        config: paths of configurations in this repository, separated by spaces, or empty.
         checkpoint: path of the weights on the Hugging Face host, or empty.
         hugging_face: the model's repository for transformers, or empty.
         log: path of the training log on the host, or empty.
