@@ -2,31 +2,30 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
-REQUIREMENTS := requirements.txt requirements-mm.txt requirements-deploy.txt
 SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py ops_dcnv3/toolchain.py
 # Compiling CUDA kernels for every architecture takes a minute and is of no use without a GPU.
 export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
 
 .PHONY: setup demo demo-detection demo-segmentation test lint clean
 
-setup: $(STAMP)
+setup: $(VENV)/.installed-test
 
-# The package is installed in place and without build isolation: its kernels are compiled against this very torch.
-$(STAMP): $(REQUIREMENTS) pyproject.toml $(SOURCES)
+# Install the extra named by the stem, in place and without build isolation: the kernels are compiled against this very
+# torch. The extra `test` holds the others.
+$(VENV)/.installed-%: requirements.txt pyproject.toml $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet $(addprefix --requirement ,$(REQUIREMENTS))
-	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(RUN) -m pip install --quiet --requirement requirements.txt
+	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[$*]"
 	$(RUN) -m ops_dcnv3
-	touch $@
+	touch $@ $(if $(filter test,$*),$(VENV)/.installed-train $(VENV)/.installed-mm)
 
-demo: setup
+demo: $(VENV)/.installed-train
 	$(RUN) -m classification.demo
 
-demo-detection: setup
+demo-detection: $(VENV)/.installed-mm
 	$(RUN) -m detection.demo
 
-demo-segmentation: setup
+demo-segmentation: $(VENV)/.installed-mm
 	$(RUN) -m segmentation.demo
 
 test: setup

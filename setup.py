@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -62,19 +62,9 @@ class BuildLibraries(build_ext):
         super().copy_extensions_to_source()
 
 
+# Everything else about the package is in pyproject.toml.
 setup(
-    name="internimage",
-    version="0.1.0",
-    description="InternImage and its operator, deformable convolution v3, on every device",
-    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
-    long_description_content_type="text/markdown",
-    license="MIT",
-    python_requires=">=3.10",
-    packages=find_packages(include=["ops_dcnv3*", "internimage*"]),
-    package_data={"ops_dcnv3": ["csrc/*.h", "csrc/*/*"], "internimage": ["*.json", "*.json.gz", "*.tsv"]},
-    install_requires=["torch>=2.10", "timm>=1.0.20", "numpy", "safetensors", "tqdm"],
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildLibraries},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
-    zip_safe=False,
 )

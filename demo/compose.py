@@ -70,7 +70,7 @@ def photograph_path(name: str) -> Path:
     package = importlib.util.find_spec("skimage")
     path = Path(package.submodule_search_locations[0], "data", name) if package else None
     if path is None or not path.is_file():
-        raise UserError(f"scikit-image's photograph {name} is missing: pip install -r requirements-mm.txt")
+        raise UserError(f"scikit-image's photograph {name} is missing; run pip install -e '.[mm]'")
     return path
 
 

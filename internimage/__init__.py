@@ -7,6 +7,8 @@ from .flash import FlashInternImage
 from .meta_former import InternImageMetaFormer
 from .variants import create_model, list_models
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CheckpointError",
     "FlashInternImage",

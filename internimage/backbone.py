@@ -187,22 +187,21 @@ class InternImage(nn.Module):
             module.reset_parameters()
 
     def _level_features(self, x: Tensor, last: int | None = None) -> list[Tensor]:
-        """Feature maps of the levels up to `last`, `(N, H, W, C)`, each before its downsampling."""
+        """Feature maps `(N, C, H, W)` of the levels up to `last`, each before its downsampling."""
         x = self.pos_drop(self.patch_embed(x))
         features = []
         for level in self.levels[: None if last is None else last + 1]:
             feature, x = level(x)
-            features.append(feature)
+            features.append(feature.permute(0, 3, 1, 2))
         return features
 
     def _pre_head(self, features: list[Tensor]) -> Tensor:
         """What the head pools, `(N, C, H, W)`: the last level, or with attention pooling the last two joined."""
-        x = features[-1].permute(0, 3, 1, 2)
         if not self.use_clip_projector or self.features_only:
-            return x
-        x3 = self.dcnv3_head_x3(features[-2].permute(0, 3, 1, 2))
+            return features[-1]
+        x3 = self.dcnv3_head_x3(features[-2])
         # For sizes that are no multiple of 32 the shuffled map is up to one row and column larger than level 2.
-        return self.dcnv3_head_x4(x)[..., : x3.shape[-2], : x3.shape[-1]] + x3
+        return self.dcnv3_head_x4(features[-1])[..., : x3.shape[-2], : x3.shape[-1]] + x3
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Image `(N, in_chans, H, W)` to the unpooled map `(N, num_features, H', W')` that `forward_head` takes.
@@ -226,7 +225,7 @@ class InternImage(nn.Module):
         """
         if self.features_only:
             features = self._level_features(x, max(self.out_indices))
-            return tuple(features[i].permute(0, 3, 1, 2) for i in self.out_indices)
+            return tuple(features[i] for i in self.out_indices)
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -261,7 +260,7 @@ class InternImage(nn.Module):
         except IndexError:
             raise ValueError(f"indices must be levels 0 to {self.num_levels - 1}; got {list(indices)}") from None
         features = self._level_features(x, max(taken) if stop_early and intermediates_only else None)
-        maps = [features[i] if output_fmt == "NHWC" else features[i].permute(0, 3, 1, 2) for i in taken]
+        maps = [features[i].permute(0, 2, 3, 1) if output_fmt == "NHWC" else features[i] for i in taken]
         return maps if intermediates_only else (self._pre_head(features), maps)
 
     def get_classifier(self) -> nn.Module:

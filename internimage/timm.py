@@ -9,27 +9,31 @@ Weights go through `internimage.checkpoint`, downloads through `internimage.zoo`
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, load_pretrained, register_model
 from torch import Tensor, nn
 
 from .backbone import InternImage
 from .checkpoint import extract_state_dict, fit_pretrained, read_state_dict
-from .variants import VARIANTS, _model_class
-from .zoo_data import releases
+from .meta_former import InternImageMetaFormer
+from .variants import VARIANTS, model_class
+from .zoo import checkpoint_path, releases
 
 __all__: list[str] = []  # `register_model` adds the names
 
 _logger = logging.getLogger(__name__)
 
 
+_URLS = {release.name: release.url(release.checkpoint) for release in releases() if release.task == "classification"}
+
+
 def _default_cfg(name: str) -> dict:
     """What timm wants to know about a model: its weights, its input, and the layers that fine-tuning replaces."""
     size = int(name.rsplit("_", 1)[1].split("to")[-1])
-    url = next((release.url(release.checkpoint) for release in releases() if release.name == name), None)
     flash = name.startswith("flash")
     return {
-        "url": url,
+        "url": _URLS.get(name),
         "num_classes": VARIANTS[name]["num_classes"],
         "input_size": (3, size, size),
         "pool_size": (size // 32, size // 32),
@@ -57,8 +61,6 @@ def _checkpoint_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> di
 
 
 def _load(name: str, model: nn.Module, cache_dir: str | None) -> None:
-    from .zoo import checkpoint_path  # here, so that `python -m internimage.zoo` is not imported before it runs
-
     cfg = dict(model.pretrained_cfg)
     if cfg.get("source") not in ("hf-hub", "local-dir") and not cfg.get("state_dict") and not cfg.get("hf_hub_id"):
         if cfg.get("file"):
@@ -75,14 +77,12 @@ def _load(name: str, model: nn.Module, cache_dir: str | None) -> None:
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **kwargs) -> nn.Module:
         features_only = kwargs.get("features_only", False)
-        model_class = _model_class(name)
-        if features_only:
-            # Without head, and without the metadata that only heads read.
-            image_class = model_class if name.startswith("flash") else InternImage
-            model_class = lambda **options: image_class(features_only=True, **options)  # noqa: E731
+        kind = model_class(name)
+        if features_only:  # without head, and without the metadata that only heads read
+            kind = partial(InternImage if kind is InternImageMetaFormer else kind, features_only=True)
         architecture = {key: value for key, value in VARIANTS[name].items() if key != "num_classes"}
         model = build_model_with_cfg(
-            model_class,
+            kind,
             name,
             False,
             feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3)},

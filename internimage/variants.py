@@ -13,42 +13,31 @@ from .checkpoint import load_exact, load_pretrained, read_state_dict
 from .errors import UserError
 from .flash import FlashInternImage
 from .meta_former import InternImageMetaFormer
+from .zoo import checkpoint_path, local_checkpoint
 
-__all__ = ["VARIANTS", "create_model", "list_models"]
+__all__ = ["VARIANTS", "create_model", "list_models", "model_class"]
 
 _T = {"channels": 64, "depths": (4, 4, 18, 4), "groups": (4, 8, 16, 32)}
 _S = {"channels": 80, "depths": (4, 4, 21, 4), "groups": (5, 10, 20, 40), "layer_scale": 1e-5, "post_norm": True}
-_B = {"channels": 112, "depths": (4, 4, 21, 4), "groups": (7, 14, 28, 56), "layer_scale": 1e-5, "post_norm": True}
-_L = {
-    "channels": 160,
-    "depths": (5, 5, 22, 5),
-    "groups": (10, 20, 40, 80),
-    "layer_scale": 1e-5,
-    "offset_scale": 2.0,
-    "post_norm": True,
-}
+_B = {**_S, "channels": 112, "groups": (7, 14, 28, 56)}
+_L = {**_S, "channels": 160, "depths": (5, 5, 22, 5), "groups": (10, 20, 40, 80), "offset_scale": 2.0}
 _XL = {**_L, "channels": 192, "depths": (5, 5, 24, 5), "groups": (12, 24, 48, 96)}
+_LARGEST = {"dw_kernel_size": 5, "level2_post_norm": True, "center_feature_scale": True, "use_clip_projector": True}
 _H = {
+    **_LARGEST,
     "channels": 320,
     "depths": (6, 6, 32, 6),
     "groups": (10, 20, 40, 80),
-    "dw_kernel_size": 5,
     "res_post_norm": True,
-    "level2_post_norm": True,
-    "level2_post_norm_block_ids": (5, 11, 17, 23, 29),
-    "center_feature_scale": True,
-    "use_clip_projector": True,
+    "level2_post_norm_block_ids": range(5, 30, 6),  # after every sixth block
 }
 _G = {
+    **_LARGEST,
     "channels": 512,
     "depths": (2, 2, 48, 4),
     "groups": (16, 32, 64, 128),
-    "dw_kernel_size": 5,
     "post_norm": True,
-    "level2_post_norm": True,
-    "level2_post_norm_block_ids": (5, 11, 17, 23, 29, 35, 41, 47),
-    "center_feature_scale": True,
-    "use_clip_projector": True,
+    "level2_post_norm_block_ids": range(5, 48, 6),
 }
 _IN1K, _IN22K, _INAT18 = 1000, 21841, 8142
 
@@ -84,7 +73,8 @@ def list_models() -> list[str]:
     return list(VARIANTS)
 
 
-def _model_class(name: str) -> type[InternImage]:
+def model_class(name: str) -> type[InternImage]:
+    """The class of a released model."""
     if name.startswith("flash"):
         return FlashInternImage
     return InternImageMetaFormer if "inat18" in name else InternImage
@@ -95,7 +85,7 @@ def create_model(name: str, pretrained: bool | str | os.PathLike = False, **over
 
     Args:
         name: one of `list_models()`.
-        pretrained: True to download and load the released weights; a path, an address or a released name to load
+        pretrained: True to download and load the released weights; a path, a URL or a released name to load
             those; False for random weights.
         overrides: keyword arguments of `InternImage`, over those of the variant: `num_classes=37` for a new classifier,
             `features_only=True` or `out_indices=(1, 2, 3)` for feature maps, `drop_path_rate=0.1`, ...
@@ -112,10 +102,8 @@ def create_model(name: str, pretrained: bool | str | os.PathLike = False, **over
         near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "python -m internimage.zoo lists them"
         raise UserError(f"unknown model {name!r}; {hint}")
-    model = _model_class(name)(**{**VARIANTS[name], **overrides})
+    model = model_class(name)(**{**VARIANTS[name], **overrides})
     if pretrained:
-        from .zoo import checkpoint_path, local_checkpoint  # the zoo builds models itself
-
         path = checkpoint_path(name) if pretrained is True else local_checkpoint(pretrained)
         state_dict = read_state_dict(path)
         if overrides:

@@ -1,4 +1,4 @@
-"""Models for other runtimes: rewriting, writing, checking against PyTorch and timing. See docs/deploy.md."""
+"""Models for other runtimes: rewriting, writing, checking against PyTorch and timing (docs/deploy.md)."""
 
 from .cores import CORES, prepare
 from .own_model import export

@@ -1,4 +1,4 @@
-"""InternImage in OpenMMLab. Importing this package registers it; in a configuration, name it in `custom_imports`.
+"""InternImage in OpenMMLab: importing this package registers it (in a configuration, name it in `custom_imports`).
 
 It must be imported before mmdet, mmseg or any other package that imports `mmcv.ops`, unless the full mmcv is installed.
 """

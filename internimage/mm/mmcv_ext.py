@@ -216,7 +216,7 @@ def install() -> bool:
         if importlib.util.find_spec(_NAME) is not None:
             return False
     except ModuleNotFoundError as error:
-        raise UserError("mmcv is not installed; run pip install -r requirements-mm.txt") from error
+        raise UserError("mmcv is not installed; run pip install -e '.[mm]' in the repository of internimage") from error
     module = _Extension(_NAME, __doc__)
     module.__spec__ = importlib.machinery.ModuleSpec(_NAME, None)
     sys.modules[_NAME] = module

@@ -1,5 +1,7 @@
 """Learning-rate scales and weight decay of both recipes' rules, against values worked out by hand."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -10,10 +12,15 @@ from internimage.variants import create_model
 T_DEPTHS, H_DEPTHS = [4, 4, 18, 4], [6, 6, 32, 6]
 
 
-@pytest.fixture(scope="module", params=["internimage_t_1k_224", "internimage_h_22kto1k_640"])
-def variant(request):
+@functools.cache
+def built(name):
     with torch.device("meta"):
-        return request.param, create_model(request.param)
+        return create_model(name)
+
+
+@pytest.fixture(params=["internimage_t_1k_224", "internimage_h_22kto1k_640"])
+def variant(request):
+    return request.param, built(request.param)
 
 
 def by_name(groups):
@@ -32,8 +39,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(variant):
 
 
 def test_layer_decay_of_t_follows_the_hand_count():
-    with torch.device("meta"):
-        groups = with_decay(create_model("internimage_t_1k_224"))
+    groups = with_decay(built("internimage_t_1k_224"))
     # 30 blocks: k = 29 at the first, 25 at level 1's first, 21 at level 2's first, 3 at level 3's first, 0 at the last.
     expected = {
         "patch_embed.conv1.weight": 29,
@@ -59,8 +65,7 @@ def test_layer_decay_of_t_follows_the_hand_count():
 
 
 def test_layer_decay_of_h_leaves_post_norms_and_head_at_the_full_rate():
-    with torch.device("meta"):
-        groups = with_decay(create_model("internimage_h_22kto1k_640"), dcn_lr_mul=0.1)
+    groups = with_decay(built("internimage_h_22kto1k_640"), dcn_lr_mul=0.1)
     # 50 blocks; offsets and centre feature scales are slowed down by a further 0.1.
     expected = {
         "patch_embed.conv1.weight": 0.9**49,
@@ -113,8 +118,7 @@ def test_frozen_parameters_and_names_exempt_by_the_model_are_respected():
 def test_timm_schedulers_apply_the_scale_once():
     from timm.scheduler import CosineLRScheduler
 
-    with torch.device("meta"):
-        groups = param_groups(create_model("internimage_t_1k_224"), base_lr=1.0, weight_decay=0.05, layer_decay=0.5)
+    groups = param_groups(built("internimage_t_1k_224"), base_lr=1.0, weight_decay=0.05, layer_decay=0.5)
     optimizer = torch.optim.AdamW(groups)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([g["lr_scale"] for g in groups])
     CosineLRScheduler(optimizer, t_initial=10).step(0)
@@ -128,47 +132,42 @@ def scale_of(name, shape=(2, 2), *, depths, rate=0.9, **kwargs):
     ]
 
 
-@pytest.mark.parametrize(
-    ("depths", "name", "power"),
-    [
-        (T_DEPTHS, "backbone.patch_embed.conv1.weight", 31),
-        (T_DEPTHS, "backbone.levels.0.blocks.0.gamma1", 30),
-        (T_DEPTHS, "backbone.levels.0.downsample.conv.weight", 26),
-        (T_DEPTHS, "backbone.levels.1.blocks.0.mlp.fc1.weight", 26),
-        (T_DEPTHS, "backbone.levels.2.norm.0.weight", 4),
-        (T_DEPTHS, "backbone.levels.3.blocks.0.mlp.fc1.weight", 4),
-        (T_DEPTHS, "backbone.levels.3.norm.0.weight", 4),
-        (T_DEPTHS, "backbone.levels.3.blocks.3.mlp.fc1.weight", 1),
-        (T_DEPTHS, "neck.lateral_convs.0.conv.weight", 0),
-        (T_DEPTHS, "roi_head.bbox_head.fc_cls.weight", 0),
-        (H_DEPTHS, "backbone.patch_embed.conv2.weight", 51),
-        (H_DEPTHS, "backbone.levels.2.blocks.5.mlp.fc1.weight", 33),
-        (H_DEPTHS, "backbone.levels.2.post_norms.0.0.weight", 38),
-        (H_DEPTHS, "backbone.levels.2.post_norms.4.0.weight", 34),
-        (H_DEPTHS, "bbox_head.transformer.level_embeds", 51),
-        (H_DEPTHS, "level_embed", 51),
-        (H_DEPTHS, "backbone.cb_modules.1.levels.0.blocks.0.mlp.fc1.weight", 0),
-        (H_DEPTHS, "backbone.cb_modules.0.patch_embed.conv1.weight", 0),
-        (H_DEPTHS, "decode_head.query_feat.weight", 0),
-    ],
-)
-def test_mm_layer_decay_follows_the_hand_count(depths, name, power):
-    assert scale_of(name, depths=depths)[0] == pytest.approx(0.9**power)
+T_POWERS = {
+    "backbone.patch_embed.conv1.weight": 31,
+    "backbone.levels.0.blocks.0.gamma1": 30,
+    "backbone.levels.0.downsample.conv.weight": 26,
+    "backbone.levels.1.blocks.0.mlp.fc1.weight": 26,
+    "backbone.levels.2.norm.0.weight": 4,
+    "backbone.levels.3.blocks.0.mlp.fc1.weight": 4,
+    "backbone.levels.3.norm.0.weight": 4,
+    "backbone.levels.3.blocks.3.mlp.fc1.weight": 1,
+    "neck.lateral_convs.0.conv.weight": 0,
+    "roi_head.bbox_head.fc_cls.weight": 0,
+}
+H_POWERS = {
+    "backbone.patch_embed.conv2.weight": 51,
+    "backbone.levels.2.blocks.5.mlp.fc1.weight": 33,
+    "backbone.levels.2.post_norms.0.0.weight": 38,
+    "backbone.levels.2.post_norms.4.0.weight": 34,
+    "bbox_head.transformer.level_embeds": 51,
+    "level_embed": 51,
+    "backbone.cb_modules.1.levels.0.blocks.0.mlp.fc1.weight": 0,
+    "backbone.cb_modules.0.patch_embed.conv1.weight": 0,
+    "decode_head.query_feat.weight": 0,
+}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "decode_head.mask_embed.0.weight",
-        "decode_head.cls_embed.weight",
-        "decode_head.level_embed.weight",
-        "decode_head.query_embed.weight",
-        "decode_head.query_feat.weight",
-        "backbone.cb_modules.0.patch_embed.conv1.weight",
-    ],
-)
-def test_segmentation_puts_queries_and_embeddings_at_the_stem_rate(name):
-    assert scale_of(name, depths=H_DEPTHS, segmentation=True)[0] == pytest.approx(0.9**51)
+@pytest.mark.parametrize(("depths", "powers"), [(T_DEPTHS, T_POWERS), (H_DEPTHS, H_POWERS)], ids=["T", "H"])
+def test_mm_layer_decay_follows_the_hand_count(depths, powers):
+    scales = {name: scale_of(name, depths=depths)[0] for name in powers}
+    assert scales == pytest.approx({name: 0.9**power for name, power in powers.items()})
+
+
+def test_segmentation_puts_queries_and_embeddings_at_the_stem_rate():
+    embeddings = ("mask_embed.0", "cls_embed", "level_embed", "query_embed", "query_feat")
+    names = [f"decode_head.{name}.weight" for name in embeddings] + ["backbone.cb_modules.0.patch_embed.conv1.weight"]
+    scales = {name: scale_of(name, depths=H_DEPTHS, segmentation=True)[0] for name in names}
+    assert scales == pytest.approx(dict.fromkeys(names, 0.9**51))
 
 
 def test_offset_factor_counts_everywhere_in_detection_and_only_in_the_backbone_in_segmentation():
@@ -186,19 +185,16 @@ def test_small_backbone_rate_multiplies_only_scales_below_one():
     assert scale_of("neck.convs.0.conv.weight", **options)[0] == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "decays"),
-    [
-        ("backbone.levels.0.blocks.0.dcn.offset.weight", (2, 2), True),
-        ("backbone.levels.0.blocks.0.gamma1", (2,), False),
-        ("neck.convs.0.conv.bias", (2, 2), False),
-        ("encoder.layers.0.norms.0.weight", (2, 2), False),
-        ("backbone.relative_position_bias_table", (2, 2), False),
-        ("encoder.layers.0.self_attn.sampling_offsets.weight", (2, 2), False),
-    ],
-)
-def test_mm_weight_decay_leaves_out_vectors_biases_norms_and_sampling_offsets(name, shape, decays):
-    assert scale_of(name, shape, depths=T_DEPTHS)[1] is decays
+def test_mm_weight_decay_leaves_out_vectors_biases_norms_and_sampling_offsets():
+    without = {
+        "backbone.levels.0.blocks.0.gamma1": (2,),
+        "neck.convs.0.conv.bias": (2, 2),
+        "encoder.layers.0.norms.0.weight": (2, 2),
+        "backbone.relative_position_bias_table": (2, 2),
+        "encoder.layers.0.self_attn.sampling_offsets.weight": (2, 2),
+    }
+    assert scale_of("backbone.levels.0.blocks.0.dcn.offset.weight", depths=T_DEPTHS)[1]
+    assert not [name for name, shape in without.items() if scale_of(name, shape, depths=T_DEPTHS)[1]]
 
 
 def test_mm_rule_leaves_out_frozen_parameters():

@@ -44,7 +44,7 @@ def build_wheel(folder, **environment):
     """Build a wheel from a copy of the sources; return its path and what was printed."""
     source = folder / "source"
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
     for package in ("ops_dcnv3", "internimage"):
         unwanted = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.dylib")
@@ -99,7 +99,7 @@ def test_the_wheel_holds_the_library_its_sources_and_the_data_files(unpacked):
     libraries = [file.name for file in (unpacked / "ops_dcnv3").iterdir() if file.name.startswith("_cpu.")]
     assert libraries in (["_cpu.abi3.so"], ["_cpu.pyd"])
     source = unpacked.parents[1] / "source"
-    for pattern in ("ops_dcnv3/csrc/**/*.*", "internimage/*.tsv", "internimage/*.json*", "*/**/*.py"):
+    for pattern in ("ops_dcnv3/csrc/**/*.*", "internimage/**/*.tsv", "*/**/*.py"):
         for file in source.glob(pattern):
             if file.relative_to(source).parts[0] != "build":
                 assert (unpacked / file.relative_to(source)).exists(), file

@@ -1,0 +1,112 @@
+"""The rows of the model zoo (`releases.tsv`) and the local files of their weights.
+
+Rows follow the model zoos of the original projects, InternImage (60) and FlashInternImage (24), in their order.
+"""
+
+import csv
+import difflib
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from .download import fetch, hub_endpoint
+
+__all__ = ["Release", "cache_dir", "checkpoint_path", "local_checkpoint", "releases"]
+
+
+@dataclass(frozen=True)
+class Release:
+    """One row of the model zoo.
+
+    Attributes:
+        task: classification, detection or segmentation.
+        section: of the original model zoo.
+        facts: published, column to value.
+        config: paths of configurations in this repository, separated by spaces, or empty.
+        checkpoint: path of the weights on the Hugging Face host, or empty.
+        hugging_face: the model's repository for transformers, or empty.
+        log: path of the training log on the host, or empty.
+    """
+
+    task: str
+    section: str
+    facts: dict[str, str]
+    config: str
+    checkpoint: str
+    hugging_face: str
+    log: str
+
+    @property
+    def name(self) -> str:
+        """The model's name: that of its checkpoint, else of its config; empty if it has neither."""
+        stem = Path(self.checkpoint or self.config).stem
+        return stem.replace("flash_internimage", "flash_intern_image") if self.task == "classification" else stem
+
+    def url(self, path: str) -> str:
+        """URL of `checkpoint`, `hugging_face` or `log`; `HF_ENDPOINT` may name a mirror."""
+        return f"{hub_endpoint()}/{path}"
+
+
+@functools.cache
+def releases() -> tuple[Release, ...]:
+    """All released models, in the order of the original model zoos."""
+    with open(Path(__file__).with_name("releases.tsv"), encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return tuple(Release(**{**row, "facts": json.loads(row["facts"])}) for row in rows)
+
+
+def cache_dir() -> Path:
+    """The folder of released files: `$INTERNIMAGE_HOME`, else PyTorch's checkpoint cache."""
+    home = os.environ.get("INTERNIMAGE_HOME")
+    return Path(home).expanduser() if home else Path(torch.hub.get_dir(), "checkpoints")
+
+
+def checkpoint_path(name: str) -> Path:
+    """Return the local file of a released model, downloading it on first use.
+
+    Args:
+        name: of a classifier (`internimage.list_models()`), or of a detection or segmentation checkpoint
+            (`mask_rcnn_internimage_t_fpn_1x_coco`).
+
+    Raises:
+        UserError: no weights were released under this name, or the download failed.
+        CheckpointError: the cached file is damaged.
+    """
+    known = {release.name: release for release in reversed(releases()) if release.checkpoint}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "run python -m internimage.zoo for the list"
+        raise UserError(f"no weights were released under the name {name!r}; {hint}")
+    return fetch(known[name].url(known[name].checkpoint), cache_dir())
+
+
+def local_checkpoint(source: str | os.PathLike) -> Path:
+    """Return the local file of weights given as a path, a URL, or the file name of a released model.
+
+    A file that exists is taken first. Released files are recognized by their name, wherever a path or a URL points, and
+    downloaded on first use. So recipes that name `pretrained/internimage_l_22k_192to384.pth` need no manual step.
+
+    Raises:
+        UserError: no such file, or the download failed.
+        CheckpointError: the cached file is damaged.
+    """
+    source = os.fspath(source)
+    remote = source.startswith(("http://", "https://"))
+    path = Path(source).expanduser()
+    if path.exists() and not remote:
+        return path
+    names = {name: release for release in releases() for name in (release.name, Path(release.checkpoint).stem)}
+    release = names.get(path.stem) if path.suffix in ("", ".pth") else None
+    if release and release.checkpoint:
+        return checkpoint_path(release.name)
+    if remote:  # two hosts may have different files of one name
+        return fetch(source, cache_dir() / hashlib.sha256(source.encode()).hexdigest()[:16])
+    raise UserError(
+        f"no checkpoint at {source}; give a path, a URL, or a released name (python -m internimage.zoo lists them)"
+    )
