@@ -1,21 +1,197 @@
-"""What the README promises exists."""
+"""README and docs keep their promises: fenced commands run, options and files exist, links lead somewhere.
 
+Directly above a fenced block of bash or Python that the tests here do not run stands a comment: `<!-- run by: TEST -->`
+with the file of the test that does, or `<!-- not run: REASON -->`, which may end in `run by: TEST on ...`.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
-from internimage import zoo
+import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+CHINESE = ROOT / "README_zh-CN.md"
+PAGES = [README, CHINESE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("benchmarks", "classification", "demo", "detection", "docs", "internimage", "ops_dcnv3", "segmentation")
 
 
-def test_the_tables_are_those_of_the_zoo():
-    block = README.split("<!-- zoo:begin -->")[1].split("<!-- zoo:end -->")[0]
-    assert block.strip() == zoo.readme_tables(), "fill the block with: python -m internimage.zoo --markdown"
+class Block(NamedTuple):
+    """A fenced block, with the comment above it."""
+
+    page: str
+    line: int
+    comment: str
+    language: str
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
 
 
-def test_every_file_that_is_named_or_linked_exists():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    scripts = re.findall(r"(?<![\w/])((?:classification|docs|tests|benchmarks)/[\w./-]+\.\w+)", README)
-    missing = [path for path in {*links, *scripts} if not (ROOT / path).exists()]
-    assert not missing
+def blocks_of(page: Path) -> list[Block]:
+    fence = re.compile(r"(?:^[ ]*<!--([^\n]*)-->\n)?^([ ]*)```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(str(page.relative_to(ROOT)), text[: match.start()].count("\n") + 1, match[1] or "", match[3], match[4])
+        for match in fence.finditer(text)
+    ]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language in ("bash", "python")]
+RUN = [block for block in BLOCKS if not block.comment and block.page != CHINESE.name]  # CHINESE has README's blocks
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"^[ ]*```.*?^[ ]*```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_a_block_is_run_or_names_its_test_or_says_why_not(block):
+    comment = block.comment.strip()
+    assert not comment or re.match(r"(not run: \w|run by: tests/)", comment), comment
+    for test in re.findall(r"tests/[\w/.]*\w", comment):
+        assert (ROOT / test).exists(), f"{test} does not exist"
+
+
+@pytest.mark.parametrize("block", [block for block in RUN if block.language == "python"], ids=str)
+def test_python_blocks_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.code, str(block), "exec"), {})
+
+
+@pytest.mark.parametrize("block", [block for block in RUN if block.language == "bash"], ids=str)
+def test_bash_blocks_run(block):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+# Commands and their options
+
+
+def commands_of(block: Block) -> list[list[str]]:
+    """The words of each command of a bash block."""
+    lines = block.code.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def scripts_with_options() -> list[tuple[Block, str, set[str]]]:
+    """Every script of ours that a block calls, with the options it is given."""
+    found = []
+    for block in BLOCKS:
+        for words in commands_of(block) if block.language == "bash" else ():
+            if script := next((word for word in words if re.fullmatch(r"[\w/]+\.(py|sh)", word)), None):
+                given = {word.partition("=")[0] for word in words[words.index(script) :] if word.startswith("--")}
+                # The shell scripts hand their options to the Python script beside them.
+                target = re.sub(r"(dist|slurm)_(train|test)\.sh", r"\2.py", script)
+                found.append((block, target, given))
+    return [item for item in found if item[1].partition("/")[0] in FOLDERS or "/" not in item[1]]
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """The `--help` of every script that a page names, in one process, because most of the time goes into imports."""
+    scripts = sorted({script for _, script, _ in scripts_with_options() if (ROOT / script).is_file()})
+    program = """if True:
+        import contextlib, io, json, runpy, sys
+        texts = {}
+        for script in sys.argv[1:]:
+            sys.argv, text = [script, "--help"], io.StringIO()
+            with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+                runpy.run_path(script, run_name="__main__")
+            texts[script] = text.getvalue()
+        print(json.dumps(texts))
+    """
+    run = subprocess.run([sys.executable, "-c", program, *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_every_script_is_there_and_knows_the_options_it_is_given(helps):
+    wrong = []
+    for block, script, options in scripts_with_options():
+        if script in helps:
+            known = set(re.findall(r"--[\w-]+", helps[script]))
+            wrong += [f"{block}: {script} has no {option}" for option in sorted(options - known)]
+        elif "/" in script:
+            wrong.append(f"{block}: no {script}")
+    assert not wrong
+
+
+def test_modules_that_are_run_by_name_exist():
+    names = {match for block in BLOCKS for match in re.findall(r"python -m ([\w.]+)", block.code)}
+    ours = {name for name in names if name.partition(".")[0] in FOLDERS}
+    missing = []
+    for name in ours:
+        with contextlib.suppress(ModuleNotFoundError):
+            if importlib.util.find_spec(name):
+                continue
+        missing.append(name)
+    assert ours and not missing
+
+
+# Links and files
+
+
+def anchors_of(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return set(plain)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    broken = []
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_code(page)):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors_of(file)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ("migration.md", "CHANGELOG.md")], ids=str)
+def test_files_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(rf"(?<![\w/.$])((?:{'|'.join(FOLDERS)}|tests|tensorrt)/[\w/.-]*\w\.\w+)(?![\w*<])", text)
+    made = re.compile(r"tensorrt/plugin/build/|/_c(pu|uda)\.so")
+    assert not [path for path in named if not (ROOT / path).exists() and not made.search(path)]
+
+
+# README
+
+
+def test_the_readme_is_short_and_starts_with_a_command():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 160
+    assert "```bash" in lines[:30]
+
+
+def test_both_readmes_have_the_same_commands_and_tables():
+    def commands(page: Path) -> list[str]:
+        return [re.sub(r"\s*#.*", "", block.code) for block in blocks_of(page)]
+
+    assert commands(README) == commands(CHINESE)
+    tables = [re.findall(r"^\| .*https.*$", page.read_text(encoding="utf-8"), re.MULTILINE) for page in (README, CHINESE)]
+    assert tables[0] == tables[1]
+
+
+def test_every_page_is_in_the_index_and_in_the_navigation_of_the_site():
+    index, site = (ROOT / "docs/index.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    assert not [page for page in pages if f"]({page})" not in index or f": {page}" not in site]

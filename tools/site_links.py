@@ -1,0 +1,30 @@
+"""A Markdown extension for the documentation site: links to files outside `docs/` become plain text.
+
+On the repository's pages they lead to the source; the site does not contain it.
+"""
+
+from xml.etree.ElementTree import Element
+
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.treeprocessors import Treeprocessor
+
+__all__ = ["makeExtension"]
+
+
+class _OutsideLinks(Treeprocessor):
+    def run(self, root: Element) -> None:
+        for link in root.iter("a"):
+            target = link.get("href", "")
+            if target.startswith("../") and ".md" not in target:
+                link.tag = "span"
+                link.attrib.clear()
+
+
+class _SiteLinks(Extension):
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 (Markdown's name)
+        md.treeprocessors.register(_OutsideLinks(md), "outside_links", 15)  # after links are parsed, before they change
+
+
+def makeExtension(**kwargs: object) -> Extension:  # noqa: N802 (Markdown's name)
+    return _SiteLinks(**kwargs)
