@@ -1,7 +1,8 @@
 """README and docs keep their promises: fenced commands run, options and files exist, links lead somewhere.
 
-Directly above a fenced block of bash or Python that the tests here do not run stands a comment: `<!-- run by: TEST -->`
-with the file of the test that does, or `<!-- not run: REASON -->`, which may end in `run by: TEST on ...`.
+Python blocks run here, and bash blocks of commands that are quick and change nothing (`QUICK`). Directly above every other
+block stands a comment: `<!-- run by: TEST -->` with the file of the test that runs it, or `<!-- not run: REASON -->`,
+which may end in `run by: TEST on ...`.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 CHINESE = ROOT / "README_zh-CN.md"
-PAGES = [README, CHINESE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, CHINESE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+QUICK = re.compile(r"python (-m ops_dcnv3|-m internimage\.zoo|[\w/.]+ --help) *(#.*)?")
 FOLDERS = ("benchmarks", "classification", "demo", "detection", "docs", "internimage", "ops_dcnv3", "segmentation")
 
 
@@ -47,7 +49,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language in ("bash", "python")]
-RUN = [block for block in BLOCKS if not block.comment and block.page != CHINESE.name]  # CHINESE has README's blocks
+RUN = [block for block in BLOCKS if not block.comment and block.page != CHINESE.name]  # has README's
 
 
 def without_code(page: Path) -> str:
@@ -60,7 +62,10 @@ def without_code(page: Path) -> str:
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_a_block_is_run_or_names_its_test_or_says_why_not(block):
     comment = block.comment.strip()
-    assert not comment or re.match(r"(not run: \w|run by: tests/)", comment), comment
+    if comment:
+        assert re.match(r"(not run: \w|run by: tests/)", comment), comment
+    elif block.language == "bash":
+        assert all(QUICK.fullmatch(line) for line in block.code.splitlines()), "add a comment above it, or to QUICK"
     for test in re.findall(r"tests/[\w/.]*\w", comment):
         assert (ROOT / test).exists(), f"{test} does not exist"
 
@@ -73,6 +78,7 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("block", [block for block in RUN if block.language == "bash"], ids=str)
 def test_bash_blocks_run(block):
+    assert all(QUICK.fullmatch(line) for line in block.code.splitlines())
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
@@ -192,6 +198,7 @@ def test_both_readmes_have_the_same_commands_and_tables():
 
 
 def test_every_page_is_in_the_index_and_in_the_navigation_of_the_site():
-    index, site = (ROOT / "docs/index.md").read_text(), (ROOT / "mkdocs.yml").read_text()
-    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    docs = ROOT / "docs"
+    index, site = (docs / "index.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    pages = [page.relative_to(docs).as_posix() for page in docs.rglob("*.md") if page.name != "index.md"]
     assert not [page for page in pages if f"]({page})" not in index or f": {page}" not in site]
