@@ -22,9 +22,9 @@ class _OutsideLinks(Treeprocessor):
 
 
 class _SiteLinks(Extension):
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 (Markdown's name)
+    def extendMarkdown(self, md: Markdown) -> None:
         md.treeprocessors.register(_OutsideLinks(md), "outside_links", 15)  # after links are parsed, before they change
 
 
-def makeExtension(**kwargs: object) -> Extension:  # noqa: N802 (Markdown's name)
+def makeExtension(**kwargs: object) -> Extension:
     return _SiteLinks(**kwargs)
