@@ -1,6 +1,6 @@
-"""A Markdown extension for the documentation site: links to files outside `docs/` become plain text.
+"""A Markdown extension for the documentation site: links to files outside `docs/` become text that shows the path.
 
-On the repository's pages they lead to the source; the site does not contain it.
+On the repository's pages they lead to the source, which the site does not contain.
 """
 
 from xml.etree.ElementTree import Element
@@ -19,6 +19,7 @@ class _OutsideLinks(Treeprocessor):
             if target.startswith("../") and ".md" not in target:
                 link.tag = "span"
                 link.attrib.clear()
+                link.set("title", target.removeprefix("../"))
 
 
 class _SiteLinks(Extension):
