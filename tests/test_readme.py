@@ -91,16 +91,18 @@ def commands_of(block: Block) -> list[list[str]]:
 
 
 def scripts_with_options() -> list[tuple[Block, str, set[str]]]:
-    """Every script of ours that a block calls, with the options it is given."""
+    """Every script or module of ours that a block calls, with the options it is given."""
     found = []
     for block in BLOCKS:
         for words in commands_of(block) if block.language == "bash" else ():
-            if script := next((word for word in words if re.fullmatch(r"[\w/]+\.(py|sh)", word)), None):
-                given = {word.partition("=")[0] for word in words[words.index(script) :] if word.startswith("--")}
+            given = {word.partition("=")[0] for word in words if word.startswith("--")}
+            if words[:2] == ["python", "-m"] and given:
+                found.append((block, f"-m {words[2]}", given))
+            elif script := next((word for word in words if re.fullmatch(r"[\w/]+\.(py|sh)", word)), None):
                 # The shell scripts hand their options to the Python script beside them.
                 target = re.sub(r"(dist|slurm)_(train|test)\.sh", r"\2.py", script)
                 found.append((block, target, given))
-    return [item for item in found if item[1].partition("/")[0] in FOLDERS or "/" not in item[1]]
+    return [item for item in found if re.match(rf"(-m )?({'|'.join(FOLDERS)}|tensorrt)[/.]|predict_onnx", item[1])]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def outputs() -> dict[str, str]:
     In one process for all, because most of the time goes into imports.
     """
     quick = [words[1:] for block in RUN if block.language == "bash" for words in commands_of(block)]
-    scripts = sorted({script for _, script, _ in scripts_with_options() if (ROOT / script).is_file()})
+    scripts = sorted({script for _, script, _ in scripts_with_options()})
     program = """if True:
         import contextlib, io, json, runpy, sys, traceback
         texts = {}
@@ -127,7 +129,7 @@ def outputs() -> dict[str, str]:
             texts[" ".join(words)] = text.getvalue()
         print(json.dumps(texts))
     """
-    commands = json.dumps(quick + [[script, "--help"] for script in scripts])
+    commands = json.dumps(quick + [[*script.split(), "--help"] for script in scripts])
     run = subprocess.run([sys.executable, "-c", program, commands], cwd=ROOT, capture_output=True, text=True)
     print(run.stderr, file=sys.stderr)
     return json.loads(run.stdout.splitlines()[-1])
@@ -136,10 +138,10 @@ def outputs() -> dict[str, str]:
 def test_every_script_is_there_and_knows_the_options_it_is_given(outputs):
     wrong = []
     for block, script, options in scripts_with_options():
-        if help := outputs.get(f"{script} --help"):
+        if help := outputs[f"{script} --help"]:
             known = set(re.findall(r"--[\w-]+", help))
             wrong += [f"{block}: {script} has no {option}" for option in sorted(options - known)]
-        elif "/" in script:
+        else:
             wrong.append(f"{block}: {script} is not there, or fails")
     assert not wrong
 
