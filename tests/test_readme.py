@@ -141,7 +141,7 @@ def test_every_script_is_there_and_knows_the_options_it_is_given(outputs):
             wrong += [f"{block}: {script} has no {option}" for option in sorted(options - known)]
         else:
             wrong.append(f"{block}: {script} is not there, or fails")
-    assert not wrong
+    assert not wrong, "\n".join(wrong)
 
 
 def test_modules_that_are_run_by_name_exist():
