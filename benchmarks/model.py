@@ -3,7 +3,7 @@
     python benchmarks/model.py --models t s b --batch 1 8 --train-batch 2 --repeats 5 --png model.png
 
 Every repeat times each model once, in turn, so that a busy machine slows all of them alike; reported are medians, and
-ratios of medians to ConvNeXt. CPU time is that of all threads of the process. Results: docs/performance_model.md.
+ratios of medians to ConvNeXt. CPU time is that of all threads of the process. Results: docs/performance.md.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Rewriting a trained model for inference: fewer and larger steps, the same result.
 
-What is done, and what each step brings, is measured in docs/performance_model.md.
+What is done, and what each step brings, is measured in docs/performance.md.
 """
 
 import copy
