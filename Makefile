@@ -6,7 +6,7 @@ SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py ops_
 # Compiling CUDA kernels for every architecture takes a minute and is of no use without a GPU.
 export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
 
-.PHONY: setup demo demo-detection demo-segmentation test lint clean
+.PHONY: setup demo demo-detection demo-segmentation test lint docs faults clean
 
 setup: $(VENV)/.installed-test
 
@@ -35,6 +35,10 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# The documentation as a site, in site/.
+docs: setup
+	PYTHONPATH=. $(RUN) -m zensical build --clean --strict
+
 clean:
-	rm -rf build dist *.egg-info output data/fashion_mnist data/composites .pytest_cache .ruff_cache
+	rm -rf site .cache build dist *.egg-info output data/fashion_mnist data/composites .pytest_cache .ruff_cache
 	find ops_dcnv3 -name '*.so' -delete
