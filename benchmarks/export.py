@@ -20,7 +20,7 @@ import torch
 import internimage
 from internimage.errors import exit_on_user_error
 from internimage.export.checks import Time, interleaved_times
-from internimage.export.exportable import Exportable, Logits, spread_sampling_points
+from internimage.export.spec import Exportable, Logits, spread_sampling_points
 from internimage.export.formats import FORMATS, Format, find_format
 
 __all__ = ["main"]

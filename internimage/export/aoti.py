@@ -25,8 +25,8 @@ from internimage.errors import UserError
 from ops_dcnv3 import backends
 
 from .cores import prepare
-from .exportable import Exportable
 from .progress import phase, quiet_logs
+from .spec import Exportable
 
 __all__ = ["load", "write"]
 
@@ -35,7 +35,7 @@ _MOST_IMAGES = 4096  # the compiler wants a bound
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "gather", half: bool = False) -> None:
-    """Write `path`, for the first sample's size and, if `exportable.dynamic`, any batch; minutes for a large model.
+    """Write `path`, for the size of `exportable.images`, and any batch if `exportable.dynamic`; takes minutes.
 
     Raises:
         UserError: no C++ compiler, or float16.
@@ -46,7 +46,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "gather", half: boo
         get_cpp_compiler()
     except InvalidCxxCompiler:
         raise UserError("--format aoti needs a C++ compiler: install g++ (apt install g++), or set CXX") from None
-    images = exportable.samples[0]
+    images = exportable.images
     shape, dynamic_shapes = list(images.shape), None
     if exportable.dynamic:
         shape[0], dynamic_shapes = None, ({0: Dim("batch", max=_MOST_IMAGES)},)

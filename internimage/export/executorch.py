@@ -19,14 +19,14 @@ from executorch.runtime import Runtime as ExecuTorch
 from internimage.errors import UserError
 
 from .cores import prepare
-from .exportable import Exportable
 from .progress import phase, quiet_logs
+from .spec import Exportable
 
 __all__ = ["load", "write"]
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:
-    """Write `path` for the shape of the first sample.
+    """Write `path` for the shape of `exportable.images`.
 
     Raises:
         UserError: sizes that are to stay free, float16, or a model that cannot be lowered.
@@ -35,7 +35,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
         raise UserError("--format executorch is float32 only: ExecuTorch's XNNPACK computes these layers in float32")
     if exportable.dynamic:
         raise UserError("--format executorch holds one shape: add --static, and --batch and --size if need be")
-    images = exportable.samples[0]
+    images = exportable.images
     silence = contextlib.redirect_stdout(io.StringIO())
     with phase("Lowering to ExecuTorch"), warnings.catch_warnings(), quiet_logs(), silence:
         warnings.simplefilter("ignore")

@@ -16,8 +16,8 @@ from openvino.frontend.onnx import ConversionExtension
 from internimage.errors import UserError
 
 from . import onnx as onnx_format
-from .exportable import Exportable
 from .progress import phase
+from .spec import Exportable
 
 __all__ = ["load", "write"]
 

@@ -1,6 +1,7 @@
 """Exporting a model of one's own: any module of images that has DCNv3 or DCNv4 layers, or whole backbones, inside."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,9 +9,9 @@ from torch import Tensor, nn
 
 from internimage.errors import UserError
 
-from .checks import Parity, check_parity, limits, require_parity
-from .exportable import Exportable
 from .formats import find_format
+from .parity import Parity, check_parity, default_tolerance, require_parity
+from .spec import Check, Exportable
 
 __all__ = ["export"]
 
@@ -92,14 +93,15 @@ def export(
         raise UserError("images must be a tensor (N, C, H, W), or several of them in a list")
     with _evaluating(model):
         wrapped = _NamedOutputs(model)
-        exportable = Exportable(wrapped, (), tuple(samples[0].shape[2:]), metadata or {}, samples, dynamic=dynamic)
+        exportable = Exportable(wrapped, samples[0], (), metadata or {}, dynamic)
         count = len(exportable.reference(samples[0]))
         names = tuple(output_names or wrapped.names or (f"output{index}" for index in range(count)))
         if len(names) != count:
             raise UserError(f"output_names has {len(names)} names, but the model has {count} outputs")
         exportable.output_names = names
         form.write(exportable, path, core=core, half=half)
-        tolerance, limit = limits(tolerance, half=half)
-        rows = check_parity(exportable, form.load(path, threads=threads), limit)
-        require_parity(rows, path, tolerance)
+        # A given tolerance is taken strictly, without regard to the model's own jumps.
+        limit = math.inf if tolerance else default_tolerance(half)
+        rows = check_parity(exportable, Check(samples), form.load(path, threads=threads), limit)
+        require_parity(rows, path, tolerance or limit)
         return rows
