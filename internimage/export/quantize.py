@@ -131,7 +131,8 @@ def write_int8(
     Raises:
         UserError: as `quantize_onnx`.
     """
-    images = [item.numpy() for item in calibration]
+    batch = 1 if exportable.dynamic else len(exportable.images)
+    images = [item.repeat(batch, 1, 1, 1).numpy() for item in calibration]
     if path.suffix == ".onnx":
         return quantize_onnx(source, images, path, symmetric=symmetric)
     from .openvino import convert  # openvino is an optional package
