@@ -27,10 +27,11 @@ class Mistake(Exception):
     """Bad input, in one line."""
 
 
-# From files to pictures, by the rules of internimage/images.py, which says why
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
-_MAX_ASPECT_RATIO = 100
-_16_BIT_IN_I = ("PNG", "PPM")
+
+# From files to pictures, by the rules of internimage/images.py, which says why
 
 
 def read_picture(path: str | Path) -> Image.Image:
@@ -41,12 +42,10 @@ def read_picture(path: str | Path) -> Image.Image:
     """
     with Image.open(path) as image:
         shorter, longer = sorted(image.size)
-        if longer > _MAX_ASPECT_RATIO * shorter:
-            raise ValueError(
-                f"it has {image.width} x {image.height} pixels, but the longer side may be at most "
-                f"{_MAX_ASPECT_RATIO} times the shorter; crop it"
-            )
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _16_BIT_IN_I):
+        if longer > 100 * shorter:
+            shape = f"{image.width} x {image.height} pixels"
+            raise ValueError(f"it has {shape}, but the longer side may be at most 100 times the shorter; crop it")
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
             rgb = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
         elif image.mode in ("I", "F"):
             raise ValueError(f"its pixels have 32 bits (Pillow's mode {image.mode}); convert it to 8 or 16 bits")
@@ -69,10 +68,6 @@ def open_picture(path: str | Path) -> Image.Image:
         return read_picture(path)
     except Exception as error:
         raise Mistake(f"{path} is not a readable image: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return f"{str(error) or type(error).__name__}".strip().splitlines()[0]
 
 
 # From pictures to tensors
@@ -107,40 +102,36 @@ def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Im
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
-def _placed(image: Image.Image, meta: dict, fixed: tuple[int, int] | None) -> tuple[Image.Image, tuple[int, int]]:
-    """The resized picture, and the height and width of the network's input, of which it is the upper left part."""
-    rule, interpolation = meta["resize"], meta["interpolation"]
-    if rule == "stretch":
-        height, width = fixed or meta["size"]
-        return _resize(image, (width, height), interpolation), (height, width)
-    if rule == "shorter side, centre crop":
-        height, width = fixed or meta["size"]
-        scale = max(width / image.width, height / image.height)
-        size = max(width, int(image.width * scale + 1e-6)), max(height, int(image.height * scale + 1e-6))
-        left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-        return _resize(image, size, interpolation).crop((left, top, left + width, top + height)), (height, width)
-    # "keep ratio" or "keep size", then "pad to multiple" or "stretch to multiple"
-    size = image.size
-    if "keep ratio" in rule:  # into a frame of two sides, turned as the picture is
-        scale = min(max(meta["scale"]) / max(size), min(meta["scale"]) / min(size))
-        size = int(image.width * scale + 0.5), int(image.height * scale + 0.5)
-    multiple = meta["multiple"]
-    target = fixed or tuple(-(-length // multiple) * multiple for length in reversed(size))
-    if "pad" not in rule:
-        image = image if fixed else _resize(image, size, interpolation)
-        return _resize(image, target[::-1], interpolation), target
-    if fixed and (size[0] > fixed[1] or size[1] > fixed[0]):
-        scale = min(fixed[1] / image.width, fixed[0] / image.height)
-        size = tuple(max(1, int(length * scale)) for length in image.size)
-    return _resize(image, size, interpolation), target
-
-
 def prepare(image: Image.Image, meta: dict, fixed: tuple[int, int] | None = None) -> Prepared:
     """Resize, normalise and pad a picture as the metadata say; `fixed` is the height and width of a static model."""
-    image, (height, width) = _placed(image.convert("RGB"), meta, fixed)
+    rule, interpolation, image = meta["resize"], meta["interpolation"], image.convert("RGB")
+    size = image.size
+    if rule in ("stretch", "shorter side, centre crop"):
+        height, width = fixed or meta["size"]
+        scale = max(width / size[0], height / size[1]) if rule != "stretch" else 0
+        size = max(width, int(size[0] * scale + 1e-6)), max(height, int(size[1] * scale + 1e-6))
+        image = _resize(image, size, interpolation)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    elif rule.startswith("keep"):  # "keep ratio" or "keep size", then "pad to multiple" or "stretch to multiple"
+        if "ratio" in rule:  # into a frame of two sides, turned as the picture is
+            scale = min(max(meta["scale"]) / max(size), min(meta["scale"]) / min(size))
+            size = int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+        height, width = fixed or (-(-length // meta["multiple"]) * meta["multiple"] for length in reversed(size))
+        if "stretch" in rule:
+            image = image if fixed else _resize(image, size, interpolation)
+            size = width, height
+        elif size[0] > width or size[1] > height:
+            scale = min(width / image.width, height / image.height)
+            size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
+        image = _resize(image, size, interpolation)
+    else:
+        raise ValueError(f"its rule for resizing, {rule!r}, is unknown")
     pixels = np.asarray(image, dtype=np.float32)
     pixels = pixels[..., ::-1] if meta.get("channels") == "BGR" else pixels
     mean, std = (np.float32(meta[name]) * np.float32(255) for name in ("mean", "std"))
+    if not (std > 0).all():
+        raise ValueError(f"its std {meta['std']} is not positive")
     pixels = ((pixels - mean) / std).transpose(2, 0, 1)
     pixels = np.pad(pixels, ((0, 0), (0, height - image.height), (0, width - image.width)))
     return Prepared(np.ascontiguousarray(pixels[None]), image.size)
@@ -150,8 +141,10 @@ class Model:
     """An exported model and its metadata. Raises `ValueError` if it is none of this project."""
 
     def __init__(self, path: str | Path) -> None:
-        import onnxruntime  # an export to another format needs `prepare` alone
-
+        try:
+            import onnxruntime  # here, since an export to another format needs `prepare` alone
+        except ImportError:
+            raise Mistake("onnxruntime is not installed; pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -205,6 +198,8 @@ class Model:
 
 # From tensors to results
 
+_LABEL = {"fill": "white", "stroke_width": 2, "stroke_fill": "black"}  # to be read on any picture
+
 
 def paste_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndarray:
     """Probabilities `(height, width)` of a mask `(h, w)` that covers `box` (x1, y1, x2, y2); zero outside."""
@@ -223,11 +218,6 @@ def _tint(image: Image.Image, where: np.ndarray, color: tuple[int, int, int]) ->
     return Image.fromarray(pixels)
 
 
-def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, color: tuple[int, int, int]) -> None:
-    draw.rectangle(draw.textbbox(place, text), fill=color)
-    draw.text(place, text, fill=(0, 0, 0) if sum(color) > 380 else (255, 255, 255))
-
-
 def classify(model: Model, image: Image.Image, threshold: float) -> Image.Image:
     """Print the five likeliest classes; return the picture with the first one's name."""
     logits = model(image)[0]["logits"].astype(np.float64)
@@ -237,7 +227,7 @@ def classify(model: Model, image: Image.Image, threshold: float) -> Image.Image:
     for label in order:
         print(f"{scores[label]:7.2%}  {model.name(label)}")
     if order:
-        _write(ImageDraw.Draw(image), (4, 4), f"{model.name(order[0])} {scores[order[0]]:.0%}", (255, 255, 255))
+        ImageDraw.Draw(image).text((4, 4), f"{model.name(order[0])} {scores[order[0]]:.0%}", **_LABEL)
     return image
 
 
@@ -256,8 +246,8 @@ def detect(model: Model, image: Image.Image, threshold: float) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for i in found:
         draw.rectangle(list(boxes[i]), outline=model.color(labels[i]), width=max(1, max(image.size) // 400))
-        place = boxes[i][0], max(0, boxes[i][1] - 11)
-        _write(draw, place, f"{model.name(labels[i])} {scores[i]:.0%}", model.color(labels[i]))
+        place = boxes[i][0] + 2, max(0, boxes[i][1] - 12)
+        draw.text(place, f"{model.name(labels[i])} {scores[i]:.0%}", **_LABEL)
     return image
 
 
@@ -287,6 +277,8 @@ def show(load: Callable[[], Model], path: str, image: str, out: Path | None, thr
         model = load()
         threshold = float(model.meta.get("threshold", 0)) if threshold is None else threshold
         picture = _TASKS[model.meta["task"]](model, picture, threshold)
+    except Mistake:
+        raise
     except Exception as error:
         raise Mistake(f"{path} cannot be used: {_reason(error)}; export the model again") from error
     if out:

@@ -20,8 +20,8 @@ import torch
 import internimage
 from internimage.errors import exit_on_user_error
 from internimage.export.checks import Time, interleaved_times
-from internimage.export.spec import Exportable, Logits, spread_sampling_points
 from internimage.export.formats import FORMATS, Format, find_format
+from internimage.export.spec import Exportable, Logits, spread_sampling_points
 
 __all__ = ["main"]
 

@@ -19,6 +19,7 @@ from executorch.runtime import Runtime as ExecuTorch
 from internimage.errors import UserError
 
 from .cores import prepare
+from .formats import Runtime
 from .progress import phase, quiet_logs
 from .spec import Exportable
 
@@ -46,23 +47,23 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
         lowered.write_to_file(file)
 
 
-class load:
-    """A file in ExecuTorch's runtime for Python; the number of threads is the process's; see `formats.Runtime`.
+def load(path: Path, *, threads: int = 1) -> Runtime:
+    """A file in ExecuTorch's runtime for Python; the number of threads is the process's.
 
     Raises:
-        UserError: a file that cannot be read, or images of another shape than the file's.
+        UserError: a file that cannot be read; when it is run, images of another shape than the file's.
     """
+    portable_lib._unsafe_reset_threadpool(threads)  # there is no public call
+    try:
+        program = ExecuTorch.get().load_program(path)
+        method = program.load_method("forward")
+    except RuntimeError as error:
+        raise UserError(f"ExecuTorch cannot read {path}: {str(error).splitlines()[0]}") from None
+    shape = tuple(method.metadata.input_tensor_meta(0).sizes())
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        portable_lib._unsafe_reset_threadpool(threads)  # there is no public call
-        try:
-            self.program = ExecuTorch.get().load_program(path)
-            self.method = self.program.load_method("forward")
-        except RuntimeError as error:
-            raise UserError(f"ExecuTorch cannot read {path}: {str(error).splitlines()[0]}") from None
-        self.shape = tuple(self.method.metadata.input_tensor_meta(0).sizes())
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        if images.shape != shape:
+            raise UserError(f"this ExecuTorch file takes images {shape}; got {images.shape}: export that shape")
+        return [output.numpy() for output in method.execute([torch.from_numpy(images)])]
 
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        if images.shape != self.shape:
-            raise UserError(f"this ExecuTorch file takes images {self.shape}; got {images.shape}: export that shape")
-        return [output.numpy() for output in self.method.execute([torch.from_numpy(images)])]
+    return run

@@ -24,6 +24,7 @@ from internimage.errors import UserError
 from ops_dcnv3.reference import Geometry
 
 from .cores import prepare
+from .formats import Runtime
 from .progress import phase, quiet_logs
 from .sampling import DOMAIN
 from .spec import Exportable
@@ -135,30 +136,22 @@ class DCNv3(OpRun):
         return (torch.ops.ops_dcnv3.forward(*map(torch.from_numpy, arrays), *geometry).numpy(),)
 
 
-class load:
+def load(path: Path, *, threads: int = 1) -> Runtime:
     """A file in ONNX Runtime's CPU provider, or, if it has nodes of `--core custom`, in ONNX's slow reference.
 
-    See `formats.Runtime`.
-
     Raises:
-        UserError: ONNX Runtime cannot read or run the file.
+        UserError: ONNX Runtime cannot read the file.
     """
-
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            proto = onnx.load(path, load_external_data=False)
-            if any(node.domain == DOMAIN for node in proto.graph.node):
-                self.session = ReferenceEvaluator(str(path), new_ops=[DCNv3])
-            else:
-                providers = ["CPUExecutionProvider"]
-                self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime has no common base class of its errors
-            raise UserError(f"ONNX Runtime cannot read {path}: {str(error).splitlines()[0]}") from None
-        self.input_name = proto.graph.input[0].name
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        return self.session.run(None, {self.input_name: images})
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+        if any(node.domain == DOMAIN for node in graph.node):
+            session = ReferenceEvaluator(str(path), new_ops=[DCNv3])
+        else:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common base class of its errors
+        raise UserError(f"ONNX Runtime cannot read {path}: {str(error).splitlines()[0]}") from None
+    return lambda images: session.run(None, {graph.input[0].name: images})

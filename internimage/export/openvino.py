@@ -16,6 +16,7 @@ from openvino.frontend.onnx import ConversionExtension
 from internimage.errors import UserError
 
 from . import onnx as onnx_format
+from .formats import Runtime
 from .progress import phase
 from .spec import Exportable
 
@@ -83,27 +84,27 @@ def _first_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-class load:
-    """A file on OpenVINO's CPU device, in float32; see `formats.Runtime`.
+def load(path: Path, *, threads: int = 1) -> Runtime:
+    """A file on OpenVINO's CPU device, in float32.
 
     A file of free sizes runs faster with the size fixed when it is loaded: `core.read_model`, `model.reshape`.
 
     Raises:
         UserError: OpenVINO cannot read the file.
     """
+    config = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        model = openvino.Core().compile_model(path, "CPU", config)
+    except RuntimeError as error:
+        raise UserError(f"OpenVINO cannot read {path}: {_first_line(error)}") from None
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        config = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,
-        }
-        try:
-            self.model = openvino.Core().compile_model(path, "CPU", config)
-        except RuntimeError as error:
-            raise UserError(f"OpenVINO cannot read {path}: {_first_line(error)}") from None
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        results = model(images)
+        return [results[output] for output in model.outputs]
 
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        results = self.model(images)
-        return [results[output] for output in self.model.outputs]
+    return run

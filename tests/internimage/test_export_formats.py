@@ -50,7 +50,7 @@ def test_aoti_with_our_kernels_takes_any_batch_of_its_size_and_loads_them_in_a_n
     find_format("aoti").write(item, path, core="custom", half=False)
     assert worst_error(item, "aoti", path, (1, 3, 32, 32), (3, 3, 32, 32)) < 1e-4
     runtime = find_format("aoti").load(path, threads=1)
-    assert runtime.model.get_metadata()["mean"] == "[0.5]"
+    assert torch._inductor.aoti_load_package(str(path)).get_metadata()["mean"] == "[0.5]"
     with pytest.raises(UserError, match="images N x 3 x 32 x 32"):
         runtime(torch.zeros(1, 3, 32, 31).numpy())
     code = (

@@ -15,9 +15,7 @@ __all__ = ["export"]
 
 
 @exit_on_user_error
-def export(
-    description: str, parts: Callable[..., Parts], prepare: Prepare, argv: Sequence[str] | None = None
-) -> None:
+def export(description: str, parts: Callable[..., Parts], prepare: Prepare, argv: Sequence[str] | None = None) -> None:
     """Read the options, build the model, and write it.
 
     Args:
