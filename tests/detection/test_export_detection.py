@@ -278,7 +278,7 @@ def test_nan_is_not_close():
 def exported(tmp_path_factory):
     """The demo's detector, much smaller and with random weights, written by the script."""
     path = tmp_path_factory.mktemp("export") / "detector.onnx"
-    options = ["backbone.channels=16", "backbone.depths=[1,1,1,1]", "backbone.groups=[1,2,4,8]"]
+    options = ["backbone.channels=16", "backbone.depths=[1,1]", "backbone.groups=[1,2]"]
     # Two levels of the backbone and of the pyramid.
     options += ["backbone.out_indices=[0,1]", "neck.in_channels=[16,32]", "neck.num_outs=2"]
     options += ["rpn_head.anchor_generator.strides=[4,8]"]

@@ -96,10 +96,10 @@ def test_the_words_for_a_released_pipeline():
 def exported(tmp_path_factory):
     """The demo's segmentor, much smaller and with random weights, written by the script."""
     path = tmp_path_factory.mktemp("export") / "segmentor.onnx"
-    options = ["backbone.channels=16", "backbone.depths=[1,1,1,1]", "backbone.groups=[1,2,4,8]"]
+    options = ["backbone.channels=16", "backbone.depths=[1,1]", "backbone.groups=[1,2]"]
     # Two levels of the backbone.
     options += ["backbone.out_indices=[0,1]", "decode_head.in_index=[0,1]", "decode_head.in_channels=[16,32]"]
-    options += ["auxiliary_head.in_index=1", "auxiliary_head.in_channels=32"]
+    options += ["auxiliary_head.in_index=1", "auxiliary_head.in_channels=32", "decode_head.pool_scales=[1,2]"]
     options = [f"model.{option}" for option in options]
     main([DEMO, "--output", str(path), "--repeats", "0", "--cfg-options", *options])
     return path
