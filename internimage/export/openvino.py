@@ -48,8 +48,8 @@ def convert(source: Path, path: Path, *, half: bool = False) -> None:
         model = core.read_model(source)
     except RuntimeError as error:
         raise UserError(f"OpenVINO cannot read {source}: {_first_line(error)}") from None
-    for key, value in _metadata(source).items():
-        model.set_rt_info(value, ["internimage", key])
+    for item in onnx.load(source, load_external_data=False).metadata_props:
+        model.set_rt_info(item.value, ["internimage", item.key])
     openvino.save_model(model, path, compress_to_fp16=half)
 
 
@@ -72,11 +72,6 @@ def _deform_conv(node: NodeContext) -> list:
     )
     shape = opset8.constant([1, -1, 1, 1], dtype=np.int64)
     return [opset8.add(result, opset8.reshape(bias, shape, special_zero=False)).output(0)]
-
-
-def _metadata(source: Path) -> dict[str, str]:
-    proto = onnx.load(source, load_external_data=False)
-    return {item.key: item.value for item in proto.metadata_props}
 
 
 def _first_line(error: Exception) -> str:

@@ -37,9 +37,9 @@ def test_openvino_agrees_at_three_sizes_and_keeps_metadata_and_halves_weights(sm
     assert openvino.Core().read_model(tmp_path / "full.xml").get_rt_info(["internimage", "mean"]).value == "[0.5]"
 
 
-@pytest.mark.parametrize("remove_center", [False, True])
-def test_openvino_reads_deform_conv(small, tmp_path: Path, remove_center: bool):
-    item = small(2, 3, 32, 32, **ONE_BLOCK, remove_center=remove_center)
+def test_openvino_reads_deform_conv(small, tmp_path: Path):
+    pytest.importorskip("openvino")
+    item = small(2, 3, 32, 32, **ONE_BLOCK, remove_center=True)
     find_format("openvino").write(item, tmp_path / "model.xml", core="deform_conv", half=False)
     assert worst_error(item, "openvino", tmp_path / "model.xml") < 1e-4
 
