@@ -57,6 +57,7 @@ def build(
     model = _read(onnx_path)
     load_plugins(trt, plugins)
     log = logger(trt)
+    log.messages.clear()
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)

@@ -128,11 +128,15 @@ class Engine:
         for file in (path, description_path(path)):
             if not file.is_file():
                 raise UserError(f"{file} does not exist; build the engine with tensorrt/build.py")
-        self.about = json.loads(description_path(path).read_text())
+        try:
+            self.about = json.loads(description_path(path).read_text())
+        except ValueError:
+            raise UserError(f"{description_path(path)} is damaged; build the engine again") from None
         trt = library(self.about["library"])
         require_gpu("running an engine")
         load_plugins(trt, plugins)
         self.log = logger(trt)
+        self.log.messages.clear()
         self.runtime = trt.Runtime(self.log)
         self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         self.context = self.engine and self.engine.create_execution_context()

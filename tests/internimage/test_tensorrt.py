@@ -176,6 +176,9 @@ def test_engines_of_another_library_or_content_are_refused(use, model, tmp_path)
     path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="11.4.0.106 cannot run .*built by tensorrt 10.16.* on fake GPU: .*magic tag"):
         load(path)
+    description_path(path).write_text('{"library"')
+    with pytest.raises(UserError, match="e.engine.json is damaged; build the engine again"):
+        load(path)
     description_path(path).unlink()
     with pytest.raises(UserError, match="e.engine.json does not exist; build the engine"):
         load(path)
