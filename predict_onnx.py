@@ -11,43 +11,41 @@ import argparse
 import colorsys
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnxruntime
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 
-__all__ = ["Model", "Prepared", "paste_mask", "prepare", "read_picture"]
+__all__ = ["Mistake", "Model", "Prepared", "paste_mask", "prepare", "read_picture", "show"]
+
+_MOST_PIXELS = 2**26  # of the network's input: damaged metadata may ask for any size
 
 
-class Prepared(NamedTuple):
-    """What a network takes: `images` `(1, 3, H, W)`, and the picture's width and height in it, without padding."""
+class Mistake(Exception):
+    """Bad input, in one line."""
 
-    images: np.ndarray
-    size: tuple[int, int]
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # From files to pictures, by the rules of internimage/images.py, which says why
-
-_MAX_ASPECT_RATIO = 100
-_16_BIT_IN_I = ("PNG", "PPM")
 
 
 def read_picture(path: str | Path) -> Image.Image:
     """An image file as RGB of 8 bits, turned upright by its EXIF orientation; 16-bit grey is divided by 257.
 
     Raises:
-        ValueError: pixels of 32 bits, or an aspect ratio over 100. Damaged files raise what Pillow likes.
+        ValueError: pixels of 32 bits, or an aspect ratio over 100. Damaged files raise any of Pillow's exceptions.
     """
     with Image.open(path) as image:
         shorter, longer = sorted(image.size)
-        if longer > _MAX_ASPECT_RATIO * shorter:
-            raise ValueError(
-                f"it has {image.width} x {image.height} pixels, but the longer side may be at most "
-                f"{_MAX_ASPECT_RATIO} times the shorter; crop it"
-            )
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _16_BIT_IN_I):
+        if longer > 100 * shorter:
+            shape = f"{image.width} x {image.height} pixels"
+            raise ValueError(f"it has {shape}, but the longer side may be at most 100 times the shorter; crop it")
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
             rgb = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
         elif image.mode in ("I", "F"):
             raise ValueError(f"its pixels have 32 bits (Pillow's mode {image.mode}); convert it to 8 or 16 bits")
@@ -64,7 +62,22 @@ def read_picture(path: str | Path) -> Image.Image:
     return rgb
 
 
+def open_picture(path: str | Path) -> Image.Image:
+    """`read_picture`, whose errors are one line that names the file."""
+    try:
+        return read_picture(path)
+    except Exception as error:
+        raise Mistake(f"{path} is not a readable image: {_reason(error)}") from error
+
+
 # From pictures to tensors
+
+
+class Prepared(NamedTuple):
+    """What a network takes: `images` `(1, 3, H, W)`, and the picture's width and height in it, without padding."""
+
+    images: np.ndarray
+    size: tuple[int, int]
 
 
 def _between(pixels: np.ndarray, length: int) -> np.ndarray:
@@ -78,94 +91,97 @@ def _between(pixels: np.ndarray, length: int) -> np.ndarray:
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
     """Resize to (width, height). OpenCV, which mmdet and mmseg use, takes no mean where it makes an image smaller."""
+    if size[0] * size[1] > _MOST_PIXELS:
+        raise ValueError(f"it asks for images of {size[0]} x {size[1]} pixels")
     if image.size == size:
         return image
-    if interpolation == "opencv bilinear":
-        rows = _between(np.asarray(image, dtype=np.float32), size[1])
-        pixels = _between(rows.transpose(1, 0, 2), size[0]).transpose(1, 0, 2)
-        return Image.fromarray(np.rint(pixels).astype(np.uint8))
-    return image.resize(size, getattr(Image.Resampling, interpolation.upper(), Image.Resampling.BICUBIC))
-
-
-def _crop_centre(image: Image.Image, height: int, width: int, interpolation: str) -> Image.Image:
-    """Scale until the picture covers `height` x `width`, and cut out the middle."""
-    scale = max(width / image.width, height / image.height)
-    size = max(width, int(image.width * scale + 1e-6)), max(height, int(image.height * scale + 1e-6))
-    image = _resize(image, size, interpolation)
-    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-    return image.crop((left, top, left + width, top + height))
-
-
-def _fitting_size(image: Image.Image, *frame: float) -> tuple[int, int]:
-    """Width and height of the picture scaled into a frame of two sides, turned as the picture is."""
-    scale = min(max(frame) / max(image.size), min(frame) / min(image.size))
-    return int(image.width * scale + 0.5), int(image.height * scale + 0.5)
+    if interpolation != "opencv bilinear":
+        return image.resize(size, Image.Resampling[interpolation.upper()])
+    rows = _between(np.asarray(image, dtype=np.float32), size[1])
+    pixels = _between(rows.transpose(1, 0, 2), size[0]).transpose(1, 0, 2)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
 def prepare(image: Image.Image, meta: dict, fixed: tuple[int, int] | None = None) -> Prepared:
     """Resize, normalise and pad a picture as the metadata say; `fixed` is the height and width of a static model."""
-    rule, multiple = meta["resize"], meta.get("multiple", 1)
-    interpolation = meta["interpolation"]
-    image = image.convert("RGB")
-    padded = None
-    if rule == "shorter side, centre crop":
-        image = _crop_centre(image, *(fixed or meta["size"]), interpolation)
-    elif rule == "stretch":
+    rule, interpolation, image = meta["resize"], meta["interpolation"], image.convert("RGB")
+    size = image.size
+    if rule in ("stretch", "shorter side, centre crop"):
         height, width = fixed or meta["size"]
-        image = _resize(image, (width, height), interpolation)
-    else:  # "keep ratio" or "keep size", then "pad to multiple" or "stretch to multiple"
-        size = _fitting_size(image, *meta["scale"]) if "keep ratio" in rule else image.size
-        target = fixed or tuple(-(-length // multiple) * multiple for length in reversed(size))
-        if "pad" in rule:
-            if fixed and (size[0] > fixed[1] or size[1] > fixed[0]):
-                scale = min(fixed[1] / image.width, fixed[0] / image.height)
-                size = tuple(max(1, int(length * scale)) for length in image.size)
-            padded = target
-            image = _resize(image, size, interpolation)
-        else:
-            if not fixed:
-                image = _resize(image, size, interpolation)
-            image = _resize(image, target[::-1], interpolation)
+        scale = max(width / size[0], height / size[1]) if rule != "stretch" else 0
+        size = max(width, int(size[0] * scale + 1e-6)), max(height, int(size[1] * scale + 1e-6))
+        image = _resize(image, size, interpolation)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    elif rule.startswith("keep"):  # "keep ratio" or "keep size", then "pad to multiple" or "stretch to multiple"
+        if "ratio" in rule:  # into a frame of two sides, turned as the picture is
+            scale = min(max(meta["scale"]) / max(size), min(meta["scale"]) / min(size))
+            size = int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+        height, width = fixed or (-(-length // meta["multiple"]) * meta["multiple"] for length in reversed(size))
+        if "stretch" in rule:
+            image = image if fixed else _resize(image, size, interpolation)
+            size = width, height
+        elif size[0] > width or size[1] > height:
+            scale = min(width / image.width, height / image.height)
+            size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
+        image = _resize(image, size, interpolation)
+    else:
+        raise ValueError(f"its rule for resizing, {rule!r}, is unknown")
     pixels = np.asarray(image, dtype=np.float32)
-    if meta.get("channels") == "BGR":
-        pixels = pixels[..., ::-1]
+    pixels = pixels[..., ::-1] if meta.get("channels") == "BGR" else pixels
     mean, std = (np.float32(meta[name]) * np.float32(255) for name in ("mean", "std"))
+    if not (std > 0).all():
+        raise ValueError(f"its std {meta['std']} is not positive")
     pixels = ((pixels - mean) / std).transpose(2, 0, 1)
-    if padded:
-        pixels = np.pad(pixels, ((0, 0), (0, padded[0] - image.height), (0, padded[1] - image.width)))
+    pixels = np.pad(pixels, ((0, 0), (0, height - image.height), (0, width - image.width)))
     return Prepared(np.ascontiguousarray(pixels[None]), image.size)
 
 
 class Model:
-    """An exported model and its metadata.
+    """An exported model and its metadata. Raises `ValueError` if it is none of this project."""
 
-    Args:
-        path: ONNX file.
-        custom_ops: library with the operators of a file exported with `--core custom`.
-    """
-
-    def __init__(self, path: str | Path, custom_ops: str | None = None) -> None:
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import onnxruntime  # here, since an export to another format needs `prepare` alone
+        except ImportError:
+            raise Mistake("onnxruntime is not installed; pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        if custom_ops:
-            options.register_custom_ops_library(custom_ops)
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.read_metadata(self.session.get_modelmeta().custom_metadata_map)
+        (source,) = self.session.get_inputs()
+        if len(source.shape) != 4 or source.type != "tensor(float)":
+            raise ValueError(f"its input is {source.type} {source.shape}, not float32 images (N, 3, H, W)")
+        self.input, self.batch = source.name, source.shape[0] if isinstance(source.shape[0], int) else 1
+        self.fixed = tuple(source.shape[2:]) if all(isinstance(length, int) for length in source.shape[2:]) else None
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def read_metadata(self, texts: dict[str, str]) -> None:
+        """Take over the metadata, whose values are words or JSON."""
         self.meta: dict = {}
-        for key, value in self.session.get_modelmeta().custom_metadata_map.items():
+        for key, text in texts.items():
             try:
-                self.meta[key] = json.loads(value)
+                self.meta[key] = json.loads(text)
             except json.JSONDecodeError:
-                self.meta[key] = value
-        shape = self.session.get_inputs()[0].shape[2:]
-        self.fixed = tuple(shape) if all(isinstance(length, int) for length in shape) else None
+                self.meta[key] = text
+        missing = {"task", "resize", "interpolation", "mean", "std"} - self.meta.keys()
+        if missing or self.meta["task"] not in _TASKS:
+            raise ValueError("it has no metadata of this project")
+
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        """The outputs for one image `(1, 3, H, W)`."""
+        if self.batch * images[0].size > 3 * _MOST_PIXELS:
+            raise ValueError(f"it takes batches of {self.batch} images")
+        return self.session.run(None, {self.input: images.repeat(self.batch, 0)})
 
     def __call__(self, image: Image.Image) -> tuple[dict[str, np.ndarray], Prepared]:
         """The outputs for one picture by name, and what the network was given."""
         prepared = prepare(image, self.meta, self.fixed)
-        source = self.session.get_inputs()[0]
-        batch = source.shape[0] if isinstance(source.shape[0], int) else 1
-        outputs = self.session.run(None, {source.name: prepared.images.repeat(batch, 0)})
-        return {output.name: value[0] for output, value in zip(self.session.get_outputs(), outputs)}, prepared
+        outputs = {name: value[0] for name, value in zip(self.outputs, self.run(prepared.images))}
+        for name, value in outputs.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"its output {name} has NaN or infinite values for this picture")
+        return outputs, prepared
 
     def name(self, label: int) -> str:
         """The name of a class."""
@@ -181,6 +197,8 @@ class Model:
 
 
 # From tensors to results
+
+_LABEL = {"fill": "white", "stroke_width": 2, "stroke_fill": "black"}  # to be read on any picture
 
 
 def paste_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -200,11 +218,6 @@ def _tint(image: Image.Image, where: np.ndarray, color: tuple[int, int, int]) ->
     return Image.fromarray(pixels)
 
 
-def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, color: tuple[int, int, int]) -> None:
-    draw.rectangle(draw.textbbox(place, text), fill=color)
-    draw.text(place, text, fill=(0, 0, 0) if sum(color) > 380 else (255, 255, 255))
-
-
 def classify(model: Model, image: Image.Image, threshold: float) -> Image.Image:
     """Print the five likeliest classes; return the picture with the first one's name."""
     logits = model(image)[0]["logits"].astype(np.float64)
@@ -214,7 +227,7 @@ def classify(model: Model, image: Image.Image, threshold: float) -> Image.Image:
     for label in order:
         print(f"{scores[label]:7.2%}  {model.name(label)}")
     if order:
-        _write(ImageDraw.Draw(image), (4, 4), f"{model.name(order[0])} {scores[order[0]]:.0%}", (255, 255, 255))
+        ImageDraw.Draw(image).text((4, 4), f"{model.name(order[0])} {scores[order[0]]:.0%}", **_LABEL)
     return image
 
 
@@ -222,21 +235,19 @@ def detect(model: Model, image: Image.Image, threshold: float) -> Image.Image:
     """Print the objects and their boxes in pixels of the picture; return it with boxes and masks."""
     outputs, prepared = model(image)
     scale = np.array([image.width / prepared.size[0], image.height / prepared.size[1]] * 2, np.float32)
-    boxes, scores = outputs["boxes"][:, :4] * scale, outputs["boxes"][:, 4]
-    found = [i for i in np.argsort(-scores, kind="stable") if outputs["labels"][i] >= 0 and scores[i] >= threshold]
+    boxes, scores, labels = outputs["boxes"][:, :4] * scale, outputs["boxes"][:, 4], outputs["labels"]
+    found = [i for i in np.argsort(-scores, kind="stable") if labels[i] >= 0 and scores[i] >= threshold]
     for i in found:
-        corners = ", ".join(f"{value:.1f}" for value in boxes[i])
-        print(f"{scores[i]:7.2%}  {model.name(outputs['labels'][i])}  ({corners})")
+        print(f"{scores[i]:7.2%}  {model.name(labels[i])}  ({', '.join(f'{value:.1f}' for value in boxes[i])})")
     print(f"{len(found)} objects with a score of at least {threshold}")
     for i in found if "masks" in outputs else ():
         mask = paste_mask(outputs["masks"][i], boxes[i], *image.size)
-        image = _tint(image, mask >= model.meta["mask_threshold"], model.color(outputs["labels"][i]))
+        image = _tint(image, mask >= model.meta["mask_threshold"], model.color(labels[i]))
     draw = ImageDraw.Draw(image)
     for i in found:
-        color = model.color(outputs["labels"][i])
-        draw.rectangle(list(boxes[i]), outline=color, width=max(1, max(image.size) // 400))
-        text = f"{model.name(outputs['labels'][i])} {scores[i]:.0%}"
-        _write(draw, (boxes[i][0], max(0, boxes[i][1] - 11)), text, color)
+        draw.rectangle(list(boxes[i]), outline=model.color(labels[i]), width=max(1, max(image.size) // 400))
+        place = boxes[i][0] + 2, max(0, boxes[i][1] - 12)
+        draw.text(place, f"{model.name(labels[i])} {scores[i]:.0%}", **_LABEL)
     return image
 
 
@@ -255,34 +266,27 @@ def segment(model: Model, image: Image.Image, threshold: float) -> Image.Image:
 _TASKS = {"classification": classify, "detection": detect, "segmentation": segment}
 
 
-class _Mistake(Exception):
-    """Bad input, in one line."""
+def show(load: Callable[[], Model], path: str, image: str, out: Path | None, threshold: float | None) -> None:
+    """Print what the model `load()` of the file `path` finds in an image, and draw it to `out`.
 
-
-def open_picture(path: str | Path) -> Image.Image:
-    """`read_picture`, whose errors end in one line that names the file."""
+    Raises:
+        Mistake: the image, the model or `out` cannot be used. A damaged model may raise anything anywhere.
+    """
+    picture = open_picture(image)
     try:
-        return read_picture(path)
-    except Exception as error:  # Pillow's decoders raise what they like
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise _Mistake(f"{path} is not a readable image: {reason}") from error
-
-
-def _load(args: argparse.Namespace) -> tuple[Model, Image.Image]:
-    if Path(args.model).suffix != ".onnx":
-        raise _Mistake(f"{args.model} is no .onnx file; this script runs ONNX models alone")
-    for path, what in ((args.model, "model"), (args.image, "image")):
-        if not Path(path).is_file():
-            raise _Mistake(f"no {what} at {path}")
-    image = open_picture(args.image)
-    try:
-        model = Model(args.model, args.custom_ops)
-    except Exception as error:  # onnxruntime has no common base class of its errors
-        hint = "; a file of --core custom needs --custom-ops LIBRARY" if "ops_dcnv3" in str(error) else ""
-        raise _Mistake(f"ONNX Runtime cannot load {args.model}: {str(error).splitlines()[0]}{hint}") from error
-    if model.meta.get("task") not in _TASKS:
-        raise _Mistake(f"{args.model} has no metadata of this project; write it with one of the export.py scripts")
-    return model, image
+        model = load()
+        threshold = float(model.meta.get("threshold", 0)) if threshold is None else threshold
+        picture = _TASKS[model.meta["task"]](model, picture, threshold)
+    except Mistake:
+        raise
+    except Exception as error:
+        raise Mistake(f"{path} cannot be used: {_reason(error)}; export the model again") from error
+    if out:
+        try:
+            picture.save(out)
+        except (OSError, ValueError) as error:
+            raise Mistake(f"cannot write {out}: {error}; choose another file") from error
+        print(f"drawn to {out}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -291,23 +295,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("image", help="image file")
     parser.add_argument("--out", type=Path, help="picture to write with the result drawn into it")
     parser.add_argument("--threshold", type=float, help="lowest score shown; default: the model's (detectors 0.3)")
-    parser.add_argument(
-        "--custom-ops",
-        metavar="LIBRARY",
-        help="for files exported with --core custom: what `python -m ops_dcnv3.ort_build` prints",
-    )
     args = parser.parse_args(argv)
     try:
-        model, image = _load(args)
-        threshold = args.threshold if args.threshold is not None else float(model.meta.get("threshold", 0))
-        picture = _TASKS[model.meta["task"]](model, image, threshold)
-        if args.out:
-            try:
-                picture.save(args.out)
-            except (OSError, ValueError) as error:
-                raise _Mistake(f"cannot write {args.out}: {error}") from error
-            print(f"drawn to {args.out}")
-    except _Mistake as error:
+        if Path(args.model).suffix != ".onnx":
+            raise Mistake(f"{args.model} is no .onnx file; this script runs ONNX models alone")
+        for path, what in ((args.model, "model"), (args.image, "image")):
+            if not Path(path).is_file():
+                raise Mistake(f"no {what} at {path}")
+        show(lambda: Model(args.model), args.model, args.image, args.out, args.threshold)
+    except Mistake as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

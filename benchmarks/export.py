@@ -1,6 +1,6 @@
 """Exported models next to timm's ConvNeXt of the same size, exported and run in the same way.
 
-    python benchmarks/export.py --runtimes onnx:grid_sample onnx:deform_conv onnx:custom openvino:grid_sample
+    python benchmarks/export.py --runtimes onnx:grid_sample onnx:deform_conv openvino:grid_sample aoti:custom
 
 Every repeat calls each contestant once, in turn, so that a busy machine slows all of them alike; reported are medians
 of CPU time (of all threads of the process) and wall time. Ratios are to ConvNeXt in the same runtime and to ConvNeXt in
@@ -19,9 +19,9 @@ import torch
 
 import internimage
 from internimage.errors import exit_on_user_error
-from internimage.export.checks import Time, interleaved_times
-from internimage.export.exportable import Exportable, Logits, spread_sampling_points
 from internimage.export.formats import FORMATS, Format, find_format
+from internimage.export.parity import Time, interleaved_times
+from internimage.export.spec import Exportable, Logits, spread_sampling_points
 
 __all__ = ["main"]
 
@@ -33,7 +33,7 @@ def _exportable(name: str, image: int, batch: int, dynamic: bool) -> Exportable:
     model = timm.create_model(name) if name.startswith("convnext") else internimage.create_model(name)
     spread_sampling_points(model)
     images = torch.randn(batch, 3, image, image)
-    return Exportable(Logits(model).eval(), ("logits",), (image, image), {}, [images], dynamic=dynamic)
+    return Exportable(Logits(model).eval(), images, ("logits",), dynamic=dynamic)
 
 
 def _plan(names: list[str]) -> list[tuple[Format, str]]:
@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Time], dict[str, str]]:
     }
     (rival, rival_name), (ours, our_name) = models.items()
     exportables = {name: _exportable(name, args.size, args.batch, not args.static) for name in models.values()}
-    images = exportables[our_name].samples[0]
+    images = exportables[our_name].images
     array = images.numpy()
     steps, rivals = {}, {}
     for label, name in models.items():

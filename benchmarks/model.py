@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import internimage
-from internimage.export.checks import Time, interleaved_times
-from internimage.export.exportable import spread_sampling_points
+from internimage.export.parity import Time, interleaved_times
+from internimage.export.spec import spread_sampling_points
 from internimage.layers import Block
 from ops_dcnv3.linear import Linear
 

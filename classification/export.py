@@ -27,29 +27,18 @@ from classification.data.samples import read_folder
 from classification.data.transforms import build_transform
 from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
 from classification.models import build_model
+from classification.trainer.distributed import World
+from classification.trainer.evaluation import evaluate
 from internimage import InternImageMetaFormer, create_model
 from internimage.errors import UserError, exit_on_user_error
 from internimage.export.cli import add_arguments, check_arguments, image_size, run
-from internimage.export.exportable import Exportable, spread_sampling_points
+from internimage.export.formats import Runtime, find_format
+from internimage.export.spec import Check, Exportable, Logits, spread_sampling_points
 
 __all__ = ["build_exportable"]
 
 _CALIBRATION_IMAGES = 200
 _VALIDATION_BATCH = 50
-
-
-class Logits(nn.Module):
-    """A classifier of images alone: unknown place and date count as zeros. `(N, 3, H, W)` to `((N, classes),)`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.meta = isinstance(model, InternImageMetaFormer)
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        if not self.meta:
-            return (self.model(images),)
-        return (self.model(images, images.new_zeros(len(images), 4), images.new_zeros(len(images), 3)),)
 
 
 def _random_weights(args: argparse.Namespace) -> Classifier:
@@ -74,10 +63,12 @@ def _metadata(classifier: Classifier, size: tuple[int, int]) -> dict[str, str]:
     }
 
 
-def _samples(real: Tensor, size: tuple[int, int], dynamic: bool, batch: int) -> list[Tensor]:
-    """Samples of the parity check from three images of `size`: three sizes, one and three images."""
-    if not dynamic:
-        return [real.repeat(-(-batch // len(real)), 1, 1, 1)[:batch]]
+def _samples(real: Tensor, size: tuple[int, int], args: argparse.Namespace) -> list[Tensor]:
+    """Samples of the check from three images of `size`: one and three images, of three sizes if they are free."""
+    if args.static:
+        return [real.repeat(-(-args.batch // len(real)), 1, 1, 1)[: args.batch]]
+    if find_format(args.format).one_size:
+        return [real[:1], real]
     height, width = size
     resized = [
         F.interpolate(real, shape, mode="bilinear", antialias=True)
@@ -100,7 +91,7 @@ def _reader(classifier: Classifier, size: tuple[int, int]) -> Callable[[Path], T
     return read
 
 
-def _labelled(folder: Path, classifier: Classifier, size: tuple[int, int]) -> Callable[[], Iterator]:
+def _labelled(folder: Path, classifier: Classifier, size: tuple[int, int], batch: int) -> Iterator:
     """Batches of the images in `folder/<class>/` with their labels, in the order of the class folders' names.
 
     Raises:
@@ -111,13 +102,34 @@ def _labelled(folder: Path, classifier: Classifier, size: tuple[int, int]) -> Ca
         raise UserError(f"--validation {folder} has {len(names)} class folders, but the model has {count} classes")
     samples = read_folder(folder, {name: index for index, name in enumerate(names)})
     read = _reader(classifier, size)
+    for start in range(0, len(samples), batch):
+        chosen = range(start, min(start + batch, len(samples)))
+        yield torch.cat([read(Path(samples.name(index))) for index in chosen]), torch.tensor(samples.labels[chosen])
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(samples), _VALIDATION_BATCH):
-            chosen = range(start, min(start + _VALIDATION_BATCH, len(samples)))
-            yield torch.cat([read(Path(samples.name(index))) for index in chosen]), torch.tensor(samples.labels[chosen])
 
-    return batches
+class _Exported(nn.Module):
+    """An exported file as a model for `evaluate`; fills the last batch, since the file may take full ones only."""
+
+    def __init__(self, runtime: Runtime, batch: int) -> None:
+        super().__init__()
+        self.runtime, self.batch = runtime, batch
+
+    def forward(self, images: Tensor) -> Tensor:
+        filler = images[-1:].expand(self.batch - len(images), -1, -1, -1)
+        return torch.from_numpy(self.runtime(torch.cat([images, filler]).numpy())[0])[: len(images)]
+
+
+def _print_accuracy(
+    classifier: Classifier, exportable: Exportable, runtimes: dict[str, Runtime], args: argparse.Namespace
+) -> None:
+    """Print the accuracy of PyTorch and of the files on the images of --validation, in Markdown."""
+    batch = args.batch if args.static else _VALIDATION_BATCH
+    runtimes = {"PyTorch": lambda images: [exportable.reference(torch.from_numpy(images))[0].numpy()], **runtimes}
+    print("\n| model | top-1 | top-5 | images |\n|---|--:|--:|--:|")
+    for name, runtime in runtimes.items():
+        batches = _labelled(args.validation, classifier, tuple(exportable.images.shape[2:]), batch)
+        figures = evaluate(_Exported(runtime, batch), batches, World())
+        print(f"| {name} | {figures['top1']:.2f}% | {figures['top5']:.2f}% | {figures['images']:.0f} |")
 
 
 def _images(args: argparse.Namespace, classifier: Classifier, size: tuple[int, int]) -> tuple[list[Tensor], str]:
@@ -134,22 +146,18 @@ def _images(args: argparse.Namespace, classifier: Classifier, size: tuple[int, i
     return images, "real"
 
 
-def build_exportable(classifier: Classifier, args: argparse.Namespace) -> Exportable:
-    """What the exporter needs, from a classifier and the options. Raises `UserError` for bad sizes and images."""
+def build_exportable(classifier: Classifier, args: argparse.Namespace) -> tuple[Exportable, Check, list[Tensor]]:
+    """The model to write, how to check the file, and images for --int8.
+
+    Raises:
+        UserError: bad sizes or images.
+    """
     size = image_size(args, (classifier.config.DATA.IMG_SIZE,) * 2)
-    images, kind = _images(args, classifier, size)
-    samples = _samples(torch.cat(images[:3]), size, not args.static, args.batch)
-    return Exportable(
-        Logits(classifier.model).eval(),
-        ("logits",),
-        size,
-        _metadata(classifier, size),
-        samples,
-        dynamic=not args.static,
-        sample_names=[kind] * len(samples),
-        calibration=images if args.int8 else [],
-        labelled=_labelled(args.validation, classifier, size) if args.validation else None,
-    )
+    images, source = _images(args, classifier, size)
+    samples = _samples(torch.cat(images[:3]), size, args)
+    model, metadata = Logits(classifier.model).eval(), _metadata(classifier, size)
+    exportable = Exportable(model, samples[0], ("logits",), metadata, dynamic=not args.static)
+    return exportable, Check(samples, source), images
 
 
 @exit_on_user_error
@@ -166,9 +174,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.cfg and not (args.random_weights or args.checkpoint):
         raise UserError("--cfg needs --checkpoint, the file of the trained weights, or --random-weights for a trial")
     classifier = _random_weights(args) if args.random_weights else load_classifier(args)
+    classifier.model.cpu()
     if isinstance(classifier.model, InternImageMetaFormer):
         print("Place and date are no inputs of the exported model: they count as unknown (zeros).")
-    run(build_exportable(classifier, args), args)
+    exportable, check, images = build_exportable(classifier, args)
+    runtimes = run(exportable, check, args, images)
+    if args.validation:
+        _print_accuracy(classifier, exportable, runtimes, args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Write a detector for another runtime, compare it with PyTorch and with mmdet, and time it.
+r"""Write a detector for another runtime, compare it with PyTorch, and time it.
 
     python detection/export.py detection/configs/demo/mask_rcnn_internimage_demo.py \
         --checkpoint CHECKPOINT --output demo.onnx
@@ -19,13 +19,14 @@ if not __package__:  # run as a script
 
 import detection.models  # noqa: F401 - before mmdet
 from internimage.mm.export.cli import export
-from internimage.mm.export.models import detector_exportable
+from internimage.mm.export.models import detector_parts
+from predict_onnx import prepare
 
 __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    export(__doc__, detector_exportable, argv)
+    export(__doc__, detector_parts, prepare, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Write a segmentor for another runtime, compare it with PyTorch and with mmseg, and time it.
+r"""Write a segmentor for another runtime, compare it with PyTorch, and time it.
 
     python segmentation/export.py segmentation/configs/demo/upernet_internimage_demo.py \
         --checkpoint CHECKPOINT --output demo.onnx
@@ -19,13 +19,14 @@ if not __package__:  # run as a script
 
 import segmentation.models  # noqa: F401 - before mmseg
 from internimage.mm.export.cli import export
-from internimage.mm.export.models import segmentor_exportable
+from internimage.mm.export.models import segmentor_parts
+from predict_onnx import prepare
 
 __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    export(__doc__, segmentor_exportable, argv)
+    export(__doc__, segmentor_parts, prepare, argv)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ State: never run with TensorRT, nor on a GPU; its calls were checked as `interni
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,41 +14,26 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from PIL import Image
 
 from internimage.errors import UserError, exit_on_user_error
 from internimage.export.tensorrt_engine import Engine
-from internimage.images import decode_rgb
-from predict_onnx import Model, Prepared, classify, detect, prepare, segment
-
-__all__ = ["EngineModel"]
-
-TASKS = {"classification": classify, "detection": detect, "segmentation": segment}
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+from predict_onnx import Mistake, Model, show
 
 
 class EngineModel(Model):
     """An engine in the place of an ONNX file."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.meta = {key: _value(text) for key, text in engine.about["metadata"].items()}
-        if self.meta.get("task") not in TASKS:
-            raise UserError("the engine has no metadata of its model: build it with the onnx package installed")
-        (ranges,) = engine.about["inputs"].values()
-        smallest, usual, largest = (tuple(shape[2:]) for shape in ranges)
-        self.fixed = usual if smallest == largest else None
+        self.engine, self.outputs = engine, engine.about["outputs"]
+        try:
+            self.read_metadata(engine.about["metadata"])
+        except ValueError as error:
+            raise UserError(f"the ONNX file of this engine cannot be used: {error}; export it again") from None
+        smallest, _, largest = (tuple(shape[2:]) for shape in engine.ranges)
+        self.fixed = smallest if smallest == largest else None
 
-    def __call__(self, image: Image.Image) -> tuple[dict[str, np.ndarray], Prepared]:
-        prepared = prepare(image, self.meta, self.fixed)
-        outputs = self.engine(prepared.images)
-        return {name: value[0] for name, value in zip(self.engine.about["outputs"], outputs)}, prepared
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        return self.engine(images)
 
 
 @exit_on_user_error
@@ -61,16 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threshold", type=float, help="lowest score shown; default: the model's")
     parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="SO", help="for --core custom")
     args = parser.parse_args(argv)
-    try:
-        image = decode_rgb(args.image)
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        raise UserError(f"{args.image} is not a readable image: {error}; give a good image") from None
     model = EngineModel(Engine(args.engine, plugins=args.plugin))
-    threshold = args.threshold if args.threshold is not None else float(model.meta.get("threshold", 0))
-    picture = TASKS[model.meta["task"]](model, image, threshold)
-    if args.out:
-        picture.save(args.out)
-        print(f"drawn to {args.out}")
+    try:
+        show(lambda: model, args.engine, args.image, args.out, args.threshold)
+    except Mistake as error:
+        raise UserError(str(error)) from error
 
 
 if __name__ == "__main__":

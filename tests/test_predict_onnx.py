@@ -28,7 +28,8 @@ def test_it_imports_onnxruntime_numpy_pillow_and_the_standard_library_only():
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module.split(".")[0])
-    assert imported - {"argparse", "colorsys", "json", "pathlib", "sys", "typing"} == {"numpy", "onnxruntime", "PIL"}
+    standard = {"argparse", "collections", "colorsys", "json", "pathlib", "sys", "typing"}
+    assert imported - standard == {"numpy", "onnxruntime", "PIL"}
 
 
 # Pre-processing
@@ -126,15 +127,116 @@ def test_a_classifier_names_the_likeliest_classes_first(classifier, tmp_path, ca
     assert Image.open(tmp_path / "out.png").size == (50, 40)
 
 
-@pytest.mark.parametrize("case", ["no model", "no image", "not an image", "not a model", "foreign", "no folder"])
+@pytest.mark.parametrize("case", ["no model", "no image", "not an image", "another kind", "no folder"])
 def test_mistakes_end_in_one_line(case, classifier, tmp_path, capsys):
     PICTURE.save(tmp_path / "photo.png")
     (tmp_path / "text").write_text("neither")
-    foreign = write_classifier(tmp_path / "foreign.onnx")
-    model = {"no model": "none.onnx", "not a model": tmp_path / "text", "foreign": foreign}.get(case, classifier)
+    model = {"no model": "none.onnx", "another kind": tmp_path / "text"}.get(case, classifier)
     image = {"no image": "none.jpg", "not an image": tmp_path / "text"}.get(case, tmp_path / "photo.png")
     out = ["--out", str(tmp_path / "none" / "out.png")] if case == "no folder" else []
     with pytest.raises(SystemExit) as stop:
         predict_onnx.main([str(model), str(image), *out])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+# Damaged models
+
+
+def bytes_of(change) -> object:
+    """A damage to the file's bytes."""
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def graph_of(change) -> object:
+    """A damage to the model."""
+
+    def damage(path: Path) -> None:
+        model = onnx.load(path)
+        change(model)
+        onnx.save(model, path)
+
+    return damage
+
+
+def metadata(**changes: str | None) -> object:
+    """Other metadata; None removes one."""
+
+    def change(model) -> None:
+        props = {item.key: item.value for item in model.metadata_props} | changes
+        helper.set_model_props(model, {key: value for key, value in props.items() if value is not None})
+
+    return graph_of(change)
+
+
+def input_shape(*sizes: int) -> object:
+    def change(model) -> None:
+        model.graph.input[0].CopyFrom(helper.make_tensor_value_info("images", TensorProto.FLOAT, sizes))
+
+    return graph_of(change)
+
+
+def weights_beside(model) -> None:
+    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    model.graph.initializer[0].external_data.add(key="location", value="missing.data")
+    model.graph.initializer[0].ClearField("int64_data")
+
+
+def flipped(data: bytes, seed: int) -> bytes:
+    """Sixteen bytes of the graph, which is at the beginning, changed."""
+    broken = bytearray(data)
+    for place in np.random.default_rng(seed).integers(0, 120, 16):
+        broken[place] ^= 0xFF
+    return bytes(broken)
+
+
+DAMAGES = {
+    "empty": bytes_of(lambda data: b""),
+    "text": bytes_of(lambda data: b"This is no model.\n" * 9),
+    "a picture": bytes_of(lambda data: b"\x89PNG\r\n\x1a\n" + bytes(200)),
+    "a Git LFS pointer": bytes_of(lambda data: b"version https://git-lfs.github.com/spec/v1\n"),
+    "zeros": bytes_of(lambda data: bytes(len(data))),
+    **{f"cut to {share:.0%}": bytes_of(lambda data, s=share: data[: int(s * len(data))]) for share in (0.1, 0.5, 0.9)},
+    **{f"flipped bytes, {seed}": bytes_of(lambda data, s=seed: flipped(data, s)) for seed in range(4)},
+    "no metadata": graph_of(lambda model: model.ClearField("metadata_props")),
+    "another task": metadata(task="poetry"),
+    **{f"no {key}": metadata(**{key: None}) for key in ("task", "mean", "std", "resize", "interpolation", "size")},
+    "half of a JSON text": metadata(mean="[0.485, 0.4"),
+    "two means": metadata(mean="[0.5, 0.5]"),
+    "no spread": metadata(std="[0, 0, 0]"),
+    "no number as mean": metadata(mean="[NaN, 0, 0]"),
+    "words for a size": metadata(size='"large"'),
+    "a huge size": metadata(size="[1000000, 1000000]"),
+    "a negative size": metadata(size="[-5, 96]"),
+    "an unknown rule": metadata(resize="fold"),
+    "an unknown interpolation": metadata(interpolation="magic"),
+    "a threshold of words": metadata(threshold="high"),
+    "the classes of a number": metadata(class_names="7"),
+    "another task's outputs": metadata(task="detection"),
+    "a huge fixed size": input_shape(1, 3, 10**6, 10**6),
+    "a huge batch": input_shape(10**9, 3, 96, 96),
+    "an input of rank 2": input_shape(1, 3),
+    "no input": graph_of(lambda model: model.graph.ClearField("input")),
+    "an input of another name": graph_of(lambda model: setattr(model.graph.input[0], "name", "x")),
+    "no output": graph_of(lambda model: model.graph.ClearField("output")),
+    "an output of another name": graph_of(lambda model: setattr(model.graph.output[0], "name", "x")),
+    "an unknown operator": graph_of(lambda model: setattr(model.graph.node[0], "op_type", "Magic")),
+    "an operator of another domain": graph_of(lambda model: setattr(model.graph.node[0], "domain", "ops_dcnv3")),
+    "a future opset": graph_of(lambda model: setattr(model.opset_import[0], "version", 9999)),
+    "weights that are missing": graph_of(weights_beside),
+    "weights of a huge shape": graph_of(lambda model: model.graph.initializer[0].dims.extend([2**40])),
+    "scores that are no numbers": graph_of(lambda model: setattr(model.graph.node[0], "op_type", "ReduceLogSum")),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_ends_in_one_line_that_names_it(damage, classifier, tmp_path, capfd):
+    Image.new("RGB", (50, 40)).save(tmp_path / "black.png")
+    DAMAGES[damage](classifier)
+    with pytest.raises(SystemExit) as stop:
+        predict_onnx.main([str(classifier), str(tmp_path / "black.png")])
+    error = capfd.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1, error
+    assert error.startswith(f"error: {classifier} cannot be used: ") and "export the model again" in error
+    assert ("NaN or infinite values" in error) == (damage in ("scores that are no numbers", "no number as mean"))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import internimage
-from internimage.export.exportable import spread_sampling_points
+from internimage.export.spec import spread_sampling_points
 
 __all__ = ["MODELS", "References", "create", "images_for", "layout_of", "relative_error", "set_precision"]
 

@@ -25,8 +25,9 @@ from internimage.errors import UserError
 from ops_dcnv3 import backends
 
 from .cores import prepare
-from .exportable import Exportable
+from .formats import Runtime
 from .progress import phase, quiet_logs
+from .spec import Exportable
 
 __all__ = ["load", "write"]
 
@@ -35,7 +36,7 @@ _MOST_IMAGES = 4096  # the compiler wants a bound
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "gather", half: bool = False) -> None:
-    """Write `path`, for the first sample's size and, if `exportable.dynamic`, any batch; minutes for a large model.
+    """Write `path`, for the size of `exportable.images`, and any batch if `exportable.dynamic`; takes minutes.
 
     Raises:
         UserError: no C++ compiler, or float16.
@@ -46,7 +47,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "gather", half: boo
         get_cpp_compiler()
     except InvalidCxxCompiler:
         raise UserError("--format aoti needs a C++ compiler: install g++ (apt install g++), or set CXX") from None
-    images = exportable.samples[0]
+    images = exportable.images
     shape, dynamic_shapes = list(images.shape), None
     if exportable.dynamic:
         shape[0], dynamic_shapes = None, ({0: Dim("batch", max=_MOST_IMAGES)},)
@@ -83,30 +84,30 @@ def _quiet():
         yield
 
 
-class load:
-    """A file run by this PyTorch; see `formats.Runtime`. The number of threads is the process's.
+def load(path: Path, *, threads: int = 1) -> Runtime:
+    """A file run by this PyTorch. The number of threads is the process's.
 
     Raises:
-        UserError: a file that cannot be read, kernels that it needs and that are missing, or images of another shape
-            than the file's.
+        UserError: a file that cannot be read, or kernels that it needs and that are missing; when it is run, images of
+            another shape than the file's.
     """
+    torch.set_num_threads(threads)
+    try:
+        with _quiet():
+            model = aoti_load_package(str(path))
+        about = model.get_metadata()
+        shape = json.loads(about[_SHAPE])
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"PyTorch {torch.__version__} cannot run {path}: {reason}; export it again here") from None
+    if about.get(_CORE) == "custom" and (reason := backends.load("cpu")):
+        raise UserError(f"{path} was exported with --core custom and needs this project's CPU kernels: {reason}")
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        torch.set_num_threads(threads)
-        try:
-            with _quiet():
-                self.model = aoti_load_package(str(path))
-            about = self.model.get_metadata()
-            self.shape = json.loads(about[_SHAPE])
-        except (RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"PyTorch {torch.__version__} cannot run {path}: {reason}; export it again here") from None
-        if about.get(_CORE) == "custom" and (reason := backends.load("cpu")):
-            raise UserError(f"{path} was exported with --core custom and needs this project's CPU kernels: {reason}")
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        if images.ndim != 4 or any(a not in (None, b) for a, b in zip(self.shape, images.shape)):
-            expected = " x ".join(str(length or "N") for length in self.shape)
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        if images.ndim != 4 or any(a not in (None, b) for a, b in zip(shape, images.shape)):
+            expected = " x ".join(str(length or "N") for length in shape)
             raise UserError(f"this file is compiled for images {expected}; got {images.shape}: export that --size")
         with torch.inference_mode():
-            return [output.numpy() for output in self.model(torch.from_numpy(images))]
+            return [output.numpy() for output in model(torch.from_numpy(images))]
+
+    return run

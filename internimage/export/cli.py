@@ -1,29 +1,30 @@
 """The part of `export.py` that all tasks share: options, and write, check, time, print."""
 
 import argparse
-from dataclasses import replace
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from internimage.errors import UserError
 
-from .accuracy import accuracy_table
-from .checks import (
+from .cores import CORES
+from .formats import FORMATS, Format, Runtime, find_format
+from .parity import (
     check_parity,
+    default_tolerance,
     interleaved_times,
     latency_table,
-    limits,
     match_warning,
     parity_table,
     require_parity,
 )
-from .cores import CORES
-from .exportable import Exportable
-from .formats import FORMATS, Format, find_format
 from .progress import phase
+from .spec import Check, Exportable
 
-__all__ = ["add_arguments", "image_size", "run"]
+__all__ = ["add_arguments", "check_arguments", "image_size", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, checkpoint: bool = True) -> None:
@@ -36,11 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser, *, checkpoint: bool = True) -
         "--core",
         metavar="NAME",
         help=f"form of the operator: {', '.join(CORES)} (default: the most widely known one that the format has; "
-        "in ONNX Runtime 1.32 deform_conv is faster, and custom fastest but needs this project's library)",
+        "deform_conv is faster in ONNX Runtime 1.32, custom needs this project's kernels or its TensorRT plugin)",
     )
     parser.add_argument("--half", action="store_true", help="float16 weights and activations")
     parser.add_argument(
         "--int8", action="store_true", help="write --output as int8, and NAME.float32 beside it; needs --images"
+    )
+    parser.add_argument(
+        "--symmetric", action="store_true", help="with --int8: without zero points, as TensorRT expects it"
     )
     parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
     shapes = parser.add_mutually_exclusive_group()
@@ -64,8 +68,8 @@ def image_size(args: argparse.Namespace, default: tuple[int, int], multiple: int
     return size
 
 
-def _plan(args: argparse.Namespace) -> tuple[Format, str]:
-    """The format and the core asked for. Raises `UserError` for what cannot be had."""
+def check_arguments(args: argparse.Namespace) -> tuple[Format, str]:
+    """The format and the core asked for. Raises `UserError` for options that cannot work."""
     form = find_format(args.format)
     core = form.choose(args.core)
     form.check_path(args.output)
@@ -73,67 +77,66 @@ def _plan(args: argparse.Namespace) -> tuple[Format, str]:
         raise UserError("--int8 needs --images, a folder of some hundred images like those it will see")
     if args.int8 and not form.int8:
         able = " and ".join(item.name for item in FORMATS.values() if item.int8)
-        raise UserError(f"--int8 is there for the formats {able}; got {form.name}")
+        raise UserError(f"--int8 is supported by the formats {able}; got {form.name}")
     if args.int8 and args.half:
         raise UserError("--int8 and --half exclude each other; give one of them")
+    if args.int8 and core == "custom":
+        raise UserError("--int8 cannot be measured with --core custom; leave out --core")
+    if args.symmetric and not args.int8:
+        raise UserError("--symmetric is a kind of --int8; give both")
     return form, core
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise `UserError` for options that cannot work, before a model is built."""
-    _plan(args)
+def run(
+    exportable: Exportable, check: Check, args: argparse.Namespace, calibration: Sequence[Tensor] = ()
+) -> dict[str, Runtime]:
+    """Write the file, compare it with PyTorch, time both, print. Return the files' runtimes by name.
 
-
-def run(exportable: Exportable, args: argparse.Namespace) -> None:
-    """Write the file, compare it with PyTorch, time both, print.
+    Args:
+        exportable: the model.
+        check: how to compare the file.
+        args: options of `add_arguments`.
+        calibration: real images `(1, 3, H, W)`, from which --int8 takes the ranges of values.
 
     Raises:
         UserError: options that cannot work, or results too far from PyTorch's; the file then ends in `.failed`.
     """
-    form, core = _plan(args)
+    form, core = check_arguments(args)
     torch.set_num_threads(args.threads)
-    if form.one_size:
-        exportable = _of_one_size(exportable)
     # The file that int8 is made from stays beside it.
     path = args.output.with_name(f"{args.output.stem}.float32{form.suffix}") if args.int8 else args.output
     form.write(exportable, path, core=core, half=args.half)
     with phase(f"Loading {path}"):
         runtime = form.load(path, threads=args.threads)
     with phase("Comparing it with PyTorch"):
-        tolerance, limit = limits(args.tolerance, half=args.half)
-        rows = check_parity(exportable, runtime, limit)
-    print(f"{path}: {form.name}, {core}, {'float16' if args.half else 'float32'}\n\n{parity_table(rows)}\n")
-    require_parity(rows, path, tolerance)
+        # A given tolerance is taken strictly, without regard to the model's own jumps.
+        limit = math.inf if args.tolerance else default_tolerance(args.half)
+        rows = check_parity(exportable, check, runtime, limit)
+    precision = "float16" if args.half else "float32"
+    print(f"{path}: {form.name}, {core}, {precision}\n\n{parity_table(rows, check.source)}\n")
+    require_parity(rows, path, args.tolerance or limit)
     if warning := match_warning(rows):
         print(f"{warning}\n")
-    runtimes, files = {f"{form.name} ({core})": runtime}, [path]
+    runtimes = {f"{form.name} ({core})": runtime}
     if args.int8:
-        from .quantize import write_int8
+        from .quantize import write_int8  # needs onnx and onnxruntime, which other formats do without
 
-        files.append(args.output)
-        write_int8(exportable, path, args.output, core=core)
+        write_int8(exportable, path, args.output, calibration, core=core, symmetric=args.symmetric)
         runtimes[f"{form.name} int8"] = quantized = form.load(args.output, threads=args.threads)
-        print(f"{args.output}: int8\n\n{parity_table(check_parity(exportable, quantized))}\n")
-    if exportable.labelled:
-        print(f"{accuracy_table(exportable, dict(zip(runtimes, zip(runtimes.values(), files))))}\n")
-    if args.repeats:
+        print(f"{args.output}: int8\n\n{parity_table(check_parity(exportable, check, quantized), check.source)}\n")
+    if form.name == "onnx" and core == "custom":
+        print("Not timed: TensorRT runs this file, with the plugin of tensorrt/plugin.")
+    elif args.repeats:
         with phase("Timing"):
             times = _times(exportable, runtimes, args)
-        shape = " x ".join(map(str, (args.batch, *exportable.samples[0].shape[1:])))
+        shape = " x ".join(map(str, (args.batch, *exportable.images.shape[1:])))
         print(f"Latency at {shape}, {args.threads} thread{'s' * (args.threads > 1)}, median of {args.repeats}:\n")
         print(latency_table(times))
+    return runtimes
 
 
-def _of_one_size(exportable: Exportable) -> Exportable:
-    """The same with samples of the first one's size alone."""
-    names = exportable.sample_names or [""] * len(exportable.samples)
-    size = exportable.samples[0].shape[2:]
-    kept = [(images, name) for images, name in zip(exportable.samples, names) if images.shape[2:] == size]
-    return replace(exportable, samples=[images for images, _ in kept], sample_names=[name for _, name in kept])
-
-
-def _times(exportable: Exportable, runtimes: dict, args: argparse.Namespace) -> dict:
-    images = exportable.samples[0][:1].repeat(args.batch, 1, 1, 1)
+def _times(exportable: Exportable, runtimes: dict[str, Runtime], args: argparse.Namespace) -> dict:
+    images = exportable.images[:1].repeat(args.batch, 1, 1, 1)
     array = images.numpy()
     with torch.inference_mode():
         steps = {f"PyTorch {torch.__version__}": lambda: exportable.model(images)}

@@ -17,7 +17,7 @@ from ops_dcnv3.reference import Geometry
 
 from .sampling import SAMPLERS, Predictors
 
-__all__ = ["CORES", "prepare"]
+__all__ = ["CORES", "prepare", "shared_copy"]
 
 CORES = tuple(SAMPLERS)
 
@@ -109,6 +109,12 @@ def _replaced(module: nn.Module, core: str) -> nn.Module:
     return CoreDCNv4(module, core) if isinstance(module, DCNv4) else module
 
 
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without gradients, that shares the memory of the weights."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, shared).eval()
+
+
 def prepare(model: nn.Module, core: str = "grid_sample") -> nn.Module:
     """Return a copy of `model` for exporting: in evaluation mode, without gradients, the operator as `core` has it.
 
@@ -119,8 +125,7 @@ def prepare(model: nn.Module, core: str = "grid_sample") -> nn.Module:
     """
     if core not in CORES:
         raise UserError(f"unknown core {core!r}; cores are {', '.join(CORES)}")
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    model = copy.deepcopy(model, shared).eval()
+    model = shared_copy(model)
     for module in list(model.modules()):
         if isinstance(module, Block):
             fold_layer_scale(module)

@@ -19,14 +19,15 @@ from executorch.runtime import Runtime as ExecuTorch
 from internimage.errors import UserError
 
 from .cores import prepare
-from .exportable import Exportable
+from .formats import Runtime
 from .progress import phase, quiet_logs
+from .spec import Exportable
 
 __all__ = ["load", "write"]
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:
-    """Write `path` for the shape of the first sample.
+    """Write `path` for the shape of `exportable.images`.
 
     Raises:
         UserError: sizes that are to stay free, float16, or a model that cannot be lowered.
@@ -35,7 +36,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
         raise UserError("--format executorch is float32 only: ExecuTorch's XNNPACK computes these layers in float32")
     if exportable.dynamic:
         raise UserError("--format executorch holds one shape: add --static, and --batch and --size if need be")
-    images = exportable.samples[0]
+    images = exportable.images
     silence = contextlib.redirect_stdout(io.StringIO())
     with phase("Lowering to ExecuTorch"), warnings.catch_warnings(), quiet_logs(), silence:
         warnings.simplefilter("ignore")
@@ -46,23 +47,23 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
         lowered.write_to_file(file)
 
 
-class load:
-    """A file in ExecuTorch's runtime for Python; the number of threads is the process's; see `formats.Runtime`.
+def load(path: Path, *, threads: int = 1) -> Runtime:
+    """A file in ExecuTorch's runtime for Python; the number of threads is the process's.
 
     Raises:
-        UserError: a file that cannot be read, or images of another shape than the file's.
+        UserError: a file that cannot be read; when it is run, images of another shape than the file's.
     """
+    portable_lib._unsafe_reset_threadpool(threads)  # there is no public call
+    try:
+        program = ExecuTorch.get().load_program(path)
+        method = program.load_method("forward")
+    except RuntimeError as error:
+        raise UserError(f"ExecuTorch cannot read {path}: {str(error).splitlines()[0]}") from None
+    shape = tuple(method.metadata.input_tensor_meta(0).sizes())
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        portable_lib._unsafe_reset_threadpool(threads)  # there is no public call
-        try:
-            self.program = ExecuTorch.get().load_program(path)
-            self.method = self.program.load_method("forward")
-        except RuntimeError as error:
-            raise UserError(f"ExecuTorch cannot read {path}: {str(error).splitlines()[0]}") from None
-        self.shape = tuple(self.method.metadata.input_tensor_meta(0).sizes())
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        if images.shape != shape:
+            raise UserError(f"this ExecuTorch file takes images {shape}; got {images.shape}: export that shape")
+        return [output.numpy() for output in method.execute([torch.from_numpy(images)])]
 
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        if images.shape != self.shape:
-            raise UserError(f"this ExecuTorch file takes images {self.shape}; got {images.shape}: export that shape")
-        return [output.numpy() for output in self.method.execute([torch.from_numpy(images)])]
+    return run

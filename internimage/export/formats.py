@@ -1,19 +1,21 @@
-"""The formats that models can be exported to. Each has its own module, imported only when it is asked for."""
+"""The formats that models can be exported to. Each has a module of its name, imported only when it is asked for."""
 
-import difflib
 import importlib
 import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
 
 import numpy as np
 
 from internimage.errors import UserError
 
 __all__ = ["FORMATS", "Format", "Runtime", "find_format"]
+
+# A loaded model: images `(N, 3, H, W)` float32, normalised, to the outputs.
+Runtime = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def _installed(module: str) -> bool:
@@ -24,19 +26,13 @@ def _installed(module: str) -> bool:
     return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
 
 
-class Runtime(Protocol):
-    """A loaded model: images `(N, 3, H, W)` float32, normalised, to the outputs."""
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]: ...
-
-
 @dataclass(frozen=True)
 class Format:
-    """A file format. Its module has `write` and `load` of these signatures.
+    """A file format.
 
     Attributes:
         name: as in `--format`.
-        suffix: of the file (a folder is made for formats of several files).
+        suffix: of the file.
         packages: import name to pip name of what it needs.
         cores: the operator's forms that it can hold (see `cores.py`), the default first.
         int8: whether `quantize.py` writes it.
@@ -50,31 +46,11 @@ class Format:
     int8: bool = False
     one_size: bool = False
 
-    def _module(self):
+    def _module(self) -> ModuleType:
         missing = [pip for module, pip in self.packages.items() if not _installed(module)]
         if missing:
             raise UserError(f"format {self.name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
         return importlib.import_module(f"internimage.export.{self.name}")
-
-    def choose(self, core: str | None) -> str:
-        """The core to use, the default if None. Raises `UserError` for what cannot be had."""
-        self._module()
-        core = core or self.cores[0]
-        if core not in self.cores:
-            raise UserError(f"format {self.name} cannot hold core {core!r}; it has {', '.join(self.cores)}")
-        return core
-
-    def check_path(self, path: Path) -> None:
-        """Raise `UserError` if a file of this format cannot be written there."""
-        if path.suffix != self.suffix:
-            raise UserError(f"the file of format {self.name} must end in {self.suffix}; got {path}")
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give the file to write in it")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path.parent).close()
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from None
 
     @property
     def write(self) -> Callable[..., None]:
@@ -86,28 +62,39 @@ class Format:
         """`load(path: Path, *, threads: int) -> Runtime`."""
         return self._module().load
 
+    def choose(self, core: str | None) -> str:
+        """The core to use, the default if None. Raises `UserError` if it or a package is missing."""
+        self._module()
+        core = core or self.cores[0]
+        if core not in self.cores:
+            raise UserError(f"format {self.name} cannot hold core {core!r}; it has {', '.join(self.cores)}")
+        return core
 
-_ONNX = {"onnx": "onnx", "onnxscript": "onnxscript"}
+    def check_path(self, path: Path) -> None:
+        """Raise `UserError` if a file of this format cannot be written there."""
+        if path.suffix != self.suffix or path.is_dir():
+            raise UserError(f"the output of format {self.name} must be a file that ends in {self.suffix}; got {path}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from None
+
+
+_ONNX = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
+_STANDARD = ("grid_sample", "deform_conv", "gather")
 _FORMATS = (
-    Format(
-        "onnx",
-        ".onnx",
-        {**_ONNX, "onnxruntime": "onnxruntime"},
-        ("grid_sample", "deform_conv", "gather", "custom"),
-        int8=True,
-    ),
-    Format("openvino", ".xml", {**_ONNX, "openvino": "openvino"}, ("grid_sample", "deform_conv", "gather"), int8=True),
+    Format("onnx", ".onnx", _ONNX, (*_STANDARD, "custom"), int8=True),
+    Format("openvino", ".xml", {**_ONNX, "openvino": "openvino"}, _STANDARD, int8=True),
     Format("aoti", ".pt2", {}, ("gather", "grid_sample", "custom"), one_size=True),
     Format("executorch", ".pte", {"executorch.runtime": "executorch"}, ("grid_sample", "gather")),
-    Format("tensorrt", ".engine", {**_ONNX, "onnxruntime": "onnxruntime"}, ("grid_sample",)),
+    Format("tensorrt", ".engine", _ONNX, ("grid_sample",)),
 )
 FORMATS = {item.name: item for item in _FORMATS}
 
 
 def find_format(name: str) -> Format:
-    """The format of that name. Raises `UserError` naming the nearest ones."""
+    """The format of that name. Raises `UserError` if there is none."""
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"unknown format {name!r}; {hint}formats are {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {name!r}; formats are {', '.join(FORMATS)}")
     return FORMATS[name]

@@ -1,6 +1,9 @@
 """ONNX by PyTorch's exporter, run by ONNX Runtime.
 
-The default file uses opset 20 and standard operators only; `--core custom` has operators of the domain `ops_dcnv3`.
+Files have opset 19 and standard operators only. Opset 20 would add nothing but names, and TensorRT's parsers before
+2026 take its GridSample of mode `linear` for `nearest` without a word. `--core custom` writes the operator as nodes
+`DCNv3` of the domain `ops_dcnv3`, for which `tensorrt/plugin` is the plugin; ONNX's reference implementation checks
+such files.
 """
 
 import warnings
@@ -11,20 +14,24 @@ import onnx
 import onnx_ir
 import onnxruntime
 import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
-from onnxscript import opset20 as op
+from onnxscript import opset19 as op
 from torch.export import Dim
 
 from internimage.errors import UserError
+from ops_dcnv3.reference import Geometry
 
-from . import custom_op
 from .cores import prepare
-from .exportable import Exportable
+from .formats import Runtime
 from .progress import phase, quiet_logs
+from .sampling import DOMAIN
+from .spec import Exportable
 
 __all__ = ["load", "write"]
 
-OPSET = 20
+OPSET = 19  # the first one with DeformConv
 _LARGEST_FILE = 2**31 - 2**26  # bytes of weights; protobuf reads less than 2**31 in all
 
 
@@ -48,27 +55,20 @@ def _deform_conv2d(
     )
 
 
-def _translations(core: str) -> dict:
-    """How to write operators that PyTorch's exporter does not know."""
-    table = {torch.ops.torchvision.deform_conv2d.default: _deform_conv2d}
-    if core == "custom":
-        table.update(custom_op.translations())
-    return table
+_TRANSLATIONS = {torch.ops.torchvision.deform_conv2d.default: _deform_conv2d}
 
 
 def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx_ir.Model:
     """The ONNX model with its metadata; its weights still are PyTorch's, so that large ones are not in memory twice."""
     model = prepare(exportable.model, core)
-    images = exportable.samples[0]
+    images = exportable.images
     dynamic_shapes = None
     if exportable.dynamic:
         # A batch of one would be taken for a constant.
         images = images.repeat(2, 1, 1, 1)[:2]
         dynamic_shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     if half:
-        model, images = _HalfInside(model.half()), images
-    elif core == "custom":
-        custom_op.fuse(model)
+        model = _HalfInside(model.half())
     with phase("Writing the model as an ONNX graph"), warnings.catch_warnings(), quiet_logs():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -79,7 +79,7 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx_ir.Model:
             dynamic_shapes=dynamic_shapes,
             input_names=["images"],
             output_names=list(exportable.output_names),
-            custom_translation_table=_translations(core) | exportable.translations(),
+            custom_translation_table=_TRANSLATIONS | exportable.translations(),
             verbose=False,
             optimize=False,
         )
@@ -126,25 +126,32 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
             onnx.checker.check_model(str(path), full_check=True)
 
 
-class load:
-    """A file in ONNX Runtime's CPU provider; see `formats.Runtime`.
+class DCNv3(OpRun):
+    """The node of `--core custom` for ONNX's reference implementation."""
+
+    op_domain = DOMAIN
+
+    def _run(self, *arrays: np.ndarray, **attributes: int | float) -> tuple[np.ndarray]:
+        geometry = (kind(attributes[name]) for name, kind in Geometry.__annotations__.items())
+        return (torch.ops.ops_dcnv3.forward(*map(torch.from_numpy, arrays), *geometry).numpy(),)
+
+
+def load(path: Path, *, threads: int = 1) -> Runtime:
+    """A file in ONNX Runtime's CPU provider, or, if it has nodes of `--core custom`, in ONNX's slow reference.
 
     Raises:
-        UserError: ONNX Runtime cannot read or run the file.
+        UserError: ONNX Runtime cannot read the file.
     """
-
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if custom_op.is_used(path):
-            custom_op.register(options)
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has no common base class of its errors
-            raise UserError(f"ONNX Runtime cannot read {path}: {str(error).splitlines()[0]}") from None
-        self.input_name = self.session.get_inputs()[0].name
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        return self.session.run(None, {self.input_name: images})
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+        if any(node.domain == DOMAIN for node in graph.node):
+            session = ReferenceEvaluator(str(path), new_ops=[DCNv3])
+        else:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common base class of its errors
+        raise UserError(f"ONNX Runtime cannot read {path}: {str(error).splitlines()[0]}") from None
+    return lambda images: session.run(None, {graph.input[0].name: images})

@@ -16,8 +16,9 @@ from openvino.frontend.onnx import ConversionExtension
 from internimage.errors import UserError
 
 from . import onnx as onnx_format
-from .exportable import Exportable
+from .formats import Runtime
 from .progress import phase
+from .spec import Exportable
 
 __all__ = ["load", "write"]
 
@@ -47,8 +48,8 @@ def convert(source: Path, path: Path, *, half: bool = False) -> None:
         model = core.read_model(source)
     except RuntimeError as error:
         raise UserError(f"OpenVINO cannot read {source}: {_first_line(error)}") from None
-    for key, value in _metadata(source).items():
-        model.set_rt_info(value, ["internimage", key])
+    for item in onnx.load(source, load_external_data=False).metadata_props:
+        model.set_rt_info(item.value, ["internimage", item.key])
     openvino.save_model(model, path, compress_to_fp16=half)
 
 
@@ -73,37 +74,32 @@ def _deform_conv(node: NodeContext) -> list:
     return [opset8.add(result, opset8.reshape(bias, shape, special_zero=False)).output(0)]
 
 
-def _metadata(source: Path) -> dict[str, str]:
-    proto = onnx.load(source, load_external_data=False)
-    return {item.key: item.value for item in proto.metadata_props}
-
-
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
-class load:
-    """A file on OpenVINO's CPU device, in float32; see `formats.Runtime`.
+def load(path: Path, *, threads: int = 1) -> Runtime:
+    """A file on OpenVINO's CPU device, in float32.
 
     A file of free sizes runs faster with the size fixed when it is loaded: `core.read_model`, `model.reshape`.
 
     Raises:
         UserError: OpenVINO cannot read the file.
     """
+    config = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        model = openvino.Core().compile_model(path, "CPU", config)
+    except RuntimeError as error:
+        raise UserError(f"OpenVINO cannot read {path}: {_first_line(error)}") from None
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        config = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,
-        }
-        try:
-            self.model = openvino.Core().compile_model(path, "CPU", config)
-        except RuntimeError as error:
-            raise UserError(f"OpenVINO cannot read {path}: {_first_line(error)}") from None
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        results = model(images)
+        return [results[output] for output in model.outputs]
 
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        results = self.model(images)
-        return [results[output] for output in self.model.outputs]
+    return run

@@ -1,16 +1,17 @@
 """Exporting a model of one's own: any module of images that has DCNv3 or DCNv4 layers, or whole backbones, inside."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from internimage.errors import UserError
 
-from .checks import Parity, check_parity, limits, require_parity
-from .exportable import Exportable
+from .cores import shared_copy
 from .formats import find_format
+from .parity import Parity, check_parity, default_tolerance, require_parity
+from .spec import Check, Exportable
 
 __all__ = ["export"]
 
@@ -33,18 +34,6 @@ class _NamedOutputs(nn.Module):
         if strange := [type(output).__name__ for output in outputs if not isinstance(output, Tensor)]:
             raise UserError(f"outputs must be tensors; this model gives {strange[0]}: wrap it in a module that does")
         return outputs
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def export(
@@ -90,16 +79,16 @@ def export(
     samples = [images] if isinstance(images, Tensor) else list(images)
     if not samples or not all(isinstance(item, Tensor) and item.ndim == 4 for item in samples):
         raise UserError("images must be a tensor (N, C, H, W), or several of them in a list")
-    with _evaluating(model):
-        wrapped = _NamedOutputs(model)
-        exportable = Exportable(wrapped, (), tuple(samples[0].shape[2:]), metadata or {}, samples, dynamic=dynamic)
-        count = len(exportable.reference(samples[0]))
-        names = tuple(output_names or wrapped.names or (f"output{index}" for index in range(count)))
-        if len(names) != count:
-            raise UserError(f"output_names has {len(names)} names, but the model has {count} outputs")
-        exportable.output_names = names
-        form.write(exportable, path, core=core, half=half)
-        tolerance, limit = limits(tolerance, half=half)
-        rows = check_parity(exportable, form.load(path, threads=threads), limit)
-        require_parity(rows, path, tolerance)
-        return rows
+    wrapped = _NamedOutputs(shared_copy(model))
+    exportable = Exportable(wrapped, samples[0], (), metadata or {}, dynamic)
+    count = len(exportable.reference(samples[0]))
+    names = tuple(output_names or wrapped.names or (f"output{index}" for index in range(count)))
+    if len(names) != count:
+        raise UserError(f"output_names has {len(names)} names, but the model has {count} outputs")
+    exportable.output_names = names
+    form.write(exportable, path, core=core, half=half)
+    # A given tolerance is taken strictly, without regard to the model's own jumps.
+    limit = math.inf if tolerance else default_tolerance(half)
+    rows = check_parity(exportable, Check(samples), form.load(path, threads=threads), limit)
+    require_parity(rows, path, tolerance or limit)
+    return rows

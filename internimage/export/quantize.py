@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from torch import Tensor
 
 from internimage.errors import UserError
 
 from . import onnx as onnx_format
-from .exportable import Exportable
 from .progress import phase, quiet_logs
+from .spec import Exportable
 
 __all__ = ["linear_layers", "quantize_onnx", "sampling_layers", "write_int8"]
 
 # Operators that read positions or attention weights, and which of their inputs those are.
-_SENSITIVE = {"GridSample": (1,), "DeformConv": (2, 4), "GatherElements": (1,), "DCNv3": (1, 2), "Softmax": (0,)}
+_SENSITIVE = {"GridSample": (1,), "DeformConv": (2, 4), "GatherElements": (1,), "Softmax": (0,)}
 _LINEAR = ("MatMul", "Gemm")
 _LAYERS = (*_LINEAR, "Conv")
 
@@ -122,19 +123,22 @@ def quantize_onnx(source: Path, images: Sequence[np.ndarray], path: Path, *, sym
         onnx.save_model(quantized, path)
 
 
-def write_int8(exportable: Exportable, source: Path, path: Path, *, core: str) -> None:
+def write_int8(
+    exportable: Exportable, source: Path, path: Path, calibration: Sequence[Tensor], *, core: str, symmetric: bool
+) -> None:
     """Write an int8 version `path` of the file `source` that was written from `exportable`, ONNX or OpenVINO's.
 
     Raises:
         UserError: as `quantize_onnx`.
     """
-    images = [item.numpy() for item in exportable.calibration]
+    batch = 1 if exportable.dynamic else len(exportable.images)
+    images = [item.repeat(batch, 1, 1, 1).numpy() for item in calibration]
     if path.suffix == ".onnx":
-        return quantize_onnx(source, images, path)
-    from .openvino import convert
+        return quantize_onnx(source, images, path, symmetric=symmetric)
+    from .openvino import convert  # openvino is an optional package
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source, quantized = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
         onnx_format.write(exportable, source, core=core)
-        quantize_onnx(source, images, quantized)
+        quantize_onnx(source, images, quantized, symmetric=symmetric)
         convert(quantized, path)

@@ -16,7 +16,9 @@ from torchvision.ops import deform_conv2d
 from internimage.errors import UserError
 from ops_dcnv3.reference import Geometry, gather_core
 
-__all__ = ["SAMPLERS", "Predictors", "Sampler"]
+__all__ = ["DOMAIN", "SAMPLERS", "Predictors", "Sampler"]
+
+DOMAIN = "ops_dcnv3"  # of the operator's own node in ONNX
 
 _NO_WEIGHT = -1e4  # the logit of a point that does not exist; its exponential is zero in every floating-point type
 
@@ -173,10 +175,17 @@ class GatherSampler(Sampler):
 
 
 class CustomSampler(GatherSampler):
-    """By the operator itself, for a runtime that knows it."""
+    """By the operator itself: this project's kernels, or in ONNX the node that `tensorrt/plugin` computes."""
 
     def operator(self, value: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        return torch.ops.ops_dcnv3.forward(value, offset, mask, *self.geometry)
+        if not torch.onnx.is_in_onnx_export():
+            return torch.ops.ops_dcnv3.forward(value, offset, mask, *self.geometry)
+        # Attributes are named as the operator's arguments; ONNX has no boolean ones.
+        geometry = self.geometry._asdict()
+        attributes = {name: int(item) if isinstance(item, bool) else item for name, item in geometry.items()}
+        shape = (*offset.shape[:3], value.shape[3])
+        options = {"dtype": value.dtype, "shape": shape, "version": 1}
+        return torch.onnx.ops.symbolic(f"{DOMAIN}::DCNv3", (value, offset, mask), attributes, **options)
 
 
 SAMPLERS = {

@@ -1,5 +1,10 @@
-"""Running TensorRT engines: images in, arrays out. State: never run on a GPU; see `tensorrt.py`."""
+"""Running TensorRT engines, and the library that is installed: `tensorrt` 10 or 11, or `tensorrt_rtx` 1.
 
+The three share one Python API; TensorRT for RTX also builds where there is no GPU. State: see `tensorrt.py`.
+"""
+
+import functools
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,29 +12,109 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from internimage.errors import UserError
 
-from .tensorrt_library import library, load_plugins, logger, require_gpu
-
-__all__ = ["Engine", "description", "description_path"]
+__all__ = ["Engine", "description_path", "gpu_name", "is_rtx", "library", "load_plugins", "logger", "require_gpu"]
 
 DEVICE = "cuda"
-Shape = tuple[int, ...]
+LIBRARIES = {"tensorrt": (10, 11), "tensorrt_rtx": (1,)}  # the major versions whose API is known here
+
+
+def library(name: str | None = None) -> ModuleType:
+    """Return the TensorRT module of that name, or the first one installed of `tensorrt` and `tensorrt_rtx`.
+
+    Raises:
+        UserError: it is not installed, cannot be loaded, or has a version that is not supported.
+    """
+    for candidate in [name] if name else LIBRARIES:
+        try:
+            module = importlib.import_module(candidate)
+        except ModuleNotFoundError:
+            continue
+        except (ImportError, OSError) as error:
+            raise UserError(f"{candidate} is installed but cannot be loaded: {error}") from None
+        if not hasattr(module, "Logger"):  # this repository's folder tensorrt/, seen as an empty package
+            continue
+        if int(module.__version__.split(".")[0]) not in LIBRARIES[candidate]:
+            versions = " and ".join(map(str, LIBRARIES[candidate]))
+            raise UserError(f"{candidate} {module.__version__} is installed; this code is for version {versions}")
+        return module
+    raise UserError(
+        f"{name or 'TensorRT'} is not installed: pip install tensorrt (a GPU machine), or pip install "
+        "tensorrt-rtx-cu13 (GeForce and RTX GPUs; builds without a GPU too)"
+    )
+
+
+def is_rtx(trt: ModuleType) -> bool:
+    """Whether the library is TensorRT for RTX."""
+    return trt.__name__.startswith("tensorrt_rtx")
+
+
+def gpu_name() -> str | None:
+    """Name of the GPU that torch sees, if any."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def require_gpu(purpose: str) -> None:
+    """Raise `UserError` where torch sees no GPU."""
+    if gpu_name() is None:
+        raise UserError(
+            f"{purpose} needs an NVIDIA GPU, and torch sees none here; export --format onnx, and run "
+            "tensorrt/build.py on the machine that has it"
+        )
+
+
+@functools.cache
+def logger(trt: ModuleType):
+    """The library's one logger: errors are kept for the message to the user, the rest is dropped."""
+    severity = trt.ILogger.Severity
+
+    class Errors(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+
+        def log(self, level, message: str) -> None:
+            if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                self.messages.append(message)
+
+        def reason(self) -> str:
+            """The first line of the first error that says more than where it was seen; forgets them all."""
+            messages, self.messages = self.messages, []
+            lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+            telling = [line for line in lines if "Error" in line or "ssertion" in line] or lines
+            return telling[0][:300] if telling else "TensorRT gave no reason"
+
+    return Errors()
+
+
+def load_plugins(trt: ModuleType, paths: Sequence[Path]) -> None:
+    """Register TensorRT's own plugins (RoiAlign is one), and those of these libraries, such as that of tensorrt/plugin.
+
+    Raises:
+        UserError: a file is missing or cannot be loaded, or the library has no plugin layers.
+    """
+    if is_rtx(trt):
+        if paths:
+            raise UserError("TensorRT for RTX has no plugin layers: export without --core custom, or use tensorrt")
+        return
+    trt.init_libnvinfer_plugins(logger(trt), "")
+    for path in paths:
+        _load_plugin(trt, path.resolve())
+
+
+@functools.cache  # a second time the registry would find the names taken
+def _load_plugin(trt: ModuleType, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; build the plugin as tensorrt/plugin/CMakeLists.txt says")
+    if trt.get_plugin_registry().load_library(str(path)) is None:
+        raise UserError(f"TensorRT cannot load {path}: {logger(trt).reason()}")
 
 
 def description_path(engine_path: Path) -> Path:
-    """The file beside an engine that says what it is."""
+    """The file beside an engine that says what it is: library, version, GPU, input ranges, outputs, metadata."""
     return engine_path.with_name(engine_path.name + ".json")
-
-
-def description(engine_path: Path) -> dict:
-    """What is known of an engine file: library, version, GPU, input ranges, outputs, metadata."""
-    path = description_path(engine_path)
-    if not path.is_file():
-        raise UserError(f"{path} is missing; keep it beside the engine, or build again")
-    return json.loads(path.read_text())
 
 
 class Engine:
@@ -40,103 +125,47 @@ class Engine:
     """
 
     def __init__(self, path: Path, *, plugins: Sequence[Path] = ()) -> None:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; build it with tensorrt/build.py")
-        self.about = description(path)
+        for file in (path, description_path(path)):
+            if not file.is_file():
+                raise UserError(f"{file} does not exist; build the engine with tensorrt/build.py")
+        try:
+            self.about = json.loads(description_path(path).read_text())
+        except ValueError:
+            raise UserError(f"{description_path(path)} is damaged; build the engine again") from None
         trt = library(self.about["library"])
-        if trt.__version__ != self.about["version"]:
-            built = f"{trt.__name__} {self.about['version']}"
-            raise UserError(f"{path} was built by {built}, and {trt.__version__} is installed; build it again")
         require_gpu("running an engine")
         load_plugins(trt, plugins)
-        self.trt, log = trt, logger(trt)
-        log.messages.clear()
-        self.runtime = trt.Runtime(log)
+        self.log = logger(trt)
+        self.log.messages.clear()
+        self.runtime = trt.Runtime(self.log)
         self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
-        if self.engine is None:
-            raise UserError(f"TensorRT cannot load {path} (built on {self.about['gpu']}): {log.reason()}")
-        self.context = self.engine.create_execution_context()
+        self.context = self.engine and self.engine.create_execution_context()
         if self.context is None:
-            raise UserError(f"TensorRT cannot run {path}: {log.reason()}")
-        self.dtypes = {
-            trt.float32: torch.float32,
-            trt.float16: torch.float16,
-            trt.bfloat16: torch.bfloat16,
-            trt.int64: torch.int64,
-            trt.int32: torch.int32,
-            trt.int8: torch.int8,
-            trt.uint8: torch.uint8,
-            trt.bool: torch.bool,
-        }
-        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        modes = {name: self.engine.get_tensor_mode(name) for name in names}
-        (self.input,) = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
-        self.outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
+            built = f"{self.about['library']} {self.about['version']} on {self.about['gpu']}"
+            raise UserError(f"TensorRT {trt.__version__} cannot run {path}, built by {built}: {self.log.reason()}")
+        ((self.input, self.ranges),) = self.about["inputs"].items()
+        types = {trt.float32: torch.float32, trt.int64: torch.int64, trt.int32: torch.int32, trt.bool: torch.bool}
+        self.outputs = {name: types[self.engine.get_tensor_dtype(name)] for name in self.about["outputs"]}
         self.stream = torch.cuda.Stream()
-        self.allocators: dict[str, object] = {}
-
-    def check(self, shape: Shape) -> None:
-        """Raise `UserError` if the engine was not built for images of this shape."""
-        smallest, _, largest = (tuple(dims) for dims in self.engine.get_tensor_profile_shape(self.input, 0))
-        if len(shape) != 4 or any(not low <= size <= high for low, size, high in zip(smallest, shape, largest)):
-            raise UserError(f"images of shape {shape}: the engine was built for {smallest} to {largest}")
-
-    def bind(self, images: Tensor) -> list[Tensor | None]:
-        """Point the engine at `images` (on the GPU) and at new outputs; None for one whose shape depends on values."""
-        self.context.set_input_shape(self.input, tuple(images.shape))
-        self.context.set_tensor_address(self.input, images.data_ptr())
-        results: list[Tensor | None] = []
-        for name in self.outputs:
-            dtype = self.dtypes[self.engine.get_tensor_dtype(name)]
-            shape = tuple(self.context.get_tensor_shape(name))
-            if -1 in shape:
-                self.allocators[name] = _allocator(self.trt, dtype)
-                self.context.set_output_allocator(name, self.allocators[name])
-                results.append(None)
-            else:
-                result = torch.empty(shape, dtype=dtype, device=DEVICE)
-                # Of an empty tensor torch has no address, TensorRT wants one.
-                self.context.set_tensor_address(name, result.data_ptr() or images.data_ptr())
-                results.append(result)
-        return results
-
-    def enqueue(self) -> None:
-        """Start one inference of what is bound, on `self.stream`."""
-        if not self.context.execute_async_v3(self.stream.cuda_stream):
-            raise UserError(f"TensorRT failed: {logger(self.trt).reason()}")
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Images `(N, 3, H, W)` float32, normalised, to the outputs in the order of the model."""
-        self.check(images.shape)
+        smallest, _, largest = self.ranges
+        fits = (low <= size <= high for low, size, high in zip(smallest, images.shape, largest))
+        if images.ndim != 4 or not all(fits):
+            raise UserError(f"images of shape {images.shape}: the engine was built for {smallest} to {largest}")
         with torch.cuda.stream(self.stream):
             source = torch.from_numpy(np.ascontiguousarray(images, np.float32)).to(DEVICE)
-            results = dict(zip(self.outputs, self.bind(source)))
-            self.enqueue()
+            self.context.set_input_shape(self.input, images.shape)
+            self.context.set_tensor_address(self.input, source.data_ptr())
+            results = []
+            for name, dtype in self.outputs.items():
+                shape = tuple(self.context.get_tensor_shape(name))
+                if -1 in shape:
+                    raise UserError(f"the shape of the output {name} depends on values, which is not supported here")
+                results.append(torch.empty(shape, dtype=dtype, device=DEVICE))
+                self.context.set_tensor_address(name, results[-1].data_ptr())
+            if not self.context.execute_async_v3(self.stream.cuda_stream):
+                raise UserError(f"TensorRT failed: {self.log.reason()}")
             self.stream.synchronize()
-            for name, result in results.items():
-                results[name] = self.allocators[name].tensor() if result is None else result
-            return [results[name].cpu().numpy() for name in self.about["outputs"]]
-
-
-def _allocator(trt: ModuleType, dtype: torch.dtype):
-    """Memory for an output whose size is known only when it has been computed (boxes that survive suppression)."""
-
-    class Allocator(trt.IOutputAllocator):
-        def __init__(self) -> None:
-            trt.IOutputAllocator.__init__(self)
-            self.memory = torch.empty(0, dtype=torch.uint8, device=DEVICE)
-            self.shape: Shape = (0,)
-
-        def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int, stream: int) -> int:
-            if self.memory.numel() < max(size, 1):
-                self.memory = torch.empty(max(size, 1), dtype=torch.uint8, device=DEVICE)
-            return self.memory.data_ptr()
-
-        def notify_shape(self, name: str, shape: Sequence[int]) -> None:
-            self.shape = tuple(shape)
-
-        def tensor(self) -> Tensor:
-            count = int(np.prod(self.shape, dtype=np.int64)) * dtype.itemsize
-            return self.memory[:count].view(dtype).view(self.shape)
-
-    return Allocator()
+            return [result.cpu().numpy() for result in results]

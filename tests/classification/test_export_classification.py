@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from classification.export import Logits, main
+from classification.export import main
 from internimage import InternImageMetaFormer
+from internimage.export.spec import Logits
 
 CONFIG = """
 DATA: {DATASET: folder, IMG_SIZE: 64}
@@ -51,14 +52,22 @@ def test_an_exported_classifier_says_how_images_are_prepared(config, pictures, t
     assert json.loads(metadata["mean"])[0] == pytest.approx(0.485) and metadata["interpolation"] == "bicubic"
 
 
-def test_the_file_asked_for_is_the_int8_one(config, pictures, tmp_path, capsys):
-    output = tmp_path / "model.onnx"
+def test_the_file_asked_for_is_the_int8_one_and_its_accuracy_is_reported(config, pictures, tmp_path, capsys):
+    output, classes = tmp_path / "model.onnx", tmp_path / "classes"
+    for index in range(4):
+        folder = classes / str(index)
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes((pictures / "0.png").read_bytes())
     words = ["--cfg", config, "--random-weights", "--images", pictures, "--output", output, "--static", "--int8"]
-    main([*map(str, words), "--repeats", "0"])
+    main([*map(str, words), "--repeats", "0", "--batch", "3", "--validation", str(classes)])
     files = (output, tmp_path / "model.float32.onnx")
     kinds = [{node.op_type for node in onnx.load(path).graph.node} for path in files]
     assert ["QuantizeLinear" in kind for kind in kinds] == [True, False]
-    assert "model.onnx: int8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "model.onnx: int8" in printed
+    rows = [line for line in printed.splitlines() if line.endswith(" | 4 |")]
+    # Four copies of one picture, one in each class: every model is right once.
+    assert [row.split(" | ")[1] for row in rows] == ["25.00%"] * 3
 
 
 @pytest.mark.parametrize(

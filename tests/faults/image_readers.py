@@ -46,7 +46,7 @@ def _dataset(path: Path) -> Image.Image:
 def _onnx(path: Path) -> Image.Image:
     try:
         return predict_onnx.open_picture(path)
-    except predict_onnx._Mistake as error:
+    except predict_onnx.Mistake as error:
         raise UserError(str(error)) from None
 
 

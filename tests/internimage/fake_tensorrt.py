@@ -1,165 +1,143 @@
 """A stand-in for TensorRT's Python module, for tests: NOT TensorRT, and it optimises nothing.
 
-It accepts exactly the calls that the real library of that version declares (`tests/data/tensorrt_api.json`): an
-attribute, a flag or an argument that the version lacks, or an argument of another type, raises as it would there. Its
-"ONNX file" is JSON with the inputs' shapes; its "engine" computes from images in memory, by address, as a GPU would:
-`sum` `(N,)` of every image, and `positive` `(?,)`, the indices of the images whose sum is positive.
+It has the names and parameters that the real libraries declare (`tests/data/tensorrt_api.json`). Its engine is the ONNX
+file, whose GridSample nodes interpolate as the network's layers say, and runs in ONNX Runtime on memory given by
+address, as a GPU would.
 """
 
+import base64
 import ctypes
 import enum
-import functools
 import inspect
 import json
 import types
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["Stream", "make", "write_onnx"]
+__all__ = ["Stream", "VERSIONS", "make", "write_onnx"]
 
-API = json.loads((Path(__file__).parents[1] / "data" / "tensorrt_api.json").read_text())
-OUTPUTS = {"sum": "FLOAT", "positive": "INT64"}
+_DATA = json.loads((Path(__file__).parents[1] / "data" / "tensorrt_api.json").read_text())
+CALLS, VERSIONS = _DATA["calls"], _DATA["versions"]
 
 
-def write_onnx(path: Path, **inputs: list[int]) -> Path:
-    """A file that the fake parser reads."""
-    path.write_text(json.dumps(inputs))
+def write_onnx(path: Path, *shape: int, opset: int = 19, mode: str = "bilinear", **metadata: str) -> Path:
+    """A file that gives four samples, the means of the channels and the brightest one of `images` of `shape`."""
+    sizes = [size if size > 0 else f"axis{axis}" for axis, size in enumerate(shape)]
+    places = np.linspace(-0.8, 0.7, 8, dtype=np.float32).reshape(1, 2, 2, 2)
+    nodes = [
+        helper.make_node("ReduceMean", ["images", "hw"], ["logits"], keepdims=0),
+        helper.make_node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0),
+        helper.make_node("Shape", ["images"], ["batch"], end=1),
+        helper.make_node("Concat", ["batch", "rest"], ["all"], axis=0),
+        helper.make_node("Expand", ["places", "all"], ["grid"]),
+        helper.make_node("GridSample", ["images", "grid"], ["sampled"], mode=mode),
+    ]
+    constants = {"hw": np.array([2, 3]), "rest": np.array([2, 2, 2]), "places": places}
+    graph = helper.make_graph(
+        nodes,
+        "sampler",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, sizes)],
+        [
+            helper.make_tensor_value_info("sampled", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("label", TensorProto.INT64, None),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
     return path
 
 
-def _fits(module: types.ModuleType, value: object, kind: str) -> bool:
-    """Whether pybind11 would take `value` for a parameter of that type."""
-    if kind == "SupportsInt":
-        return isinstance(value, (int, np.integer, enum.Enum)) and not isinstance(value, bool)
-    if kind == "Dims":
-        return isinstance(value, (tuple, list)) and all(type(size) is int for size in value)
-    if kind == "CapsuleType":  # any pointer: pybind11 takes its own objects
-        return isinstance(value, module.ILogger)
-    if kind == "Buffer":
-        return isinstance(value, (bytes, bytearray, memoryview))
-    plain = {"str": str, "bool": bool, "tuple": tuple, "list": list}
-    if kind in plain:
-        return type(value) is plain[kind]
-    return kind in module.__dict__ and isinstance(value, module.__dict__[kind])
-
-
-def _bind(module: types.ModuleType, overload: str, args: tuple, kwargs: dict) -> bool:
-    """Whether a call fits one declared overload."""
-    parameters = [part.partition(": ") for part in overload.split(", ") if part]
-    names = [name for name, _, _ in parameters]
-    given = dict(zip(names, args)) | kwargs
-    optional = {name for name, _, kind in parameters if kind.endswith(" = ...")}
-    if len(args) > len(names) or not set(kwargs) <= set(names[len(args) :]) or set(names) - set(given) - optional:
-        return False
-    return all(_fits(module, given[n], kind.removesuffix(" = ...")) for n, _, kind in parameters if n in given)
-
-
-def _checked(module: types.ModuleType, entry: str, method):
-    overloads = module.api[entry]
-
-    @functools.wraps(method)
-    def call(self, *args, **kwargs):
-        if not any(_bind(module, overload, args, kwargs) for overload in overloads):
-            raise TypeError(f"{entry}(): incompatible function arguments {args} {kwargs}; supported: {overloads}")
-        return method(self, *args, **kwargs)
-
-    return call
-
-
-def make(name: str) -> types.ModuleType:
-    """The fake of a library in the stored table: `tensorrt 10`, `tensorrt 11` or `tensorrt_rtx 1`."""
+def make(name: str, *, misreads: bool = False) -> types.ModuleType:
+    """The fake of `tensorrt 10`, `tensorrt 11` or `tensorrt_rtx 1`. `misreads`: takes mode `linear` for nearest."""
     module = types.ModuleType(name.split()[0])
-    module.api = API[name]
-    module.__version__ = module.api["__version__"]
-    for entry in ("BuilderFlag", "NetworkDefinitionCreationFlag", "MemoryPoolType", "TensorIOMode", "DataType"):
-        module.__dict__[entry] = enum.IntEnum(entry, module.api[entry], start=0)
-    for alias, member in (("float32", "FLOAT"), ("float16", "HALF"), ("bfloat16", "BF16"), ("bool", "BOOL")):
+    module.__version__ = VERSIONS[name]
+    module.misreads, module.loaded = misreads, []
+    for entry in ("BuilderFlag", "NetworkDefinitionCreationFlag", "LayerType", "InterpolationMode", "DataType"):
+        members = [call.split(".")[1] for call in CALLS if call.startswith(f"{entry}.")]
+        module.__dict__[entry] = enum.IntEnum(entry, members, start=0)
+    for alias, member in (("float32", "FLOAT"), ("int64", "INT64"), ("int32", "INT32"), ("bool", "BOOL")):
         module.__dict__[alias] = module.DataType[member]
-    for member in ("INT64", "INT32", "INT8", "UINT8"):
-        module.__dict__[member.lower()] = module.DataType[member]
-    module.calls = []
-    classes = _classes(module)
-    owners = {entry.partition(".")[0] for entry in module.api}
-    for cls in classes:
-        if cls.__name__ in owners or cls.__name__ == "IHostMemory":
-            module.__dict__[cls.__name__] = _declared(module, cls)
+    for cls in _classes(module):
+        module.__dict__[cls.__name__] = cls
+        _check_declared(cls)
     module.Logger = module.ILogger
-    if ".init_libnvinfer_plugins" in module.api:
-        module.init_libnvinfer_plugins = lambda *args: _checked(
-            module, ".init_libnvinfer_plugins", lambda self, *args: module.calls.append("own plugins")
-        )(None, *args)
+    module.init_libnvinfer_plugins = lambda logger, namespace: module.loaded.append("its own")
     registry = module.IPluginRegistry()
     module.get_plugin_registry = lambda: registry
     return module
 
 
-def _declared(module: types.ModuleType, cls: type) -> type:
-    """Keep of a class what the version declares, and check its arguments."""
-    declared = {entry.partition(".")[2] for entry in module.api if entry.startswith(cls.__name__ + ".")}
-    for name, member in list(vars(cls).items()):
-        if inspect.isfunction(member) and (not name.startswith("_") or name in declared):
-            if name in declared:
-                setattr(cls, name, _checked(module, f"{cls.__name__}.{name}", member))
-            else:
-                delattr(cls, name)
-        if isinstance(member, property) and name not in declared:
-            delattr(cls, name)
-
-    def refuse(self, name, value):
-        if not name.startswith("_") and type(self) is cls and name not in declared:
-            raise AttributeError(f"{cls.__name__} has no attribute {name}")
-        object.__setattr__(self, name, value)
-
-    cls.__setattr__ = refuse
-    return cls
+def _check_declared(cls: type) -> None:
+    """Hold the fake to the libraries: every public member is declared, with these parameters."""
+    for name, member in vars(cls).items():
+        entry = f"{cls.__name__}.{name}"
+        if isinstance(member, property):
+            assert CALLS[entry] == "property", entry
+        elif inspect.isfunction(member) and (name == "__init__" and entry in CALLS or not name.startswith("_")):
+            parameters = list(inspect.signature(member).parameters.values())[1:]
+            given = [item.name + " = ..." * (item.default is not item.empty) for item in parameters]
+            declared = [[part for part in overload.split(", ") if part] for overload in CALLS[entry]]
+            # A fake may leave out what is optional.
+            short = [[part for part in overload if not part.endswith("= ...")] for overload in declared]
+            assert given in declared + short, (entry, given)
 
 
 def _classes(trt: types.ModuleType) -> list[type]:
-    """The behaviour; what a version lacks is removed afterwards. State is kept in names that begin with `_`."""
+    """The behaviour. State is kept in names that begin with `_`."""
 
     class ILogger:
-        Severity = enum.IntEnum("Severity", trt.api["ILogger.Severity"], start=0)
-
-        def __init__(self):
-            pass
-
-    class IHostMemory:
-        def __init__(self, data):
-            self._data = data
-
-        def __bytes__(self):
-            return self._data
+        Severity = enum.IntEnum("Severity", ["INTERNAL_ERROR", "ERROR"], start=0)
 
     class ITensor:
-        def __init__(self, name, shape):
-            self._name, self._shape = name, shape
+        def __init__(self, value):
+            self._value = value
 
-        name = property(lambda self: self._name)
-        shape = property(lambda self: self._shape)
+        name = property(lambda self: self._value.name)
+        shape = property(lambda self: tuple(d.dim_value or -1 for d in self._value.type.tensor_type.shape.dim))
+
+    class ILayer:
+        __slots__ = ("_node",)  # so that an attribute of a derived class cannot be set
+
+        def __init__(self, node):
+            self._node = node
+
+        type = property(lambda self: trt.LayerType.GRID_SAMPLE if self._node.op_type == "GridSample" else None)
+
+    class IGridSampleLayer(ILayer):
+        __slots__ = ()
+
+        def _set(self, mode):
+            _set_mode(self._node, mode.name)
+
+        interpolation_mode = property(None, _set)
 
     class INetworkDefinition:
         def __init__(self, flags):
-            self._strong = "FP16" not in trt.BuilderFlag.__members__ or bool(
-                flags >> trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED & 1
-            )
-            self._inputs = []
+            self._strong, self._model = bool(flags >> trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED & 1), None
 
-        num_inputs = property(lambda self: len(self._inputs))
-        num_outputs = property(lambda self: len(OUTPUTS))
+        num_inputs = property(lambda self: len(self._model.graph.input))
+        num_outputs = property(lambda self: len(self._model.graph.output))
+        num_layers = property(lambda self: len(self._model.graph.node))
 
         def get_input(self, index):
-            return self._inputs[index]
+            return ITensor(self._model.graph.input[index])
 
         def get_output(self, index):
-            return ITensor(list(OUTPUTS)[index], None)
+            return ITensor(self._model.graph.output[index])
 
-        def add_plugin_v3(self, inputs, shape_inputs, plugin):
-            raise AssertionError("not called")
+        def get_layer(self, index):
+            return ILayer(self._model.graph.node[index])
 
     class ParserError:
         def desc(self):
-            return "Assertion failed: Failed to parse the ONNX model."
+            return "Assertion failed: no importer or plugin for this node"
 
         def node(self):
             return 3
@@ -174,13 +152,13 @@ def _classes(trt: types.ModuleType) -> list[type]:
         num_errors = property(lambda self: len(self._errors))
 
         def parse_from_file(self, model):
-            try:
-                inputs = json.loads(Path(model).read_text())
-            except json.JSONDecodeError:
+            self._network._model = proto = onnx.load(model)
+            if any(node.domain for node in proto.graph.node):
                 self._errors.append(ParserError())
-                return False
-            self._network._inputs = [ITensor(name, tuple(shape)) for name, shape in inputs.items()]
-            return True
+            for node in proto.graph.node:
+                if node.op_type == "GridSample" and trt.misreads and node.attribute[0].s == b"linear":
+                    _set_mode(node, "NEAREST")
+            return not self._errors
 
         def get_error(self, index):
             return self._errors[index]
@@ -192,39 +170,23 @@ def _classes(trt: types.ModuleType) -> list[type]:
         def set_shape(self, input, min, opt, max):
             self._shapes[input] = (min, opt, max)
 
-    class ITimingCache:
-        def __init__(self, data):
-            self._data = data
-
-        def serialize(self):
-            return IHostMemory(self._data + b"timed;")
-
     class IBuilderConfig:
         def __init__(self):
-            self._profiles, self._flags, self._cache, self._pools = [], {trt.BuilderFlag.TF32}, None, {}
+            self._profiles, self._flags = [], {trt.BuilderFlag.TF32}
 
         def add_optimization_profile(self, profile):
             self._profiles.append(profile)
             return len(self._profiles) - 1
 
-        def set_flag(self, flag):
-            self._flags.add(flag)
-
         def clear_flag(self, flag):
             self._flags.discard(flag)
 
-        def set_memory_pool_limit(self, pool, pool_size):
-            self._pools[pool.name] = pool_size
+    class IHostMemory:
+        def __init__(self, data):
+            self._data = data
 
-        def create_timing_cache(self, serialized_timing_cache):
-            return ITimingCache(bytes(serialized_timing_cache))
-
-        def set_timing_cache(self, cache, ignore_mismatch):
-            self._cache = cache
-            return not cache._data.startswith(b"other")
-
-        def get_timing_cache(self):
-            return self._cache
+        def __bytes__(self):
+            return self._data
 
     class Builder:
         def __init__(self, logger):
@@ -240,15 +202,15 @@ def _classes(trt: types.ModuleType) -> list[type]:
             return IOptimizationProfile()
 
         def build_serialized_network(self, network, config):
-            engine = {
-                "profile": config._profiles[0]._shapes,
-                "strong": network._strong,
-                "flags": sorted(flag.name for flag in config._flags),
-                "pools": config._pools,
-            }
             if not config._profiles[0]._shapes:
                 self._logger.log(ILogger.Severity.ERROR, "Error Code 4: API Usage Error (no profile)")
                 return None
+            engine = {
+                "profile": config._profiles[0]._shapes,
+                "strong": network._strong,
+                "flags": [flag.name for flag in config._flags],
+                "model": base64.b64encode(network._model.SerializeToString()).decode(),
+            }
             return IHostMemory(json.dumps(engine).encode())
 
     class Runtime:
@@ -257,81 +219,66 @@ def _classes(trt: types.ModuleType) -> list[type]:
 
         def deserialize_cuda_engine(self, serialized_engine):
             try:
-                return ICudaEngine(json.loads(serialized_engine), self._logger)
+                return ICudaEngine(base64.b64decode(json.loads(serialized_engine)["model"]), self._logger)
             except ValueError:
                 self._logger.log(ILogger.Severity.ERROR, "Serialization Error in engine (magic tag does not match)")
                 return None
 
     class ICudaEngine:
-        def __init__(self, engine, logger):
-            self._engine, self._logger = engine, logger
-            # The order of an engine's tensors is not that of the model's.
-            self._names = ["positive", "sum", *engine["profile"]]
-
-        num_io_tensors = property(lambda self: len(self._names))
+        def __init__(self, model, logger):
+            self._session, self._logger = onnxruntime.InferenceSession(model), logger
 
         def create_execution_context(self):
             return IExecutionContext(self)
 
-        def get_tensor_name(self, index):
-            return self._names[index]
-
-        def get_tensor_mode(self, name):
-            return trt.TensorIOMode.OUTPUT if name in OUTPUTS else trt.TensorIOMode.INPUT
-
         def get_tensor_dtype(self, name):
-            return trt.DataType[OUTPUTS.get(name, "FLOAT")]
-
-        def get_tensor_profile_shape(self, name, profile_index):
-            return self._engine["profile"][name]
+            (kind,) = (output.type for output in self._session.get_outputs() if output.name == name)
+            return trt.DataType.INT64 if "int64" in kind else trt.DataType.FLOAT
 
     class IExecutionContext:
         def __init__(self, engine):
-            self._engine, self._addresses, self._allocators = engine, {}, {}
+            self._engine, self._addresses = engine, {}
 
         def set_input_shape(self, name, shape):
-            smallest, _, largest = self._engine._engine["profile"][name]
-            self._shape = shape
-            return all(low <= size <= high for low, size, high in zip(smallest, shape, largest))
+            self._input, self._shape = name, shape
+            return True
 
         def set_tensor_address(self, name, memory):
             self._addresses[name] = memory
             return True
 
         def get_tensor_shape(self, name):
-            return {"sum": (self._shape[0],), "positive": (-1,)}.get(name, self._shape)
+            return self._run(np.zeros(self._shape, np.float32))[name].shape
 
-        def set_output_allocator(self, name, output_allocator):
-            self._allocators[name] = output_allocator
-            return True
+        def _run(self, images):
+            names = [output.name for output in self._engine._session.get_outputs()]
+            return dict(zip(names, self._engine._session.run(None, {self._input: images})))
 
         def execute_async_v3(self, stream_handle):
-            images = _array(self._addresses["images"], np.float32, self._shape)
+            images = _array(self._addresses[self._input], np.float32, self._shape)
             if np.isnan(images).any():
                 self._engine._logger.log(ILogger.Severity.ERROR, "IExecutionContext::enqueueV3: Error Code 1: Cuda")
                 return False
-            sums = images.sum((1, 2, 3))
-            _array(self._addresses["sum"], np.float32, sums.shape)[:] = sums
-            positive = np.flatnonzero(sums > 0)
-            allocator = self._allocators["positive"]
-            address = allocator.reallocate_output_async("positive", 0, positive.nbytes, 256, stream_handle)
-            _array(address, np.int64, positive.shape)[:] = positive
-            allocator.notify_shape("positive", positive.shape)
+            for name, value in self._run(images).items():
+                _array(self._addresses[name], value.dtype, value.shape)[:] = value
             return True
-
-    class IOutputAllocator:
-        def __init__(self):
-            pass
 
     class IPluginRegistry:
         def load_library(self, plugin_path):
-            trt.calls.append(plugin_path)
+            trt.loaded.append(plugin_path)
             return object() if plugin_path.endswith(".so") else None
 
-    return [cls for cls in locals().values() if inspect.isclass(cls)]
+    return [cls for cls in locals().values() if inspect.isclass(cls) and cls.__name__ != "IHostMemory"]
 
 
-def _array(address: int, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+def _set_mode(node: onnx.NodeProto, mode: str) -> None:
+    """Let a GridSample node interpolate as `mode` says, in the words of its opset."""
+    (attribute,) = [attribute for attribute in node.attribute if attribute.name == "mode"]
+    old = attribute.s in (b"bilinear", b"bicubic")
+    attribute.s = {"LINEAR": b"bilinear" if old else b"linear", "NEAREST": b"nearest", "CUBIC": b"cubic"}[mode]
+
+
+def _array(address: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """The memory at an address."""
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer((ctypes.c_char * count).from_address(address), dtype).reshape(shape)

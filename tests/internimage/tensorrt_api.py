@@ -1,107 +1,63 @@
-"""What TensorRT's Python libraries say of the calls that this project makes: names, arguments and their types.
+"""What TensorRT's Python libraries say of the calls that this project makes: names and arguments.
 
-`tests/data/tensorrt_api.json` holds it for three libraries, read from their own docstrings by
-
-    python tests/internimage/tensorrt_api.py tensorrt
-
-with `tensorrt_bindings` 10.16 and 11.4 (whose own library was replaced by one of empty functions: importing needs no
-more) and `tensorrt_rtx` 1.7.
+`tests/data/tensorrt_api.json` holds what three of them have in common: `tensorrt_bindings` 10.16 and 11.4 (whose own
+library was replaced by one of empty functions: importing needs no more) and `tensorrt_rtx` 1.7. `read` finds it in
+their docstrings.
 """
 
-import importlib
-import json
+import enum
 import re
-import sys
 from types import ModuleType
 
 __all__ = ["read"]
 
-MEMBERS = {
-    "Builder": (
-        "__init__",
-        "create_network",
-        "create_builder_config",
-        "create_optimization_profile",
-        "build_serialized_network",
-    ),
-    "INetworkDefinition": ("num_inputs", "num_outputs", "get_input", "get_output", "add_plugin_v3"),
-    "ITensor": ("name", "shape"),
-    "OnnxParser": ("__init__", "parse_from_file", "num_errors", "get_error"),
-    "ParserError": ("desc", "node", "node_name"),
-    "IOptimizationProfile": ("set_shape",),
-    "IBuilderConfig": (
-        "add_optimization_profile",
-        "set_flag",
-        "clear_flag",
-        "set_memory_pool_limit",
-        "create_timing_cache",
-        "set_timing_cache",
-        "get_timing_cache",
-    ),
-    "ITimingCache": ("serialize",),
-    "Runtime": ("__init__", "deserialize_cuda_engine"),
-    "ICudaEngine": (
-        "create_execution_context",
-        "num_io_tensors",
-        "get_tensor_name",
-        "get_tensor_mode",
-        "get_tensor_dtype",
-        "get_tensor_profile_shape",
-    ),
-    "IExecutionContext": (
-        "set_input_shape",
-        "set_tensor_address",
-        "get_tensor_shape",
-        "set_output_allocator",
-        "execute_async_v3",
-    ),
-    "IOutputAllocator": ("__init__",),
-    "ILogger": ("__init__", "log"),
-    "IPluginRegistry": ("load_library",),
-    "": ("init_libnvinfer_plugins",),  # of the module
-}
-ENUMS = ("BuilderFlag", "NetworkDefinitionCreationFlag", "MemoryPoolType", "TensorIOMode", "DataType")
+NAMES = """
+    Builder.__init__ Builder.create_network Builder.create_builder_config Builder.create_optimization_profile
+    Builder.build_serialized_network BuilderFlag.TF32 NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    INetworkDefinition.num_inputs INetworkDefinition.num_outputs INetworkDefinition.get_input
+    INetworkDefinition.get_output INetworkDefinition.num_layers INetworkDefinition.get_layer
+    ITensor.name ITensor.shape ILayer.type LayerType.GRID_SAMPLE
+    IGridSampleLayer.interpolation_mode InterpolationMode.NEAREST InterpolationMode.LINEAR InterpolationMode.CUBIC
+    OnnxParser.__init__ OnnxParser.parse_from_file OnnxParser.num_errors OnnxParser.get_error
+    ParserError.desc ParserError.node ParserError.node_name IOptimizationProfile.set_shape
+    IBuilderConfig.add_optimization_profile IBuilderConfig.clear_flag
+    Runtime.__init__ Runtime.deserialize_cuda_engine ICudaEngine.create_execution_context ICudaEngine.get_tensor_dtype
+    IExecutionContext.set_input_shape IExecutionContext.set_tensor_address IExecutionContext.get_tensor_shape
+    IExecutionContext.execute_async_v3 IPluginRegistry.load_library get_plugin_registry init_libnvinfer_plugins
+    DataType.FLOAT DataType.INT64 DataType.INT32 DataType.BOOL
+    ILogger.Severity.INTERNAL_ERROR ILogger.Severity.ERROR float32 int64 int32 bool
+"""
 
 
 def _arguments(text: str) -> list[str]:
-    """Split at the commas outside of brackets."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([{<") - (character in ")]}>")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
+    """Names of the parameters, with ` = ...` after those that have a default."""
+    while re.search(r"\[[^][]*\]", text):
+        text = re.sub(r"\[[^][]*\]", "", text)  # brackets of types have commas
+    parts = [part.strip() for part in text.split(",") if part.strip() and not part.strip().startswith("self")]
+    return [part.partition(":")[0] + (" = ..." if " = " in part else "") for part in parts]
 
 
 def _signatures(name: str, doc: str) -> list[str]:
-    """Every overload as `name: type, name: type = ...`, without `self`, types without their modules."""
+    """The parameters of every overload."""
     found = []
     for line in doc.splitlines():
         match = re.fullmatch(rf"(?:\d+\. )?{name}\((.*)\)(?: -> .*)?", line.strip())
         if match and match[1] != "*args, **kwargs":
-            arguments = [part for part in _arguments(match[1]) if not part.startswith("self")]
-            arguments = [re.sub(r" = .*", " = ...", part) for part in arguments]
-            found.append(", ".join(re.sub(r"(?<=[ \[])[\w.]+\.(?=\w)", "", part) for part in arguments))
+            found.append(", ".join(_arguments(match[1])))
     return found
 
 
 def read(trt: ModuleType) -> dict[str, list[str] | str]:
-    """The members of `MEMBERS` that a library has, with their overloads or the word property; the enumerations."""
-    api: dict[str, list[str] | str] = {"__version__": trt.__version__}
-    for owner, names in MEMBERS.items():
-        for name in names:
-            member = getattr(getattr(trt, owner, None) if owner else trt, name, None)
-            if isinstance(member, property):
-                api[f"{owner}.{name}"] = "property"
-            elif member is not None:
-                api[f"{owner}.{name}"] = _signatures(name, member.__doc__)
-    for name in ENUMS:
-        api[name] = sorted(getattr(trt, name).__members__)
-    api["ILogger.Severity"] = sorted(trt.ILogger.Severity.__members__)
+    """Those of `NAMES` that a library has: the parameters of every overload, or the word property or value."""
+    api: dict[str, list[str] | str] = {}
+    for name in NAMES.split():
+        member = trt
+        for part in name.split("."):
+            member = getattr(member, part, None)
+        if isinstance(member, property):
+            api[name] = "property"
+        elif isinstance(member, enum.Enum) or hasattr(type(member), "__members__"):
+            api[name] = "value"
+        elif member is not None:
+            api[name] = _signatures(name.split(".")[-1], member.__doc__)
     return api
-
-
-if __name__ == "__main__":
-    print(json.dumps(read(importlib.import_module(sys.argv[1])), indent=0))

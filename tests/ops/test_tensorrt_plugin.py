@@ -15,8 +15,10 @@ from cuda_emulation_build import COMPILER, HERE, build
 from dcnv3_cases import Case, reference
 
 from internimage.errors import UserError
-from internimage.export.tensorrt_library import library
+from internimage.export.sampling import SAMPLERS, Predictors
+from internimage.export.tensorrt_engine import library
 from ops_dcnv3 import toolchain
+from ops_dcnv3.reference import Geometry
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the plugin with")
 
@@ -93,17 +95,11 @@ def test_the_plugin_reads_every_argument_of_the_operator(plugins):
 
 
 def test_the_exported_node_has_the_attributes_that_the_plugin_reads(plugins):
-    from internimage.export import custom_op
-
-    class Operator(torch.nn.Module):
-        def forward(self, input, offset, mask):
-            window = (3, 3, 1, 1, 1, 1, 1, 1)
-            return torch.ops.ops_dcnv3.forward(input, offset, mask, *window, 2, 1.5, False, True)
-
-    *tensors, _ = Case().tensors(torch.float16)
-    table = custom_op.translations()
-    operator = Operator().eval()
-    program = torch.onnx.export(operator, tuple(tensors), dynamo=True, custom_translation_table=table, verbose=False)
+    geometry = Geometry(3, 3, 1, 1, 1, 1, 1, 1, 2, 1.5, False, True)
+    weights = Predictors(torch.zeros(36, 8), torch.zeros(36), torch.zeros(18, 8), torch.zeros(18))
+    sampler = SAMPLERS["custom"](geometry, weights).eval()
+    inputs = torch.zeros(1, 5, 5, 8), torch.zeros(1, 5, 5, 8)
+    program = torch.onnx.export(sampler, inputs, dynamo=True, opset_version=19, verbose=False)
     (node,) = [node for node in program.model_proto.graph.node if node.op_type == "DCNv3"]
     assert node.domain == "ops_dcnv3"
     values = {attribute.name: attribute.f if attribute.type == 1 else attribute.i for attribute in node.attribute}

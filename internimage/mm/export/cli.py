@@ -5,23 +5,23 @@ from collections.abc import Callable, Sequence
 
 from mmengine.config import DictAction
 
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import exit_on_user_error
 from internimage.export.cli import add_arguments, check_arguments, run
-from internimage.export.exportable import Exportable
 from internimage.mm.checks import merge_options, read_config
 
-from .models import build_model
+from .models import Parts, Prepare, build_model
 
 __all__ = ["export"]
 
 
 @exit_on_user_error
-def export(description: str, exportable: Callable[..., Exportable], argv: Sequence[str] | None = None) -> None:
+def export(description: str, parts: Callable[..., Parts], prepare: Prepare, argv: Sequence[str] | None = None) -> None:
     """Read the options, build the model, and write it.
 
     Args:
         description: for `--help`.
-        exportable: `internimage.mm.export.models.detector_exportable` or `segmentor_exportable`.
+        parts: `internimage.mm.export.models.detector_parts` or `segmentor_parts`.
+        prepare: `predict_onnx.prepare`.
         argv: the options; those of the process if None.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,13 +30,7 @@ def export(description: str, exportable: Callable[..., Exportable], argv: Sequen
     add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
-    try:
-        from predict_onnx import prepare
-    except ImportError as error:
-        missing = error.name
-        raise UserError(
-            f"predict_onnx.py, which prepares the pictures, needs {missing}: pip install {missing}"
-        ) from None
     config = read_config(args.config)
     merge_options(config, args.cfg_options)
-    run(exportable(build_model(config, args.checkpoint), args, prepare), args)
+    exportable, check, calibration = parts(build_model(config, args.checkpoint), args, prepare)
+    run(exportable, check, args, calibration)

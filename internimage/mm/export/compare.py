@@ -1,23 +1,13 @@
-"""How far exported detectors and segmentors are from PyTorch, and rewritten ones from mmdet's and mmseg's test path."""
+"""How far the results of exported detectors and segmentors are from PyTorch's."""
 
 import math
 
 import torch
-from mmdet.structures import DetDataSample
-from torch import Tensor, nn
+from torch import Tensor
 
-from internimage.export.exportable import Outputs
+from internimage.export.spec import Outputs
 
-from .boxes import picture_sizes
-
-__all__ = [
-    "detection_error",
-    "framework_boxes",
-    "framework_detections",
-    "framework_labels",
-    "matched_detections",
-    "segmentation_error",
-]
+__all__ = ["detection_error", "matched_detections", "segmentation_error"]
 
 
 def detection_error(actual: Outputs, expected: Outputs, threshold: float = 0.0) -> tuple[float, float]:
@@ -89,35 +79,3 @@ def segmentation_error(actual: Outputs, expected: Outputs) -> tuple[float, float
     scores = (actual[1].double() - expected[1].double()).abs().max().item()
     scores = scores if scores == scores else math.inf
     return scores, max(scores, differing)
-
-
-@torch.no_grad()
-def framework_detections(model: nn.Module, images: Tensor) -> list[DetDataSample]:
-    """What mmdet's own test path finds in a padded batch, in pixels of the batch; masks as large as each picture."""
-    samples = []
-    for width, height in picture_sizes(images).int().tolist():
-        shape = {"img_shape": (height, width), "ori_shape": (height, width), "scale_factor": (1.0, 1.0)}
-        whole = {"batch_input_shape": tuple(images.shape[2:]), "pad_shape": tuple(images.shape[2:])}
-        samples.append(DetDataSample(metainfo={**shape, **whole}))
-    return model.predict(images, samples, rescale=True)
-
-
-def framework_boxes(model: nn.Module, images: Tensor, places: int) -> Outputs:
-    """`framework_detections` in the form of the exported outputs, without masks."""
-    boxes = torch.zeros(len(images), places, 5)
-    labels = torch.full((len(images), places), -1)
-    for index, sample in enumerate(framework_detections(model, images)):
-        found = sample.pred_instances
-        boxes[index, : len(found)] = torch.cat([found.bboxes, found.scores[:, None]], 1)
-        labels[index, : len(found)] = found.labels
-    return boxes, labels
-
-
-@torch.no_grad()
-def framework_labels(model: nn.Module, images: Tensor) -> Outputs:
-    """Label maps and scores of mmseg's own test path."""
-    meta = {"img_shape": tuple(images.shape[2:]), "ori_shape": tuple(images.shape[2:])}
-    maps = model.encode_decode(images, [meta] * len(images))
-    maps = maps if hasattr(model.decode_head, "transformer_decoder") else maps.softmax(1)
-    scores, labels = maps.max(1)
-    return labels, scores

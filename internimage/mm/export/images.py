@@ -65,7 +65,7 @@ def default_size(meta: Mapping, config: Config) -> tuple[int, int]:
 
 def _photographs() -> list[Image.Image]:
     """Three photographs that come with scikit-image."""
-    from skimage import data
+    from skimage import data  # an optional package, needed without --images alone
 
     return [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea)]
 

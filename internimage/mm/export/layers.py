@@ -4,13 +4,13 @@ Deformable attention (Zhu et al., 2021) by GridSample, Mask2Former's pixel decod
 kept as numbers, adaptive average pooling as two matrix products, and positional encodings of the weights' type.
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.layers import MSDeformAttnPixelDecoder, SinePositionalEncoding
 from torch import Tensor, nn
+
+from internimage.export.cores import shared_copy
 
 __all__ = ["WeightsType", "exportable_copy"]
 
@@ -153,7 +153,7 @@ class AveragePool(nn.Module):
 
 def exportable_copy(model: nn.Module) -> nn.Module:
     """A copy of a detector or segmentor, sharing its weights, with the layers of this file."""
-    model = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
+    model = shared_copy(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, MultiScaleDeformableAttention):

@@ -9,6 +9,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,27 +21,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from internimage.errors import UserError
-from internimage.export.checks import compare_samples, limits, parity_table, worst_failure
 from internimage.export.cli import image_size
-from internimage.export.exportable import Exportable, Outputs, spread_sampling_points
 from internimage.export.formats import find_format
-from internimage.export.progress import phase
+from internimage.export.spec import Check, Exportable, spread_sampling_points
 from internimage.mm.demo import load_model
 
 from .boxes import suppress_all
-from .compare import detection_error, framework_boxes, framework_labels, matched_detections, segmentation_error
+from .compare import detection_error, matched_detections, segmentation_error
 from .dino import DINO
 from .images import default_size, make_samples, preprocessing, read_pictures
 from .rcnn import RCNN
 from .segmentors import Segmentor
 
-__all__ = [
-    "build_model",
-    "detector_exportable",
-    "segmentor_exportable",
-]
+__all__ = ["Parts", "build_model", "detector_parts", "segmentor_parts"]
 
-Prepare = Callable[[Image.Image, dict, tuple[int, int]], Tensor]
+Prepare = Callable[[Image.Image, dict, tuple[int, int]], tuple]  # as `predict_onnx.prepare`
 
 _CALIBRATION_IMAGES = 200
 
@@ -81,19 +76,27 @@ def _spread_predictions(model: nn.Module) -> None:
                 nn.init.normal_(layer.weight, std=usual)
 
 
-def _common(model: nn.Module, task: str, meta: Mapping) -> dict[str, str]:
+def _metadata(model: nn.Module, task: str, meta: Mapping) -> dict[str, str]:
     words = {"task": task, **meta, "class_names": list(model.dataset_meta.get("classes") or [])}
     if isinstance(palette := model.dataset_meta.get("palette"), Sequence) and not isinstance(palette, str):
         words["palette"] = np.asarray(palette).tolist()
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in words.items()}
 
 
-def _exportable(
-    framework_model: nn.Module, args: argparse.Namespace, prepare: Prepare, task: str, **options
-) -> Exportable:
-    meta = preprocessing(framework_model.cfg)
-    multiple = meta["multiple"]
-    size = image_size(args, default_size(meta, framework_model.cfg), multiple)
+class Parts(NamedTuple):
+    """The model to write, how to check the file, and images `(1, 3, H, W)` for --int8."""
+
+    exportable: Exportable
+    check: Check
+    calibration: list[Tensor]
+
+
+def _parts(
+    model: nn.Module, module: nn.Module, args: argparse.Namespace, prepare: Prepare, task: str, words: Mapping
+) -> Parts:
+    """The rewritten `module` of a framework's `model`, with images of --images, or photographs, to check it with."""
+    meta = preprocessing(model.cfg)
+    size = image_size(args, default_size(meta, model.cfg), meta["multiple"])
     pictures = read_pictures(args.images, _CALIBRATION_IMAGES if args.int8 else 3)
 
     def tensor(picture: Image.Image, shape: tuple[int, int]) -> Tensor:
@@ -104,29 +107,11 @@ def _exportable(
     elif find_format(args.format).one_size:
         samples = [tensor(pictures[0], size), torch.cat([tensor(picture, size) for picture in pictures[:3]])]
     else:
-        samples = make_samples(pictures, tensor, size, multiple)
-    words = {**meta, "size": size, **options.pop("words", {})}
-    return Exportable(
-        size=size,
-        metadata=_common(framework_model, task, words),
-        samples=samples,
-        dynamic=not args.static,
-        multiple=multiple,
-        sample_names=["photographs" if args.images is None else "real"] * len(samples),
-        calibration=[tensor(picture, size) for picture in pictures] if args.int8 else [],
-        **options,
-    )
-
-
-def _compare(exportable: Exportable, name: str, theirs: Callable[..., Outputs], tolerance: float | None) -> None:
-    """Print how far the rewritten module is from the framework's results. Raises `UserError` if it is too far."""
-    allowed, limit = limits(tolerance)
-    with phase(f"Comparing the rewritten post-processing with {name}'s"):
-        rows = compare_samples(exportable, theirs, limit)
-    print(f"Against {name}'s own test path, in PyTorch\n\n{parity_table(rows)}\n")
-    worst = worst_failure(rows, allowed)
-    if worst is not None:
-        raise UserError(f"the rewritten post-processing differs from {name}'s by {worst:.1e}, more than {allowed:.1e}")
+        samples = make_samples(pictures, tensor, size, meta["multiple"])
+    metadata = _metadata(model, task, {**meta, "size": size, **words})
+    exportable = Exportable(module.eval(), samples[0], (), metadata, not args.static)
+    check = Check(samples, "photographs" if args.images is None else "real")
+    return Parts(exportable, check, [tensor(picture, size) for picture in pictures] if args.int8 else [])
 
 
 def _check_queries(model: nn.Module, samples: list[Tensor]) -> None:
@@ -148,22 +133,21 @@ def _translations() -> dict:
     return translations()
 
 
-def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Exportable:
+def detector_parts(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Parts:
     """What the exporter needs of a detector.
 
     Args:
         model: from `build_model`.
-        args: options of `cli.add_arguments`.
-        prepare: `predict_onnx.prepare`.
+        args: options of `internimage.export.cli.add_arguments`.
+        prepare: makes the network's input of a picture: `predict_onnx.prepare`.
 
     Raises:
         UserError: an architecture or option that cannot be exported.
     """
-    config = model.roi_head.test_cfg if hasattr(model, "roi_head") else model.bbox_head.test_cfg
-    kind = getattr(config, "nms", {}).get("type", "nms") if hasattr(model, "roi_head") else "nms"
-    if kind != "nms":
-        raise UserError(f"cannot export {kind}; set model.test_cfg.rcnn.nms.type=nms")
     if hasattr(model, "roi_head"):
+        config = model.roi_head.test_cfg
+        if (kind := config.nms.get("type", "nms")) != "nms":
+            raise UserError(f"cannot export {kind}; set model.test_cfg.rcnn.nms.type=nms")
         if args.format == "executorch":
             raise UserError(
                 "--format executorch cannot hold R-CNN detectors: it has no kernels of non-maximum suppression and "
@@ -171,54 +155,38 @@ def detector_exportable(model: nn.Module, args: argparse.Namespace, prepare: Pre
             )
         module = RCNN(model)
     elif hasattr(model, "encoder"):
+        config = model.bbox_head.test_cfg
         module = DINO(model)
     else:
         raise UserError(f"cannot export {type(model).__name__}; Mask R-CNN, Cascade Mask R-CNN and DINO can be")
-    masks = getattr(module, "has_masks", False)
-    names = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
+    names = ("boxes", "labels")
     words = {
         "threshold": 0.3,
         "boxes": "x1, y1, x2, y2 in pixels of the input, and score; places without detection have label -1",
-        **({"masks": "probabilities over each box", "mask_threshold": config.mask_thr_binary} if masks else {}),
     }
-    module.eval()
-    compare = functools.partial(detection_error, threshold=config.get("score_thr", 0.0))
-    exportable = _exportable(
-        model,
-        args,
-        prepare,
-        "detection",
-        model=module,
-        output_names=names,
-        compare=compare,
-        matched=matched_detections,
-        translations=_translations,
-        decompositions=lambda: {torch.ops.internimage.suppress.default: suppress_all},
-        words=words,
-    )
+    if getattr(module, "has_masks", False):
+        names = (*names, "masks")
+        words |= {"masks": "probabilities over each box", "mask_threshold": config.mask_thr_binary}
+    parts = _parts(model, module, args, prepare, "detection", words)
     if isinstance(module, DINO):
-        _check_queries(model, exportable.samples)
-    boxes = lambda images, ours: framework_boxes(model, images, ours[0].shape[1])  # noqa: E731
-    _compare(exportable, "mmdet", boxes, args.tolerance)
-    return exportable
+        _check_queries(model, parts.check.samples)
+    parts.exportable.output_names = names
+    parts.exportable.translations = _translations
+    parts.exportable.decompositions = lambda: {torch.ops.internimage.suppress.default: suppress_all}
+    parts.check.error = functools.partial(detection_error, threshold=config.get("score_thr", 0.0))
+    parts.check.matched = matched_detections
+    return parts
 
 
-def segmentor_exportable(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Exportable:
-    """What the exporter needs of a segmentor; as `detector_exportable`."""
+def segmentor_parts(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Parts:
+    """What the exporter needs of a segmentor; as `detector_parts`."""
     if model.out_channels == 1:
         raise UserError("cannot export a segmentor of one channel; give its head num_classes=2 and out_channels=2")
     if model.test_cfg.mode == "slide":
         print(
             f"The configuration tests in windows of {model.test_cfg.crop_size}; the exported model takes whole images."
         )
-    exportable = _exportable(
-        model,
-        args,
-        prepare,
-        "segmentation",
-        model=Segmentor(model).eval(),
-        output_names=("labels", "scores"),
-        compare=segmentation_error,
-    )
-    _compare(exportable, "mmseg", lambda images, _: framework_labels(model, images), args.tolerance)
-    return exportable
+    parts = _parts(model, Segmentor(model), args, prepare, "segmentation", {})
+    parts.exportable.output_names = ("labels", "scores")
+    parts.check.error = segmentation_error
+    return parts

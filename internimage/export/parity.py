@@ -12,48 +12,33 @@ from torch import Tensor
 
 from internimage.errors import UserError
 
-from .exportable import Exportable, Outputs
 from .formats import Runtime
+from .spec import Check, Exportable, Outputs
 
 __all__ = [
     "Parity",
     "Time",
     "check_parity",
-    "compare_samples",
+    "default_tolerance",
     "interleaved_times",
     "latency_table",
-    "limits",
     "match_warning",
-    "own_response",
     "parity_table",
     "require_parity",
-    "worst_failure",
 ]
 
 _LARGEST_JUMP = 1e-2  # a model that moves more by itself cannot be checked
 _JUMPS = 10.0  # factor between a model's jumps at ties: those of one random DINO-T were 2e-5 to 5e-3
 
 
-def limits(tolerance: float | None, *, half: bool = False) -> tuple[float, float]:
-    """The largest relative error allowed, and the one beyond which `own_response` is asked for.
-
-    A tolerance that the user gave is taken at its word: then nothing is asked.
-    """
-    if tolerance:
-        return tolerance, math.inf
-    default = 5e-2 if half else 1e-4
-    return default, default
-
-
 class Parity(NamedTuple):
     """How far the results for one sample are apart."""
 
     shape: tuple[int, ...]
-    name: str
     absolute: float
     relative: float
     matched: tuple[int, int] | None = None  # objects compared, of how many
-    own: float = 0.0  # see `own_response`; 0 where it was not asked for
+    own: float = 0.0  # see `_own_response`; 0 where it was not asked for
 
     def passes(self, tolerance: float) -> bool:
         """Whether the results are close enough."""
@@ -67,47 +52,37 @@ class Time(NamedTuple):
     wall: float
 
 
-def check_parity(exportable: Exportable, runtime: Runtime, limit: float = math.inf) -> list[Parity]:
-    """Compare the runtime with PyTorch on every sample; beyond `limit` ask for `own_response` too."""
-    return compare_samples(
-        exportable, lambda images, _: tuple(torch.from_numpy(output) for output in runtime(images.numpy())), limit
-    )
+def default_tolerance(half: bool) -> float:
+    """The largest relative error allowed where the user gave none."""
+    return 5e-2 if half else 1e-4
 
 
-def compare_samples(
-    exportable: Exportable, other: Callable[[Tensor, Outputs], Outputs], limit: float = math.inf
-) -> list[Parity]:
-    """As `check_parity` with any function of the images and of what PyTorch makes of them."""
-    names = exportable.sample_names or [""] * len(exportable.samples)
+def check_parity(exportable: Exportable, check: Check, runtime: Runtime, limit: float = math.inf) -> list[Parity]:
+    """Compare the runtime with PyTorch on every sample; beyond `limit`, measure PyTorch's own jumps too."""
     rows = []
-    for images, name in zip(exportable.samples, names, strict=True):
+    for images in check.samples:
         expected = exportable.reference(images)
-        actual = other(images, expected)
-        absolute, relative = exportable.compare(actual, expected)
-        matched = exportable.matched(actual, expected) if exportable.matched else None
-        own = 0.0 if relative <= limit else own_response(exportable, images, expected, relative / _JUMPS)
-        rows.append(Parity(tuple(images.shape), name, absolute, relative, matched, own))
+        actual = tuple(torch.from_numpy(output) for output in runtime(images.numpy()))
+        absolute, relative = check.error(actual, expected)
+        matched = check.matched(actual, expected) if check.matched else None
+        own = 0.0 if relative <= limit else _own_response(exportable, check, images, expected, relative / _JUMPS)
+        rows.append(Parity(tuple(images.shape), absolute, relative, matched, own))
     return rows
-
-
-def worst_failure(rows: list[Parity], tolerance: float) -> float | None:
-    """The largest relative error among the samples that do not pass, if any."""
-    return max((row.relative for row in rows if not row.passes(tolerance)), default=None)
 
 
 def require_parity(rows: list[Parity], path: Path, tolerance: float) -> None:
     """Rename the file to `*.failed` and raise `UserError` if a relative error exceeds the tolerance."""
-    worst = worst_failure(rows, tolerance)
+    worst = max((row.relative for row in rows if not row.passes(tolerance)), default=None)
     if worst is not None:
         failed = path.replace(path.with_name(f"{path.name}.failed"))
         raise UserError(
-            f"the relative error {worst:.1e} exceeds {tolerance:.1e}; the file is now {failed} "
-            "(a larger error can be allowed: --tolerance)"
+            f"the results differ from PyTorch's: the relative error {worst:.1e} exceeds {tolerance:.1e}; the file is "
+            f"now {failed} (a larger error can be allowed: --tolerance)"
         )
 
 
-def own_response(
-    exportable: Exportable, images: Tensor, expected: Outputs, enough: float, noise: float = 1e-6, draws: int = 4
+def _own_response(
+    exportable: Exportable, check: Check, images: Tensor, expected: Outputs, enough: float, draws: int = 4
 ) -> float:
     """The largest relative change of PyTorch's own results when pixels change by up to a millionth; ends at `enough`.
 
@@ -117,8 +92,8 @@ def own_response(
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for _ in range(draws):
-        changed = images * torch.empty_like(images).uniform_(1 - noise, 1 + noise, generator=generator)
-        worst = max(worst, exportable.compare(exportable.reference(changed), expected)[1])
+        changed = images * torch.empty_like(images).uniform_(1 - 1e-6, 1 + 1e-6, generator=generator)
+        worst = max(worst, check.error(exportable.reference(changed), expected)[1])
         if worst >= enough:
             break
     return worst if math.isfinite(worst) else 0.0
@@ -148,8 +123,8 @@ def interleaved_times(steps: dict[str, Callable[[], object]], repeats: int, warm
     return {name: Time(*map(statistics.median, zip(*times))) for name, times in samples.items()}
 
 
-def parity_table(rows: list[Parity]) -> str:
-    """The comparison in Markdown."""
+def parity_table(rows: list[Parity], source: str = "") -> str:
+    """The comparison in Markdown; `source` says what the images show."""
     objects = any(row.matched for row in rows)
     lines = [
         f"| input | images | max abs error | max rel error |{' objects compared |' * objects}",
@@ -158,14 +133,10 @@ def parity_table(rows: list[Parity]) -> str:
     for row in rows:
         shape = " x ".join(map(str, row.shape))
         counts = f" {row.matched[0]} of {row.matched[1]} |" if row.matched else ""
-        lines.append(f"| {shape} | {row.name} | {row.absolute:.1e} | {row.relative:.1e} |{counts}")
-    jumps = [row for row in rows if row.own]
-    if jumps:
-        own = ", ".join(f"{row.own:.1e}" for row in jumps)
-        lines += [
-            "",
-            f"Where the error is large, PyTorch's own results change by {own} if pixels change by a millionth.",
-        ]
+        lines.append(f"| {shape} | {source} | {row.absolute:.1e} | {row.relative:.1e} |{counts}")
+    if own := ", ".join(f"{row.own:.1e}" for row in rows if row.own):
+        moved = f"PyTorch's own results change by {own} if pixels change by a millionth"
+        lines += ["", f"Where the error is large, {moved}."]
     return "\n".join(lines)
 
 
