@@ -1,8 +1,8 @@
 """The configuration's keys: default, type, permitted values.
 
-Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Seven keys are new:
-`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`, and
-`AUG.CROP_SCALE`.
+Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Eight keys are new:
+`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
+`DATA.TIMEOUT`, and `AUG.CROP_SCALE`.
 """
 
 __all__ = ["AT_LEAST", "CHOICES", "CUDA_GRAPH_MODES", "DEFAULTS", "OPTIONAL"]
@@ -36,6 +36,7 @@ DEFAULTS = {
         "PIN_MEMORY": True,
         "NUM_WORKERS": 8,
         "IMG_ON_MEMORY": False,  # keep the encoded training images in memory, one copy per machine
+        "TIMEOUT": 300,  # seconds to wait for a batch of the workers; 0: for ever
         "SKIP_BAD_IMAGES": False,  # leave out images that cannot be read instead of stopping
     },
     "MODEL": {
@@ -151,6 +152,7 @@ AT_LEAST = {
     "DATA.BATCH_SIZE": 1,
     "DATA.IMG_SIZE": 1,
     "DATA.NUM_WORKERS": 0,
+    "DATA.TIMEOUT": 0,
     "MODEL.NUM_CLASSES": 1,
     "TRAIN.EPOCHS": 0,
     "TRAIN.ACCUMULATION_STEPS": 0,

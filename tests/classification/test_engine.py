@@ -34,7 +34,7 @@ def configure(config_file, *options):
 
 def make_trainer(config_file, *options, batch_norm=True):
     config = configure(config_file, *options)
-    seed_everything(0)
+    seed_everything(WORLD.device, 0)
     model = build_model(config, 4)
     if not batch_norm:
         model.conv_head[1] = nn.Identity()
@@ -46,7 +46,7 @@ def weights(trainer):
 
 
 def train_one_epoch(trainer):
-    return trainer.train_one_epoch(0, Tracker(None, WORLD))
+    return trainer.train_one_epoch(0, Tracker(None, WORLD)).summary()
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(config_file):
@@ -211,9 +211,9 @@ def test_history_drops_epochs_that_run_again_and_half_written_lines(tmp_path):
     assert (tmp_path / "history.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1, "top1": 50.0}\n'
 
 
-def test_seeds_differ_between_epochs_and_ranks_and_repeat():
+def test_seeds_differ_between_epochs_steps_and_ranks_and_repeat():
     def draw(*arguments):
-        seed_everything(*arguments)
+        seed_everything(WORLD.device, *arguments)
         return torch.rand(1).item()
 
     draws = [draw(0, 0, 0), draw(0, 1, 0), draw(0, 0, 1), draw(1, 0, 0)]
