@@ -26,7 +26,7 @@ from classification.trainer.evaluation import evaluate_all, throughput
 from classification.trainer.tracking import Tracker, prepare_folder
 from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
-from internimage.preemption import EXIT_CODE, StopRequest
+from internimage.preemption import StopRequest, leave
 
 
 @exit_on_user_error
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         with StopRequest() as stop:
             finished = run_training(config, world, stop)
-    distributed.close(world)
     if not finished:
-        sys.exit(EXIT_CODE)
+        leave()
+    distributed.close(world)
 
 
 def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -> bool:

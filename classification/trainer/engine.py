@@ -108,7 +108,7 @@ class Trainer:
         started, state = time.perf_counter(), self.state
         first, last = state.epoch + 1, self.config.TRAIN.EPOCHS - 1
         first_step = state.progress["step"] if state.progress else 0
-        tracker.begin(first, first * self.updates + first_step // self.accumulation)
+        tracker.begin(first, first * self.updates + -(-first_step // self.accumulation))
         try:
             for epoch in range(first, last + 1):
                 self._run_epoch(epoch, tracker)
