@@ -269,6 +269,8 @@ class Trainer:
         averaged = state.ema.module if state.ema is not None else None
         plain, ema = evaluate_all(state.model, averaged, self.loaders, self.world, self.dtype, log, self._until_stopped)
         if not math.isfinite(plain["loss"]):
+            if self.world.is_main:  # going on from there would lead here again
+                (self.folder / f"ckpt_epoch_{state.epoch}_step_{self.steps}.pth").unlink(missing_ok=True)
             raise UserError(
                 f"the validation loss became {plain['loss']} after epoch {state.epoch}; nothing was saved since the "
                 "last good checkpoint; start again with a lower TRAIN.BASE_LR"

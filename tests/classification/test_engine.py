@@ -204,13 +204,14 @@ def test_a_terminal_gets_a_bar_and_the_log_file_gets_lines(tmp_path, capsys, mon
     ]
 
 
-def test_history_drops_epochs_that_run_again_and_half_written_lines(tmp_path):
-    (tmp_path / "history.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n{"epo')
+def test_history_drops_epochs_that_run_again_and_lines_that_are_no_records(tmp_path, capsys):
+    (tmp_path / "history.jsonl").write_bytes(b'{"epoch": 0}\n{"top1": 1}\n[]\n\xff\n{"epoch": 1}\n{"epo')
     tracker = Tracker(tmp_path, WORLD)
     tracker.begin(1, 10)
     tracker.epoch({"epoch": 1, "top1": 50.0})
     tracker.close()
     assert (tmp_path / "history.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1, "top1": 50.0}\n'
+    assert "history.jsonl: leaving out 4 lines" in capsys.readouterr().out
 
 
 def test_seeds_differ_between_epochs_steps_and_ranks_and_repeat():

@@ -227,17 +227,18 @@ def test_a_run_stops_on_a_signal_and_goes_on_at_the_exact_step(
 
 def test_two_processes_stop_together_and_go_on_at_the_exact_step(undisturbed, tmp_path, monkeypatch):
     config, _ = undisturbed
-    arguments = ("--cfg", str(config), "--batch-size", "4", "--output")
+    arguments = ("--cfg", str(config), "--batch-size", "4", "--opts", "TRAIN.EPOCHS", "2", "--output")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert [code for code, _ in two_processes(whole, *arguments, str(whole))] == [0, 0]
     with monkeypatch.context() as patches:
         patches.setattr(preemption, "_OTHERS_NEED", 1)
-        stop_at(patches, "epoch 1/3 step 2/8", signal.SIGUSR1)  # the first process alone
+        stop_at(patches, "epoch 0/2 step 2/8", signal.SIGUSR1)  # the first process alone
         assert [code for code, _ in two_processes(parts, *arguments, str(parts))] == [EXIT_CODE, 0]
     # The vote of the update after step 3 is counted at the next one.
-    assert list_checkpoints(parts / "tiny")[0].name == "ckpt_epoch_1_step_6.pth"
+    assert list_checkpoints(parts / "tiny")[0].name == "ckpt_epoch_0_step_6.pth"
     assert [code for code, _ in two_processes(parts, *arguments, str(parts))] == [0, 0]
-    assert_same_runs(parts / "tiny", whole / "tiny")
+    assert_same_files(parts / "tiny", whole / "tiny", "ckpt_epoch_1.pth")
+    assert history(parts / "tiny") == history(whole / "tiny")
 
 
 def test_the_middle_of_an_epoch_fits_only_a_run_of_the_same_form(undisturbed, tmp_path, monkeypatch, capsys):
