@@ -35,8 +35,13 @@ class MemorySamples(Samples):
         vars(self).update({name: getattr(samples, name) for name in ("root", "names", "labels", "extra", "name")})
         self.memory, self.ends = memory, ends
 
+    def place(self, index: int) -> tuple[int, int]:
+        """Where image `index` begins and ends in the memory."""
+        return int(self.ends[index - 1]) if index else 0, int(self.ends[index])
+
     def read(self, index: int) -> bytes:
-        data = self.memory[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])]
+        begin, end = self.place(index)
+        data = self.memory[begin:end]
         if not data:
             raise OSError("the file was empty or missing when the images were loaded into memory")
         return data
@@ -74,13 +79,13 @@ def _reserve(path: Path | None, length: int) -> str | None:
     available = _available()
     if length > _ROOM * available:
         return f"they take {length / 1e9:.1f} GB, {max(available, 0) / 1e9:.1f} GB are free"
-    if path is not None:
-        try:
+    try:
+        if path is not None:
             with open(path, "wb") as file:
                 # Takes the room now. Otherwise a full /dev/shm would kill the process (SIGBUS) at the first write.
                 os.posix_fallocate(file.fileno(), 0, length)
-        except OSError as error:
-            return f"{_SHARED} has no room for {length / 1e9:.1f} GB ({error.strerror}); enlarge it"
+    except OSError as error:
+        return f"{_SHARED} has no room for {length / 1e9:.1f} GB ({error.strerror}); enlarge it"
     return None
 
 
@@ -97,39 +102,35 @@ def hold_in_memory(samples: Samples, report: Callable[[str], None]) -> Samples:
         report("images are not kept in memory but read from disk: only Linux shares them with worker processes")
         return samples
     machine = socket.gethostname(), os.stat(_SHARED).st_dev
-    everyone = _gather((machine, f"internimage-{uuid.uuid4().hex}"))
-    rank = dist.get_rank() if len(everyone) > 1 else 0
-    here = [other for other, (where, _) in enumerate(everyone) if where == machine]
-    mine = range(here.index(rank), len(samples), len(here))
-    sizes = np.zeros(len(samples), dtype=np.int64)
-    with ThreadPoolExecutor(_READERS) as pool:
-        own_sizes = np.fromiter(pool.map(samples.size, mine), dtype=np.int64, count=len(mine))
-    for position, other in enumerate(_gather(own_sizes)[first] for first in here):
-        sizes[position :: len(here)] = other
-    ends = np.cumsum(sizes)
-    length = max(1, int(ends[-1]))
-
+    here = [rank for rank, other in enumerate(_gather(machine)) if other == machine]
+    rank = dist.get_rank() if len(here) > 1 else here[0]
     # A process that is alone on its machine needs no file: its workers inherit the memory.
-    path = _SHARED / everyone[here[0]][1] if len(here) > 1 else None
-    try:
-        reasons = [reason for reason in _gather(_reserve(path, length) if rank == here[0] else None) if reason]
-        if reasons:
-            report(f"images are not kept in memory but read from disk: {reasons[0]}")
-            return samples
-        with open(path, "r+b") if path else nullcontext() as file:
-            memory = mmap.mmap(file.fileno() if file else -1, length)
-        _gather(None)
-    finally:
-        if path and rank == here[0]:
-            path.unlink(missing_ok=True)  # the memory lives as long as somebody has it mapped
-
-    def load(index: int) -> None:
-        size, end = int(sizes[index]), int(ends[index])
-        if size:  # else: a missing file, reported by name when the image is used
-            data = samples.read(index)[:size]
-            memory[end - size : end - size + len(data)] = data
-
+    path = _SHARED / f"internimage-{uuid.uuid4().hex}" if len(here) > 1 else None
+    ends = reason = None
     with ThreadPoolExecutor(_READERS) as pool:
-        list(pool.map(load, mine))
+        if rank == here[0]:
+            ends = np.cumsum(np.fromiter(pool.map(samples.size, range(len(samples))), dtype=np.int64))
+            reason = _reserve(path, max(1, int(ends[-1])))
+        plans = _gather((path, ends, reason))
+        path, ends, _ = plans[here[0]]
+        try:
+            if reasons := [reason for *_, reason in plans if reason]:
+                report(f"images are not kept in memory but read from disk: {reasons[0]}")
+                return samples
+            with open(path, "r+b") if path else nullcontext() as file:
+                memory = mmap.mmap(file.fileno() if file else -1, max(1, int(ends[-1])))
+            _gather(None)
+        finally:
+            if path and rank == here[0]:
+                path.unlink(missing_ok=True)  # the memory lives as long as somebody has it mapped
+        held = MemorySamples(samples, memory, ends)
+
+        def load(index: int) -> None:
+            begin, end = held.place(index)
+            if end > begin:  # else: a missing file, reported by name when the image is used
+                data = samples.read(index)[: end - begin]
+                memory[begin : begin + len(data)] = data
+
+        list(pool.map(load, range(here.index(rank), len(samples), len(here))))
     _gather(None)
-    return MemorySamples(samples, memory, ends)
+    return held
