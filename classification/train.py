@@ -17,7 +17,7 @@ if not __package__:  # run as a script
 from yacs.config import CfgNode
 
 from classification.config import amp_dtype, get_config, parse_args
-from classification.data import build_loaders
+from classification.data import build_loaders, explained_worker_death
 from classification.models import build_model
 from classification.trainer import distributed, resume
 from classification.trainer.acceleration import place_model, set_tf32
@@ -26,21 +26,34 @@ from classification.trainer.evaluation import evaluate_all, throughput
 from classification.trainer.tracking import Tracker, prepare_folder
 from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
+from internimage.preemption import StopRequest, leave
 
 
 @exit_on_user_error
+@explained_worker_death()
 def main(argv: Sequence[str] | None = None) -> None:
     config = get_config(parse_args(argv))
     world = distributed.start(config.LAUNCHER, config.LOCAL_RANK)
     set_tf32(world.device, config.TF32)
-    seed_everything(config.SEED)
-    run = run_evaluation if config.EVAL_MODE else run_throughput if config.THROUGHPUT_MODE else run_training
-    run(config, world)
+    seed_everything(world.device, config.SEED)
+    finished = True
+    if config.EVAL_MODE:
+        run_evaluation(config, world)
+    elif config.THROUGHPUT_MODE:
+        run_throughput(config, world)
+    else:
+        with StopRequest() as stop:
+            finished = run_training(config, world, stop)
+    if not finished:
+        leave()
     distributed.close(world)
 
 
-def run_training(config: CfgNode, world: distributed.World) -> None:
-    """Train from a checkpoint of this run, from --resume, from --pretrained, or from nothing, in this order."""
+def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -> bool:
+    """Train from a checkpoint of this run, from --resume, from --pretrained, or from nothing, in this order.
+
+    Returns whether the training is finished; `stop` may end it before.
+    """
     folder = Path(config.OUTPUT)
     distributed.run_on_main(world, lambda: prepare_folder(folder, config.dump()))
     tracker = Tracker(folder, world)
@@ -61,13 +74,14 @@ def run_training(config: CfgNode, world: distributed.World) -> None:
     elif found is None and config.MODEL.PRETRAINED:
         weights = resume.locate(world, config.MODEL.PRETRAINED)
         resume.initialise(model, weights, tracker.log, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD)
-    trainer = Trainer(config, world, model, loaders, amp_dtype(config, world.device))
+    trainer = Trainer(config, world, model, loaders, amp_dtype(config, world.device), stop)
     if found is not None:
         path, checkpoint = found
         resume.restore(trainer.state, checkpoint, path, tracker.log)
         tracker.log(f"resumed from {path}; the next epoch is {trainer.state.epoch + 1}")
-    trainer.fit(tracker)
+    finished = trainer.fit(tracker)
     tracker.close()
+    return finished
 
 
 def run_evaluation(config: CfgNode, world: distributed.World) -> None:

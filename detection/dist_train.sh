@@ -23,5 +23,7 @@ else
     )
 fi
 
+# For torchrun: signals on which a training saves itself and ends, and the seconds that it has for this.
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=120
 exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \
     "$(dirname "$0")/train.py" "$@" --launcher pytorch

@@ -1,14 +1,16 @@
-"""Files written so that neither a kill nor a full disk leaves half of one."""
+"""Files written so that neither a kill nor a full disk leaves half of one, and read without waiting for a pipe."""
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import UserError
 
-__all__ = ["atomic_path", "remove_leftovers"]
+__all__ = ["atomic_path", "open_regular", "remove_leftovers"]
 
 
 @contextmanager
@@ -56,3 +58,16 @@ def remove_leftovers(folder: str | Path) -> None:
     for path in Path(folder).glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read bytes.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a socket or a device, which might be waited for in vain.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is not a regular file but a pipe, a socket or a device")
+    return file

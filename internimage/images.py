@@ -9,6 +9,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from .files import open_regular
+
 __all__ = ["MAX_ASPECT_RATIO", "decode_rgb"]
 
 # The shorter side is resized to the model's size, so the pixels to compute grow with the ratio: a file of 115 bytes
@@ -31,8 +33,12 @@ def decode_rgb(file: str | Path | BinaryIO) -> Image.Image:
         ValueError: pixels of 32 bits (Pillow's modes I and F), which have no fixed range; an aspect ratio over
             `MAX_ASPECT_RATIO`. The message is the reason alone: who calls knows the file's name.
         Image.DecompressionBombError: more pixels than twice `Image.MAX_IMAGE_PIXELS`.
+        OSError: a file that cannot be read, or is not a regular one.
         Exception: Pillow raises many kinds for damaged files, SyntaxError and struct.error among them.
     """
+    if isinstance(file, (str, Path)):
+        with open_regular(file) as opened:
+            return decode_rgb(opened)
     with Image.open(file) as image:
         shorter, longer = sorted(image.size)
         if longer > MAX_ASPECT_RATIO * shorter:

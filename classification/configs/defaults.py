@@ -1,8 +1,8 @@
 """The configuration's values: default, meaning and what each may be, in one table.
 
-Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Seven keys are new:
-`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`, and
-`AUG.CROP_SCALE`. `tools/configuration_page.py` writes docs/configuration.md from this table.
+Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Eight keys are new:
+`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
+`DATA.TIMEOUT`, and `AUG.CROP_SCALE`. `tools/configuration_page.py` writes docs/configuration.md from this table.
 """
 
 import ast
@@ -144,6 +144,7 @@ SETTINGS = {
     "DATA.PIN_MEMORY": Setting(True, "page-locked batches, which a GPU copies faster"),
     "DATA.NUM_WORKERS": Setting(8, "data workers of each process, at most its share of the CPUs", "[0, 1000]"),
     "DATA.IMG_ON_MEMORY": Setting(False, "keep the encoded training images in memory, once a machine"),
+    "DATA.TIMEOUT": Setting(300, "seconds to wait for a batch of the workers; 0: for ever", "[0, 1000000]"),
     "DATA.SKIP_BAD_IMAGES": Setting(False, "count images that cannot be read and go on without them"),
     "MODEL.TYPE": Setting("INTERN_IMAGE", "the architecture", _TYPES),
     "MODEL.NAME": Setting("intern_image", "always the name of the YAML file, without its suffix"),

@@ -13,11 +13,11 @@ from timm.data import Mixup
 from yacs.config import CfgNode
 
 from internimage.errors import UserError
+from internimage.seeding import isolated_randomness, sample_seed, seed_generators
 
-from .loader import ImageDataset, ImageLoader
+from .loader import ImageDataset, ImageLoader, explained_worker_death
 from .memory import hold_in_memory
 from .sampler import EvalSampler, TrainSampler
-from .seeding import isolated_randomness, sample_seed, seed_generators
 from .splits import open_splits
 from .transforms import build_transform
 
@@ -25,6 +25,7 @@ __all__ = [
     "Loaders",
     "build_loaders",
     "build_transform",
+    "explained_worker_death",
     "isolated_randomness",
     "sample_seed",
     "seed_generators",
@@ -57,10 +58,9 @@ class Loaders:
             if loader is not None:
                 loader.start_workers()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, which decides order and augmentation, of the next iteration over `train`."""
-        if self.train is not None:
-            self.train.sampler.set_epoch(epoch)
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the epoch, which decides order and augmentation, and the first batch of the next pass over `train`."""
+        self.train.sampler.set_epoch(epoch, first_step)
 
     @property
     def bad_images(self) -> list[str]:
@@ -93,6 +93,7 @@ def build_loaders(config: CfgNode) -> Loaders:
         "num_workers": _workers(config, world_size),
         "pin_memory": config.DATA.PIN_MEMORY and torch.cuda.is_available(),
         "skip_bad_images": config.DATA.SKIP_BAD_IMAGES,
+        "timeout": config.DATA.TIMEOUT,
     }
     train = mixup = None
     if splits.train is not None:

@@ -31,7 +31,7 @@ class ImageFiles:
         alike: pairs of images in one folder whose names differ in case or extension alone.
 
     Raises:
-        UserError: a folder that cannot be read.
+        UserError: a folder that cannot be read; an image that is not a file.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -59,6 +59,8 @@ class ImageFiles:
                     else:
                         folders.append(entry.path)
                 elif entry.name.lower().endswith(EXTENSIONS):
+                    if not entry.is_symlink() and not entry.is_file():
+                        raise UserError(f"{entry.path} is a pipe, a socket or a device and no image; remove it")
                     (linked if entry.is_symlink() else files).append(entry.name)
             pending += sorted(folders, reverse=True)
             found.append((folder, files, linked))

@@ -1,20 +1,25 @@
 """Images to batches: decoding, seeded augmentation, and bad images."""
 
+import atexit
 import io
+import multiprocessing
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from internimage.errors import UserError
 from internimage.images import decode_rgb
+from internimage.preemption import ignore_in_worker
+from internimage.seeding import isolated_randomness, sample_seed, seed_generators
 
 from .samples import Samples
-from .seeding import isolated_randomness, sample_seed, seed_generators
 
-__all__ = ["ImageDataset", "ImageLoader"]
+__all__ = ["ImageDataset", "ImageLoader", "explained_worker_death"]
 
 # So many bad images in a row are no accident.
 _MAX_BAD_IN_A_ROW = 50
@@ -46,6 +51,7 @@ class ImageDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.substitute = substitute
+        self.reading: Sequence[int] | None = None  # index of the image that each worker is reading; -1: none
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -64,8 +70,15 @@ class ImageDataset(Dataset):
                 if row is not None:
                     rows.append(row)
                 elif self.substitute:
-                    return [], bad
+                    rows = []
+                    break
+        self._note(-1)
         return rows, bad
+
+    def _note(self, index: int) -> None:
+        worker = get_worker_info()
+        if worker is not None and self.reading is not None:
+            self.reading[worker.id] = index
 
     def _draw_or_substitute(self, epoch: int, index: int, bad: list[str]) -> Row | None:
         for attempt in range(min(_MAX_BAD_IN_A_ROW, len(self)) if self.substitute else 1):
@@ -83,6 +96,7 @@ class ImageDataset(Dataset):
         return self.transform(image), int(self.samples.labels[index]), *(extra[index] for extra in self.samples.extra)
 
     def _decode(self, index: int) -> Image.Image:
+        self._note(index)
         try:
             return decode_rgb(io.BytesIO(self.samples.read(index)))
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
@@ -99,6 +113,9 @@ def _epoch_and_index(key: int | tuple[int, int]) -> tuple[int, int]:
 def _collate(drawn: tuple[list[Row], list[str]]) -> tuple[tuple[torch.Tensor, ...] | None, list[str]]:
     rows, bad = drawn
     return (tuple(default_collate(rows)) if rows else None), bad
+
+
+_loaders: weakref.WeakSet["ImageLoader"] = weakref.WeakSet()
 
 
 class ImageLoader(DataLoader):
@@ -118,6 +135,7 @@ class ImageLoader(DataLoader):
         num_workers: int,
         pin_memory: bool,
         skip_bad_images: bool,
+        timeout: int,
     ) -> None:
         # Fork shares the lists of images, and images kept in memory, with the workers; Python 3.14's default would
         # send each worker a copy.
@@ -132,7 +150,11 @@ class ImageLoader(DataLoader):
             multiprocessing_context=context,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),
+            timeout=timeout if num_workers else 0,
+            worker_init_fn=ignore_in_worker,
         )
+        _loaders.add(self)
+        dataset.reading = multiprocessing.RawArray("q", [-1] * num_workers)
         self.skip_bad_images = skip_bad_images
         self.bad_images: dict[str, None] = {}  # messages, in the order of discovery
 
@@ -153,7 +175,58 @@ class ImageLoader(DataLoader):
                 elif self.dataset.substitute:
                     raise UserError(f"too many images in a row cannot be read; the last: {bad[-1]}")
         except UserError:
-            # Ends the workers now. Left to the garbage collector, which closes their queues first, each would be
-            # waited for in vain for five seconds.
-            self._iterator = None
+            # Left to the garbage collector, which closes their queues first, each would be waited for in vain for
+            # five seconds.
+            self._end_workers()
             raise
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            message = self._who_is_late()
+            self._end_workers()
+            raise UserError(message) from None
+
+    def _who_is_late(self) -> str:
+        late = [
+            f"process {worker.pid} is reading {self.dataset.samples.name(index)}"
+            for worker, index in zip(self._iterator._workers, self.dataset.reading)
+            if index >= 0
+        ]
+        who = "; ".join(late) or f"processes {', '.join(str(worker.pid) for worker in self._iterator._workers)}"
+        return (
+            f"no batch came from the workers for {self.timeout:g} seconds ({who}); see whether the file system answers "
+            "and the processes run, then start again; --opts DATA.TIMEOUT SECONDS waits longer"
+        )
+
+    def _end_workers(self) -> None:
+        """End the workers, those that do not answer within five seconds by force."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is None:
+            return
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()
+            worker.join(1)
+            if worker.is_alive():  # waits for a file system, which no signal ends; nor shall we wait for it at exit
+                multiprocessing.process._children.discard(worker)
+
+
+@atexit.register
+def _end_all_workers() -> None:
+    """Before multiprocessing waits for its processes, which it would do for ever if one of them is stopped."""
+    for loader in list(_loaders):
+        loader._end_workers()
+
+
+@contextmanager
+def explained_worker_death() -> Iterator[None]:
+    """Make a `UserError` of the error that PyTorch raises, wherever the main process is, when a worker died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"{str(error).partition('. ')[0]}; if memory ran out, use fewer with --opts DATA.NUM_WORKERS N; start "
+            "again to go on from the last checkpoint"
+        ) from None

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from .seeding import sample_seed
+from internimage.seeding import sample_seed
 
 __all__ = ["EvalSampler", "TrainSampler"]
 
@@ -25,21 +25,22 @@ class TrainSampler(Sampler):
         self.rank = rank
         self.world_size = world_size
         self.steps = length // (batch_size * world_size)
-        self.epoch = 0
+        self.epoch = self.first_step = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the epoch, and the step to begin with, of the next iteration."""
+        self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
         return self.steps * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
+        epoch, first_step = self.epoch, self.first_step
         generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch))
         order = torch.randperm(self.length, generator=generator)
         used = order[: self.steps * self.batch_size * self.world_size]
         mine = used.view(self.steps, self.world_size, self.batch_size)[:, self.rank]
-        for index in mine.flatten().tolist():
+        for index in mine[first_step:].flatten().tolist():
             yield epoch, index
 
 

@@ -6,19 +6,21 @@ memory with their parent only as long as nobody touches a reference count in the
 
 import json
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from internimage.errors import UserError
+from internimage.files import open_regular
 
 from .files import EXTENSIONS, ImageFiles, class_folders
 
 __all__ = ["Samples", "ZipSamples", "read_folder", "read_list", "read_zip"]
+
+_MAX_BYTES = 1 << 28  # of an encoded image; what a small zip archive holds may be a thousand times larger than itself
+_ENTRY = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
 
 
 class Samples:
@@ -52,51 +54,44 @@ class Samples:
             return 0
 
     def read(self, index: int) -> bytes:
-        """The encoded image. Raises `OSError` if it cannot be read."""
-        with open(self.name(index), "rb") as file:
-            return file.read()
+        """The encoded image. Raises an error that does not name it if it cannot be read, or is larger than 256 MiB."""
+        with open_regular(self.name(index)) as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise OSError(f"it has more than {_MAX_BYTES >> 20} MiB")
+        return data
 
 
 class ZipSamples(Samples):
-    """Labelled images in a zip archive.
-
-    The archive's directory is parsed once. Reads go through `os.pread`, which has no file position, so workers that
-    inherited the file descriptor by fork do not disturb each other (a shared `zipfile.ZipFile` would).
-    """
+    """Labelled images in a zip archive, whose directory is read once; each process opens the archive for itself."""
 
     def __init__(self, archive: Path, names: Sequence[str], labels: Sequence[int]):
         super().__init__(archive, names, labels)
         try:
-            with zipfile.ZipFile(archive) as file:
-                entries = {entry.filename: entry for entry in file.infolist()}
+            self.archive = zipfile.ZipFile(archive)
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"cannot read {archive}: {error}; expected a zip archive of images") from None
-        missing = next((name for name in names if name not in entries), None)
-        if missing is not None:
-            raise UserError(f"{archive} has no entry {missing}, which its map file lists; check the map file")
-        found = [entries[name] for name in names]
-        self.offsets = np.array([entry.header_offset for entry in found], dtype=np.int64)
-        self.sizes = np.array([entry.compress_size for entry in found], dtype=np.int64)
-        self.methods = np.array([entry.compress_type for entry in found], dtype=np.int16)
-        self.unpacked_sizes = np.array([entry.file_size for entry in found], dtype=np.int64)
-        self.file = open(archive, "rb")  # noqa: SIM115 (lives as long as this object)
+        entries = self.archive.NameToInfo
+        for name in names:
+            if name not in entries:
+                raise UserError(f"{archive} has no entry {name}, which its map file lists; check the map file")
+            if entries[name].file_size > _MAX_BYTES:
+                raise UserError(f"{name} in {archive} has more than {_MAX_BYTES >> 20} MiB unpacked; take it out")
+        self.entries = np.array([[getattr(entries[name], field) for field in _ENTRY] for name in names])
+        # Half a kilobyte an image, and more with every worker that touches it.
+        self.archive.filelist, self.archive.NameToInfo = [], {}
+        self.process = os.getpid()
 
     def size(self, index: int) -> int:
-        return int(self.unpacked_sizes[index])
+        return int(self.entries[index, _ENTRY.index("file_size")])
 
     def read(self, index: int) -> bytes:
-        # Local file header: 30 bytes, the last four of which are the lengths of the name and of the extra field.
-        offset = int(self.offsets[index])
-        header = os.pread(self.file.fileno(), 30, offset)
-        if len(header) < 30:
-            raise OSError("the archive is truncated")
-        name_length, extra_length = struct.unpack("<HH", header[26:30])
-        data = os.pread(self.file.fileno(), int(self.sizes[index]), offset + 30 + name_length + extra_length)
-        if self.methods[index] == zipfile.ZIP_STORED:
-            return data
-        if self.methods[index] != zipfile.ZIP_DEFLATED:
-            raise OSError("compressed by a method other than deflate")
-        return zlib.decompress(data, -zlib.MAX_WBITS)
+        if self.process != os.getpid():  # a file that was open at a fork has one position for both
+            self.archive.fp, self.process = open_regular(self.root), os.getpid()
+        entry = zipfile.ZipInfo(os.fsdecode(self.names[index]))
+        for field, value in zip(_ENTRY, self.entries[index].tolist()):
+            setattr(entry, field, value)
+        return self.archive.read(entry)
 
 
 def read_folder(root: Path, class_index: dict[str, int], report: Callable[[str], None] = print) -> Samples:

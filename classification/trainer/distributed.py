@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from internimage.errors import UserError
 
-__all__ = ["World", "start", "close", "run_on_main", "sum_over_processes", "wrap_model"]
+__all__ = ["World", "start", "close", "gather", "run_on_main", "sum_over_processes", "wrap_model"]
 
 T = TypeVar("T")
 
@@ -117,6 +117,14 @@ def run_on_main(world: World, work: Callable[[], T]) -> T:
     if message[1] is not None:
         raise message[1]
     return message[0]
+
+
+def gather(world: World, value: T) -> list[T]:
+    """The (picklable) value of every process, by rank, on every process."""
+    values = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def sum_over_processes(world: World, values: torch.Tensor) -> torch.Tensor:

@@ -1,27 +1,28 @@
 """Training a classifier: one step, one epoch, one run.
 
 Follows the original project's recipe (AdamW, warm-up and cosine by updates, mixup with soft targets, EMA beside the
-plain model). Every epoch starts from random states that depend on (seed, epoch, rank) only, so a run that was killed
-and resumed ends with the same weights as one that was left alone.
+plain model). Every step starts from random states that depend on (seed, epoch, step, rank) only, so a run that was
+stopped or killed and resumed ends with the same weights as one that was left alone.
 """
 
 import math
-import random
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from classification.data import Loaders
-from internimage.errors import UserError
+from internimage.errors import CheckpointError, UserError
+from internimage.preemption import StopRequest
+from internimage.seeding import sample_seed, seed_generators
 
 from .acceleration import compile_model
-from .distributed import World, wrap_model
+from .distributed import World, gather, wrap_model
 from .evaluation import evaluate_all, forward_precision, to_device
 from .optimizer import build_optimizer, build_scheduler, scaled_learning_rates
 from .resume import RunState, save
@@ -30,12 +31,16 @@ from .tracking import EpochMeter, Tracker, duration
 __all__ = ["Trainer", "seed_everything"]
 
 
-def seed_everything(seed: int, epoch: int = 0, rank: int = 0) -> None:
-    """Seed Python, NumPy and torch with a number made from all three arguments."""
-    mixed = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
-    random.seed(mixed)
-    np.random.seed(mixed)  # noqa: NPY002 -- timm's mixup draws from the global generator
-    torch.manual_seed(mixed)
+def seed_everything(device: torch.device, *numbers: int) -> None:
+    """Seed Python, NumPy, torch and this process's GPU with a number made from all of `numbers`."""
+    seed = sample_seed(*numbers)
+    seed_generators(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has been saved."""
 
 
 class Trainer:
@@ -49,12 +54,20 @@ class Trainer:
         model: a classifier, on `world.device`, with the weights to start from.
         loaders: from `build_loaders`.
         dtype: of autocast; None for fp32.
+        stop: asked after every update, and during evaluation, whether to stop.
     """
 
     def __init__(
-        self, config: CfgNode, world: World, model: nn.Module, loaders: Loaders, dtype: torch.dtype | None
+        self,
+        config: CfgNode,
+        world: World,
+        model: nn.Module,
+        loaders: Loaders,
+        dtype: torch.dtype | None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.config, self.world, self.loaders, self.dtype = config, world, loaders, dtype
+        self.stop = stop or StopRequest()
         self.folder = Path(config.OUTPUT)
         self.steps = len(loaders.train)
         self.accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
@@ -70,6 +83,12 @@ class Trainer:
             scheduler=build_scheduler(config, optimizer, rates, self.updates),
             scaler=torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16),
             ema=ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY) if config.TRAIN.EMA.ENABLE else None,
+            layout={
+                "processes": world.size,
+                "images per process and step": config.DATA.BATCH_SIZE,
+                "steps per update": self.accumulation,
+                "steps per epoch": self.steps,
+            },
         )
         if self.state.ema is not None:  # a copy of the model, and copies are not compiled
             compile_model(self.state.ema.module, config.COMPILE)
@@ -80,68 +99,121 @@ class Trainer:
         smoothing = 0.0 if loaders.mixup is not None else config.MODEL.LABEL_SMOOTHING
         self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
 
-    def fit(self, tracker: Tracker) -> None:
-        """Train to the last epoch, with evaluation, checkpoints and reports as configured."""
-        started, state, config = time.perf_counter(), self.state, self.config
-        first, last = state.epoch + 1, config.TRAIN.EPOCHS - 1
-        tracker.begin(first, first * self.updates)
-        for epoch in range(first, config.TRAIN.EPOCHS):
-            seed_everything(config.SEED, epoch, self.world.rank)
-            self.loaders.set_epoch(epoch)
-            record = {"epoch": epoch} | self.train_one_epoch(epoch, tracker)
-            tracker.log(
-                f"epoch {epoch}/{config.TRAIN.EPOCHS} training: mean loss {record['train_loss']:.4f} "
-                f"({record['images_per_second']:.1f} images/s)"
-            )
-            if bad := list(self.loaders.train.bad_images):
-                tracker.log(f"bad training images that this process replaced so far: {len(bad)}; the first: {bad[0]}")
-            state.epoch = epoch
-            best = best_ema = False
-            if (epoch + 1) % config.EVAL_FREQ == 0 or epoch == last:
-                figures, best, best_ema = self._evaluate(tracker)
-                record |= figures
-            # Before the checkpoint: a run killed in between repeats the epoch and replaces its record.
-            tracker.epoch(record)
-            tracker.scalars((epoch + 1) * self.updates, {f"epoch/{k}": v for k, v in record.items() if k != "epoch"})
-            save(
-                self.world,
-                self.folder,
-                state,
-                config.dump(),
-                numbered=(epoch + 1) % config.SAVE_FREQ == 0 or epoch == last,
-                best=best,
-                best_ema=best_ema,
-                keep=max(2, config.SAVE_CKPT_NUM),  # with one alone, a damaged file would cost the whole run
-            )
+    def fit(self, tracker: Tracker) -> bool:
+        """Train to the last epoch, with evaluation, checkpoints and reports as configured.
+
+        Returns:
+            False if the run was asked to stop before. It is saved, and can be resumed.
+        """
+        started, state = time.perf_counter(), self.state
+        first, last = state.epoch + 1, self.config.TRAIN.EPOCHS - 1
+        first_step = state.progress["step"] if state.progress else 0
+        tracker.begin(first, first * self.updates + -(-first_step // self.accumulation))
+        try:
+            for epoch in range(first, last + 1):
+                self._run_epoch(epoch, tracker)
+        except Stopped:
+            tracker.log(f"stopped as asked by {self.stop.signal or 'another process'}; start again to go on")
+            return False
         trained = f"epochs {first} to {last}" if first <= last else "nothing left to do"
         tracker.log(f"finished ({trained}) in {duration(time.perf_counter() - started)}")
         best_line = f"best top-1 {state.max_accuracy:.2f}%" if state.max_accuracy >= 0 else "not evaluated"
         if state.ema is not None:
             best_line += f", of the averaged weights {state.max_accuracy_ema:.2f}%"
         tracker.log(f"{best_line}; checkpoints, log.txt, history.jsonl and TensorBoard files are in {self.folder}")
+        return True
 
-    def train_one_epoch(self, epoch: int, tracker: Tracker) -> dict[str, float]:
-        """One pass over the training set. Returns `EpochMeter.summary` and the last learning rate."""
+    def _run_epoch(self, epoch: int, tracker: Tracker) -> None:
         config, state = self.config, self.state
+        meter = self.train_one_epoch(epoch, tracker)
+        evaluates = (epoch + 1) % config.EVAL_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1
+        if evaluates:
+            self._save_progress(self.steps, meter)
+        for model in self._models() if self.world.size > 1 else ():
+            distribute_bn(model, self.world.size, reduce=True)
+        record = {"epoch": epoch} | meter.summary() | {"lr": self._learning_rate()}
+        tracker.log(
+            f"epoch {epoch}/{config.TRAIN.EPOCHS} training: mean loss {record['train_loss']:.4f} "
+            f"({record['images_per_second']:.1f} images/s)"
+        )
+        if bad := list(self.loaders.train.bad_images):
+            tracker.log(f"bad training images that this process replaced so far: {len(bad)}; the first: {bad[0]}")
+        state.epoch = epoch
+        best = best_ema = False
+        if evaluates:
+            figures, best, best_ema = self._evaluate(tracker)
+            record |= figures
+        # Before the checkpoint: a run killed in between repeats the epoch and replaces its record.
+        tracker.epoch(record)
+        tracker.scalars((epoch + 1) * self.updates, {f"epoch/{k}": v for k, v in record.items() if k != "epoch"})
+        numbered = (epoch + 1) % config.SAVE_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1
+        self._save(numbered=numbered, best=best, best_ema=best_ema)
+
+    def _save(self, *, numbered: bool = True, best: bool = False, best_ema: bool = False) -> None:
+        keep = max(2, self.config.SAVE_CKPT_NUM)  # with one alone, a damaged file would cost the whole run
+        flags = {"numbered": numbered, "best": best, "best_ema": best_ema, "keep": keep}
+        save(self.world, self.folder, self.state, self.config.dump(), **flags)
+
+    def train_one_epoch(self, epoch: int, tracker: Tracker) -> EpochMeter:
+        """One pass over the training set, or over what is left of it."""
+        config = self.config
         self.parallel.train()
-        meter = EpochMeter(self.world, epoch, skips_overflow=state.scaler.is_enabled())
+        meter = EpochMeter(self.world, epoch, skips_overflow=self.state.scaler.is_enabled())
+        begin = self._go_on(meter)
         label = f"epoch {epoch}/{config.TRAIN.EPOCHS}"
-        for step, batch in enumerate(tracker.steps(self.loaders.train, total=self.steps, label=label)):
+        self.loaders.set_epoch(epoch, begin)
+        batches = tracker.steps(self.loaders.train, begin=begin, total=self.steps, label=label)
+        for step, batch in enumerate(batches, start=begin):
+            seed_everything(self.world.device, config.SEED, epoch, step, self.world.rank)
             inputs, target = to_device(batch, self.world.device)
             images = len(target)
             if self.loaders.mixup is not None:
                 mixed, target = self.loaders.mixup(inputs[0], target)
                 inputs = (mixed, *inputs[1:])
-            self._step(epoch, step, inputs, target, images, meter)
+            updated = self._step(epoch, step, inputs, target, images, meter)
             if (step + 1) % config.PRINT_FREQ == 0 or step + 1 == self.steps:
                 self._report(epoch, step, label, meter, tracker)
-        if self.world.size > 1:
-            for model in [state.model] + ([state.ema.module] if state.ema is not None else []):
-                distribute_bn(model, self.world.size, reduce=True)
-        return meter.summary() | {"lr": self._learning_rate()}
+            if updated and self.stop.agreed():
+                self._save_progress(step + 1, meter)
+                raise Stopped
+        return meter
 
-    def _step(self, epoch: int, step: int, inputs: tuple, target: Tensor, images: int, meter: EpochMeter) -> None:
-        """Forward and backward; at the end of an accumulation group also the update."""
+    def _models(self) -> list[nn.Module]:
+        return [self.state.model] + ([self.state.ema.module] if self.state.ema is not None else [])
+
+    def _save_progress(self, step: int, meter: EpochMeter) -> None:
+        """Save in the middle of an epoch, after `step` of its steps."""
+        # Running statistics are each process's own until the end of the epoch.
+        buffers = [{name: value.cpu() for name, value in model.named_buffers()} for model in self._models()]
+        state = self.state
+        state.progress = {
+            "step": step,
+            "layout": state.layout,
+            "meter": meter.state_dict(),
+            "buffers": gather(self.world, buffers),
+        }
+        self._save()
+        state.progress = None
+
+    def _go_on(self, meter: EpochMeter) -> int:
+        """Take up an epoch that was interrupted, if there is one; return how many of its steps are done."""
+        progress, self.state.progress = self.state.progress, None
+        if progress is None:
+            return 0
+        try:
+            meter.load_state_dict(progress["meter"])
+            for model, saved in zip(self._models(), progress["buffers"][self.world.rank]):
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(saved[name])
+            return int(progress["step"])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the state of a begun epoch in the checkpoint cannot be used ({error!r}); delete the file to go on "
+                "from the end of the epoch before"
+            ) from None
+
+    def _step(self, epoch: int, step: int, inputs: tuple, target: Tensor, images: int, meter: EpochMeter) -> bool:
+        """Forward and backward; at the end of an accumulation group also the update. Returns whether it was."""
         state = self.state
         group_start = step - step % self.accumulation
         group = min(self.accumulation, self.steps - group_start)
@@ -156,7 +228,7 @@ class Trainer:
             state.scaler.scale(loss / group).backward()
         meter.add(loss, images)
         if not updates:
-            return
+            return False
         state.scaler.unscale_(state.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
@@ -167,6 +239,7 @@ class Trainer:
         state.scaler.update()
         if state.ema is not None:
             state.ema.update(state.model)
+        return True
 
     def _report(self, epoch: int, step: int, label: str, meter: EpochMeter, tracker: Tracker) -> None:
         window = meter.flush() | {"lr": self._learning_rate()}
@@ -194,8 +267,10 @@ class Trainer:
             tracker.log(f"{label} {text}")
 
         averaged = state.ema.module if state.ema is not None else None
-        plain, ema = evaluate_all(state.model, averaged, self.loaders, self.world, self.dtype, log)
+        plain, ema = evaluate_all(state.model, averaged, self.loaders, self.world, self.dtype, log, self._until_stopped)
         if not math.isfinite(plain["loss"]):
+            if self.world.is_main:  # going on from there would lead here again
+                (self.folder / f"ckpt_epoch_{state.epoch}_step_{self.steps}.pth").unlink(missing_ok=True)
             raise UserError(
                 f"the validation loss became {plain['loss']} after epoch {state.epoch}; nothing was saved since the "
                 "last good checkpoint; start again with a lower TRAIN.BASE_LR"
@@ -209,6 +284,19 @@ class Trainer:
             best_ema = ema["top1"] > state.max_accuracy_ema
             state.max_accuracy_ema = max(state.max_accuracy_ema, ema["top1"])
         return figures, best, best_ema
+
+    def _until_stopped(self, batches: Iterable) -> Iterator:
+        """The batches of an evaluation, which begins when the run has been saved and may be broken off."""
+        # All processes must ask equally often, though some may have a batch more.
+        questions = len(self.loaders.val.dataset) // self.world.size // self.config.DATA.BATCH_SIZE
+        for batch in batches:
+            if questions > 0 and self.stop.agreed():
+                raise Stopped
+            questions -= 1
+            yield batch
+        for _ in range(questions):  # batches of bad images alone are left out
+            if self.stop.agreed():
+                raise Stopped
 
     def _learning_rate(self) -> float:
         """The rate of the head: the largest one, where layer decay makes others smaller."""

@@ -69,15 +69,19 @@ def evaluate_all(
     world: World,
     dtype: torch.dtype | None,
     log: Callable[[str], None],
+    watch: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[dict[str, float], dict[str, float] | None]:
-    """`evaluate` the plain model and, if there is one, the averaged model; say one line about each."""
+    """`evaluate` the plain model and, if there is one, the averaged model; say one line about each.
+
+    The batches pass through `watch`, which may end the evaluation by an error.
+    """
     results = []
     for name, each in (("validation", model), ("averaged weights", averaged)):
         if each is None:
             results.append(None)
             continue
         start = time.perf_counter()
-        figures = evaluate(each, loaders.val, world, dtype=dtype, columns=loaders.eval_columns)
+        figures = evaluate(each, watch(loaders.val), world, dtype=dtype, columns=loaders.eval_columns)
         rate = figures["images"] / (time.perf_counter() - start)
         log(
             f"{name}: top-1 {figures['top1']:.3f}% top-5 {figures['top5']:.3f}% loss {figures['loss']:.4f} "

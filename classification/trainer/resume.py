@@ -2,13 +2,15 @@
 
 File names and keys are the original project's (`ckpt_epoch_N.pth`, `ckpt_epoch_best.pth`; model, optimizer,
 lr_scheduler, scaler, epoch, max_accuracy, config, model_ema), so files go both ways. N counts from 0 and names the
-last finished epoch.
+last finished epoch. `ckpt_epoch_N_step_S.pth` is from the middle of epoch N, after S of its steps; it also has the key
+`progress`, and gives way to the next checkpoint.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,8 @@ class RunState:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None = None
     epoch: int = -1  # the last finished epoch
+    progress: dict[str, Any] | None = None  # of the next epoch, if it has begun: see Trainer._save_progress
+    layout: dict[str, int] = field(default_factory=dict)  # what a run must have in common to go on in mid-epoch
     max_accuracy: float = -1.0  # below any accuracy, so that the first evaluation is the best so far
     max_accuracy_ema: float = -1.0
 
@@ -66,13 +70,29 @@ class RunState:
         }
         if self.ema is not None:
             state |= {"model_ema": self.ema.module.state_dict(), "max_accuracy_ema": self.max_accuracy_ema}
-        return state
+        return state | ({"progress": self.progress} if self.progress is not None else {})
+
+    @property
+    def file_name(self) -> str:
+        """Name of the numbered checkpoint."""
+        if self.progress is not None:
+            return f"ckpt_epoch_{self.epoch + 1}_step_{self.progress['step']}.pth"
+        return f"ckpt_epoch_{self.epoch}.pth"
+
+
+_NUMBERED = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The numbered checkpoints of a run, newest first."""
-    numbered = [(p.stem.removeprefix("ckpt_epoch_"), p) for p in folder.glob("ckpt_epoch_*.pth")]
-    return [p for n, p in sorted(((int(n), p) for n, p in numbered if n.isdigit()), reverse=True)]
+    found = [(match, path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name))]
+    # Without a step, the epoch is finished.
+    return [path for match, path in sorted(found, key=lambda item: _place(item[0]), reverse=True)]
+
+
+def _place(match: re.Match) -> tuple[int, int]:
+    epoch, step = match.groups()
+    return (int(epoch), int(step)) if step else (int(epoch) + 1, 0)
 
 
 def save(
@@ -86,7 +106,7 @@ def save(
     best_ema: bool,
     keep: int,
 ) -> None:
-    """Write the checkpoint under each name asked for, then delete all but the `keep` newest numbered ones.
+    """Write the checkpoint under each name asked for, then delete all but the `keep` newest of finished epochs.
 
     Every process calls this (ZeRO gathers its shards on rank 0); rank 0 writes.
 
@@ -94,7 +114,7 @@ def save(
         UserError: on every process, if a file cannot be written. Those that were there are whole.
     """
     # The numbered one last: a run killed in between repeats the epoch and writes the best ones again.
-    names = [BEST] * best + [BEST_EMA] * best_ema + [f"ckpt_epoch_{state.epoch}.pth"] * numbered
+    names = [BEST] * best + [BEST_EMA] * best_ema + [state.file_name] * numbered
     if not names:
         return
     if isinstance(state.optimizer, ZeroRedundancyOptimizer):
@@ -105,8 +125,11 @@ def save(
         for name in names:
             save_atomic(payload, folder / name)
         remove_leftovers(folder)
-        for old in list_checkpoints(folder)[keep:]:
-            old.unlink(missing_ok=True)
+        checkpoints = list_checkpoints(folder) if numbered else []
+        finished = [path for path in checkpoints if "_step_" not in path.name]
+        for path in checkpoints:
+            if path.name != state.file_name and path not in finished[:keep]:
+                path.unlink(missing_ok=True)
 
     run_on_main(world, write)
 
@@ -179,6 +202,14 @@ def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], N
     state.epoch = checkpoint["epoch"]
     state.max_accuracy = checkpoint["max_accuracy"]
     state.max_accuracy_ema = checkpoint.get("max_accuracy_ema", -1.0)
+    if "progress" in checkpoint:
+        state.progress = copy.deepcopy(checkpoint["progress"])
+        if not isinstance(state.progress, dict) or state.progress.get("layout") != state.layout:
+            raise CheckpointError(
+                f"{path} is from the middle of an epoch and fits only a run as it was: with the same number of "
+                f"processes, batch size, accumulation and images (now {state.layout}); start with these, or delete the "
+                "file to go on from the end of the epoch before"
+            )
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

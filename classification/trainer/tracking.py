@@ -6,19 +6,21 @@ resuming, the figures of epochs that run again are dropped, so that no epoch is 
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from internimage.errors import UserError
+from internimage.files import atomic_path
+from internimage.runlock import lock_run
 
 from .distributed import World, sum_over_processes
 
@@ -28,9 +30,10 @@ T = TypeVar("T")
 
 
 def prepare_folder(folder: Path, config_yaml: str) -> None:
-    """Make a run's output folder and note the resolved configuration in it."""
+    """Make a run's output folder, keep other runs out of it, and note the resolved configuration in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock_run(folder)
         (folder / "config.yaml").write_text(config_yaml)
     except OSError as error:
         raise UserError(f"cannot write to the output folder {folder}: {error.strerror}; change --output") from None
@@ -38,6 +41,8 @@ def prepare_folder(folder: Path, config_yaml: str) -> None:
 
 class Tracker:
     """The voice of a run. On other ranks than 0 every method does nothing.
+
+    Training goes on if a file cannot be written, on a full disk for example; that is printed once.
 
     Args:
         folder: where log.txt, history.jsonl and the TensorBoard files go; None to print only.
@@ -49,13 +54,16 @@ class Tracker:
         self.folder = folder if self.active else None
         self.on_terminal = self.active and sys.stderr.isatty()
         self.writer = None
+        self._complained = False
 
     def begin(self, epoch: int, step: int) -> None:
         """Open history.jsonl and TensorBoard for a run whose next epoch and update have these numbers, from 0.
 
         Later figures of a run that was interrupted are dropped.
         """
-        if self.folder is not None:
+        if self.folder is None:
+            return
+        with self._forgiving():
             self._drop_history_from(epoch)
             # Figures carry the number of finished updates: what is at `step` itself belongs to the epoch before.
             self.writer = SummaryWriter(self.folder, purge_step=step + 1 if step else None, flush_secs=30)
@@ -68,12 +76,12 @@ class Tracker:
             print(text, flush=True)
         self._append_log(text)
 
-    def steps(self, batches: Iterable[T], *, total: int, label: str) -> Iterator[T]:
-        """Iterate with a progress bar on a terminal; elsewhere `note` prints lines."""
+    def steps(self, batches: Iterable[T], *, total: int, label: str, begin: int = 0) -> Iterator[T]:
+        """Iterate with a progress bar on a terminal; elsewhere `note` prints lines. `begin` steps are done already."""
         if not self.on_terminal:
             yield from batches
             return
-        with tqdm(batches, total=total, desc=label, dynamic_ncols=True, leave=False) as bar:
+        with tqdm(batches, initial=begin, total=total, desc=label, dynamic_ncols=True, leave=False) as bar:
             self._bar = bar
             yield from bar
 
@@ -90,41 +98,59 @@ class Tracker:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write TensorBoard scalars at an update number."""
         if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+            with self._forgiving():
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
 
     def epoch(self, record: dict[str, float]) -> None:
         """Append one epoch's figures to history.jsonl."""
-        if self.folder is not None:
-            with open(self.folder / "history.jsonl", "a") as file:
-                file.write(json.dumps(record) + "\n")
-            self.writer.flush()
+        self._append("history.jsonl", json.dumps(record))
+        if self.writer is not None:
+            with self._forgiving():
+                self.writer.flush()
 
     def close(self) -> None:
         """Flush TensorBoard."""
         if self.writer is not None:
-            self.writer.close()
+            with self._forgiving():
+                self.writer.close()
 
     def _append_log(self, text: str) -> None:
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def _append(self, name: str, line: str) -> None:
         if self.folder is not None:
-            with open(self.folder / "log.txt", "a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            with self._forgiving(), open(self.folder / name, "a") as file:
+                file.write(line + "\n")
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, UserError) as error:
+            if not self._complained:
+                print(f"cannot write log files in {self.folder}: {error}; training goes on", file=sys.stderr)
+            self._complained = True
 
     def _drop_history_from(self, epoch: int) -> None:
         path = self.folder / "history.jsonl"
         if not path.exists():
             return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # the run was killed while it wrote this line
-                continue
-            if record["epoch"] < epoch:
-                kept.append(line + "\n")
-        new = path.with_suffix(".tmp")
-        new.write_text("".join(kept))
-        os.replace(new, path)
+        lines = path.read_text(errors="replace").splitlines()
+        epochs = [_epoch_of(line) for line in lines]
+        if broken := epochs.count(None):
+            self.log(f"{path}: leaving out {broken} lines that are not the record of an epoch")
+        with atomic_path(path) as temporary:
+            kept = [line + "\n" for line, number in zip(lines, epochs) if number is not None and number < epoch]
+            temporary.write_text("".join(kept))
+
+
+def _epoch_of(line: str) -> int | None:
+    """Number of a record's epoch; None if it has none, or was cut by a kill."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 class EpochMeter:
@@ -141,7 +167,6 @@ class EpochMeter:
 
     def __init__(self, world: World, epoch: int, *, skips_overflow: bool = False) -> None:
         self.world, self.epoch, self.skips_overflow = world, epoch, skips_overflow
-        self.step = 0
         self.images = 0
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -149,12 +174,12 @@ class EpochMeter:
         self._loss_tensors: list[torch.Tensor] = []
         self._norm_tensors: list[torch.Tensor] = []
         self._images_at_mark = 0
+        self._reported = (0, 0)  # losses and norms at the last report
 
     def add(self, loss: torch.Tensor, images: int) -> None:
         """One forward pass: its mean loss (scalar) and how many images this process saw."""
         self._loss_tensors.append(loss.detach().float())
         self.images += images * self.world.size
-        self.step += 1
 
     def add_norm(self, norm: torch.Tensor) -> None:
         """One update: the gradient norm before clipping (scalar)."""
@@ -166,6 +191,19 @@ class EpochMeter:
         Raises:
             UserError: on every process, if the loss of any process or the gradient was not finite.
         """
+        self._read()
+        losses, norms = self.losses[self._reported[0] :], self.norms[self._reported[1] :]
+        self._reported = len(self.losses), len(self.norms)
+        now = time.perf_counter()
+        rate = (self.images - self._images_at_mark) / max(now - self._mark, 1e-9)
+        self._mark, self._images_at_mark = now, self.images
+        window = {"loss": sum(losses) / len(losses), "images_per_second": rate}
+        return window | ({"grad_norm": sum(norms) / len(norms)} if norms else {})
+
+    def _read(self) -> None:
+        """Move what was added to the lists of numbers."""
+        if not self._loss_tensors:
+            return
         losses = sum_over_processes(self.world, torch.stack(self._loss_tensors)).div(self.world.size).tolist()
         norms = torch.stack(self._norm_tensors).tolist() if self._norm_tensors else []
         self._loss_tensors, self._norm_tensors = [], []
@@ -175,14 +213,27 @@ class EpochMeter:
         for update, norm in enumerate(norms, start=len(self.norms)):
             if not math.isfinite(norm) and not self.skips_overflow:
                 self._stop("gradient norm", norm, f"update {update}")
-        norms = [norm for norm in norms if math.isfinite(norm)]
         self.losses += losses
-        self.norms += norms
-        now = time.perf_counter()
-        rate = (self.images - self._images_at_mark) / max(now - self._mark, 1e-9)
-        self._mark, self._images_at_mark = now, self.images
-        window = {"loss": sum(losses) / len(losses), "images_per_second": rate}
-        return window | ({"grad_norm": sum(norms) / len(norms)} if norms else {})
+        self.norms += [norm for norm in norms if math.isfinite(norm)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What another meter needs to go on in the same epoch. All processes must call it."""
+        self._read()
+        seconds = time.perf_counter() - self.started
+        return {
+            "losses": self.losses,
+            "norms": self.norms,
+            "reported": self._reported,
+            "images": self.images,
+            "seconds": seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the meter that gave `state` was."""
+        self.losses, self.norms = list(state["losses"]), list(state["norms"])
+        self._reported = tuple(state["reported"])
+        self.images = self._images_at_mark = state["images"]
+        self.started -= state["seconds"]
 
     def _stop(self, what: str, value: float, where: str) -> None:
         raise UserError(

@@ -1,10 +1,18 @@
 """What the loaders say about data that are missing or broken."""
 
+import os
+import re
+import signal
+import threading
+import zipfile
+
 import pytest
 import torch
 from image_folders import configure, epochs, make_folder, pixels_and_labels
 
-from classification.data import build_loaders
+from classification.data import build_loaders, explained_worker_death
+from classification.data.memory import _available
+from classification.data.samples import Samples
 from internimage.errors import UserError
 
 
@@ -133,3 +141,109 @@ def test_a_set_of_only_bad_images_is_an_error(folder):
         spoil(path)
     loaders = build_loaders(configure(folder, flags=["--skip-bad-images"]))
     assert "too many images in a row cannot be read" in message_of(lambda: list(loaders.train))
+
+
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(folder):
+    pipe = folder / "train" / "dog" / "99.png"
+    os.mkfifo(pipe)
+    assert f"{pipe} is a pipe" in message_of(lambda: build_loaders(configure(folder)))
+    pipe.rename(folder / "pipe")
+    pipe.symlink_to(folder / "pipe")
+    loaders = build_loaders(configure(folder))
+    assert f"{pipe}: it is not a regular file" in message_of(lambda: list(loaders.train) + list(loaders.train))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Workers that do not answer are given up at once."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+
+
+def workers_of(loader):
+    loader.start_workers()
+    return loader._iterator._workers
+
+
+def test_a_file_system_that_does_not_answer_is_reported_with_the_file(folder, monkeypatch, impatient):
+    read = Samples.read
+
+    def read_or_hang(self, index):
+        if self.name(index).endswith("eel/1.png"):
+            threading.Event().wait()
+        return read(self, index)
+
+    monkeypatch.setattr(Samples, "read", read_or_hang)
+    loaders = build_loaders(configure(folder, "DATA.TIMEOUT", 1, workers=1))
+    (worker,) = workers_of(loaders.train)
+    message = message_of(lambda: list(loaders.train))
+    assert f"for 1 seconds (process {worker.pid} is reading {folder / 'train/eel/1.png'})" in message
+    assert not worker.is_alive()
+
+
+def test_a_stopped_worker_is_reported_and_ended(folder, impatient):
+    loaders = build_loaders(configure(folder, "DATA.TIMEOUT", 1, workers=1))
+    (worker,) = workers_of(loaders.train)
+    os.kill(worker.pid, signal.SIGSTOP)
+    assert f"for 1 seconds (processes {worker.pid})" in message_of(lambda: [list(loaders.train) for _ in range(3)])
+    assert not worker.is_alive()
+
+
+def test_a_killed_worker_is_reported(folder):
+    loaders = build_loaders(configure(folder, workers=1))
+    (worker,) = workers_of(loaders.train)
+
+    def lose_the_worker():
+        with explained_worker_death():
+            worker.kill()
+            for _ in range(9):
+                list(loaders.train)
+
+    # Which of its two sentences PyTorch says depends on the moment.
+    died = r"(\) is killed by signal: Killed|\) exited unexpectedly); if memory ran out"
+    assert re.match(rf"DataLoader worker \(pid.* {worker.pid}{died}", message_of(lose_the_worker))
+
+
+def test_workers_leave_the_signals_of_slurm_to_the_main_process(folder):
+    loaders = build_loaders(configure(folder, workers=1))
+    (worker,) = workers_of(loaders.train)
+    list(loaders.train)  # so it has begun
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    assert len(list(loaders.train)) == 6
+
+
+def test_large_images_are_refused_on_disk_and_in_archives(folder, monkeypatch):
+    monkeypatch.setattr("classification.data.samples._MAX_BYTES", 1 << 20)
+    image = folder / "train" / "cat" / "0.png"
+    os.truncate(image, (1 << 20) + 1)
+    message = message_of(lambda: [list(build_loaders(configure(folder)).train) for _ in range(3)])
+    assert f"{image}: it has more than 1 MiB" in message
+    for split in ("train", "val"):
+        with zipfile.ZipFile(folder / f"{split}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("0.png", bytes((1 << 20) + 1))
+        (folder / f"{split}_map.txt").write_text("0.png 0\n")
+    message = message_of(lambda: build_loaders(configure(folder, flags=["--zip"])))
+    assert f"0.png in {folder / 'train.zip'} has more than 1 MiB unpacked" in message
+
+
+def write_files(folder, **contents):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name.replace("__", ".")).write_text(content)
+
+
+def test_a_limit_of_the_container_bounds_the_memory_for_images(tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    write_files(proc, meminfo="MemTotal: 99 kB\nMemAvailable: 9000 kB\n")
+    write_files(proc / "self", cgroup="0::/job/step\n")
+    assert _available(proc, groups) == 9000 * 1024
+    write_files(groups / "job/step", memory__max="max\n", memory__current="5\n", memory__stat="")
+    statistics = "anon 700\ninactive_file 50\nactive_file 30\n"
+    write_files(groups / "job", memory__max="1000\n", memory__current="800\n", memory__stat=statistics)
+    assert _available(proc, groups) == 1000 - 800 + 80
+    # Version 1, in a container that sees its own group as the root.
+    write_files(proc / "self", cgroup="4:cpu,cpuacct:/docker/1\n3:memory:/docker/1\n")
+    statistics = "inactive_file 1\ntotal_inactive_file 20\ntotal_active_file 0\n"
+    write_files(groups / "memory", memory__stat=statistics)
+    write_files(groups / "memory", **{"memory.limit_in_bytes": "500", "memory.usage_in_bytes": "300"})
+    assert _available(proc, groups) == 500 - 300 + 20

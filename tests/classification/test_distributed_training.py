@@ -3,12 +3,13 @@
 import os
 import re
 import stat
-import sys
 
 import pytest
 import torch
-from tiny_training import ROOT, TRAIN, finish, history, make_images, run_here, start, two_processes, write_config
+from tiny_training import ROOT, finish, history, make_images, run_here, start, two_processes, write_config
+from torch import nn
 
+from classification import train
 from classification.trainer import distributed
 from classification.trainer.distributed import World
 from internimage.errors import UserError
@@ -20,24 +21,23 @@ SAME_DRAWS = {
     "TRAIN": {"EPOCHS": 3},
     "PRINT_FREQ": 1,
 }
-# The head's BatchNorm takes its statistics from each process's own images. Without it two processes compute the same
-# mathematics as one.
-WITHOUT_BATCH_NORM = """
-import sys
-sys.path.insert(0, {root!r})
-from torch import nn
-from classification import train
 
-build = train.build_model
 
-def build_without_batch_norm(*args):
-    model = build(*args)
-    model.conv_head[1] = nn.Identity()
-    return model
+def train_without_batch_norm(arguments):
+    """The head's BatchNorm takes its statistics from each process's own images.
 
-train.build_model = build_without_batch_norm
-train.main()
-"""
+    Without it two processes compute the same mathematics as one.
+    """
+    build = train.build_model
+
+    def build_without_batch_norm(*args):
+        model = build(*args)
+        model.conv_head[1] = nn.Identity()
+        return model
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(train, "build_model", build_without_batch_norm)
+        train.main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,14 @@ def two(config):
     return config.parent / "two" / "tiny"
 
 
+def assert_finished(results):
+    assert [code for code, _ in results] == [0, 0], results
+
+
 def test_two_processes_have_the_loss_curve_of_one_with_twice_the_batch(config, tmp_path):
-    script = tmp_path / "without_batch_norm.py"
-    script.write_text(WITHOUT_BATCH_NORM.format(root=str(ROOT)))
-    command = (sys.executable, str(script), "--cfg", str(config))
-    finish(start(*command, "--output", str(tmp_path / "one"), "--batch-size", "16"))
-    finish(*two_processes(*command, "--output", str(tmp_path / "two")))
+    train_without_batch_norm(["--cfg", str(config), "--output", str(tmp_path / "one"), "--batch-size", "16"])
+    arguments = ("--cfg", str(config), "--output", str(tmp_path / "two"))
+    assert_finished(two_processes(tmp_path, *arguments, main=train_without_batch_norm))
     one, two = loss_curve(tmp_path / "one" / "tiny"), loss_curve(tmp_path / "two" / "tiny")
     assert len(one) == 12
     torch.testing.assert_close(two, one, rtol=0, atol=1e-5)  # measured 1e-6
@@ -77,7 +79,7 @@ def test_with_batch_norm_per_process_the_curves_stay_close(config, two, tmp_path
 
 def test_zero_trains_as_the_plain_optimizer_and_resumes_in_one_process(config, two, tmp_path):
     # Started by Slurm's variables, while dist_train.sh starts the other run by torchrun's.
-    finish(*two_processes(*TRAIN, "--cfg", str(config), "--output", str(tmp_path), "--use-zero", slurm=True))
+    assert_finished(two_processes(tmp_path, "--cfg", str(config), "--output", str(tmp_path), "--use-zero", slurm=True))
     plain, zero = (torch.load(run / "ckpt_epoch_2.pth", weights_only=True) for run in (two, tmp_path / "tiny"))
     assert all(torch.equal(zero["model"][key], value) for key, value in plain["model"].items())
     assert zero["optimizer"]["state"].keys() == plain["optimizer"]["state"].keys()
@@ -90,18 +92,17 @@ def test_zero_trains_as_the_plain_optimizer_and_resumes_in_one_process(config, t
 
 def test_a_failure_of_rank_0_reaches_every_process(config, tmp_path):
     (tmp_path / "file").write_text("")
-    processes = two_processes(*TRAIN, "--cfg", str(config), "--output", str(tmp_path / "file"))
-    for process in processes:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 2
-        assert errors.startswith("error: cannot write to the output folder")
+    results = two_processes(tmp_path, "--cfg", str(config), "--output", str(tmp_path / "file"))
+    assert [code for code, _ in results] == [2, 2]
+    assert all("error: cannot write to the output folder" in printed for _, printed in results)
 
 
 def test_evaluation_counts_every_image_once_whatever_the_number_of_processes(config, two, tmp_path, capsys):
     arguments = ("--eval", "--resume", str(two / "ckpt_epoch_2.pth"), "--batch-size", "5")
     capsys.readouterr()
     run_here(config, tmp_path, *arguments)
-    outputs = capsys.readouterr().out, finish(*two_processes(*TRAIN, "--cfg", str(config), *arguments))[0]
+    results = two_processes(tmp_path, "--cfg", str(config), *arguments)
+    outputs = capsys.readouterr().out, results[0][1]
     alone, together = (re.findall(r"top-1 [\d.]+% top-5 [\d.]+% loss [\d.]+ \(24 images", text) for text in outputs)
     assert alone == together
     assert len(alone) == 2

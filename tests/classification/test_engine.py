@@ -34,7 +34,7 @@ def configure(config_file, *options):
 
 def make_trainer(config_file, *options, batch_norm=True):
     config = configure(config_file, *options)
-    seed_everything(0)
+    seed_everything(WORLD.device, 0)
     model = build_model(config, 4)
     if not batch_norm:
         model.conv_head[1] = nn.Identity()
@@ -46,16 +46,18 @@ def weights(trainer):
 
 
 def train_one_epoch(trainer):
-    return trainer.train_one_epoch(0, Tracker(None, WORLD))
+    return trainer.train_one_epoch(0, Tracker(None, WORLD)).summary()
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(config_file):
-    # 64 images: 8 steps of 8 in groups of 2, or 4 steps of 16; the sampler deals the same images.
-    small = make_trainer(config_file, "TRAIN.ACCUMULATION_STEPS", "2", batch_norm=False)
-    large = make_trainer(config_file, "DATA.BATCH_SIZE", "16", batch_norm=False)
+    # 64 images: 8 steps of 8 in groups of 2, or 4 steps of 16; the sampler deals the same images. Not AdamW, which
+    # makes a step of nearly full length of a gradient that is nothing but rounding.
+    sgd = ("TRAIN.OPTIMIZER.NAME", "sgd", "TRAIN.BASE_LR", "2")
+    small = make_trainer(config_file, "TRAIN.ACCUMULATION_STEPS", "2", *sgd, batch_norm=False)
+    large = make_trainer(config_file, "DATA.BATCH_SIZE", "16", *sgd, batch_norm=False)
     train_one_epoch(small), train_one_epoch(large)
     for name, value in weights(large).items():
-        torch.testing.assert_close(weights(small)[name], value, rtol=0, atol=2e-5)
+        torch.testing.assert_close(weights(small)[name], value, rtol=0, atol=1e-6)  # measured 1e-7; steps of 2e-3
 
 
 def test_an_incomplete_last_group_is_averaged_over_its_own_steps(config_file):
@@ -202,18 +204,19 @@ def test_a_terminal_gets_a_bar_and_the_log_file_gets_lines(tmp_path, capsys, mon
     ]
 
 
-def test_history_drops_epochs_that_run_again_and_half_written_lines(tmp_path):
-    (tmp_path / "history.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n{"epo')
+def test_history_drops_epochs_that_run_again_and_lines_that_are_no_records(tmp_path, capsys):
+    (tmp_path / "history.jsonl").write_bytes(b'{"epoch": 0}\n{"top1": 1}\n[]\n\xff\n{"epoch": 1}\n{"epo')
     tracker = Tracker(tmp_path, WORLD)
     tracker.begin(1, 10)
     tracker.epoch({"epoch": 1, "top1": 50.0})
     tracker.close()
     assert (tmp_path / "history.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1, "top1": 50.0}\n'
+    assert "history.jsonl: leaving out 4 lines" in capsys.readouterr().out
 
 
-def test_seeds_differ_between_epochs_and_ranks_and_repeat():
+def test_seeds_differ_between_epochs_steps_and_ranks_and_repeat():
     def draw(*arguments):
-        seed_everything(*arguments)
+        seed_everything(WORLD.device, *arguments)
         return torch.rand(1).item()
 
     draws = [draw(0, 0, 0), draw(0, 1, 0), draw(0, 0, 1), draw(1, 0, 0)]

@@ -1,17 +1,30 @@
 """Checkpoints: written whole, rotated, found again; and a run that was killed ends like one that was not."""
 
+import multiprocessing
 import signal
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_training import TRAIN, finish, history, make_images, run_here, start, write_config
+from tiny_training import (
+    history,
+    make_images,
+    run_here,
+    start_forked,
+    stop_at,
+    two_processes,
+    user_error,
+    write_config,
+)
 from torch import nn
 
-from classification.trainer import resume
+from classification.trainer import engine, resume
 from classification.trainer.distributed import World
 from classification.trainer.resume import RunState, list_checkpoints, load_latest, restore, save
+from internimage import preemption
 from internimage.errors import CheckpointError, UserError
+from internimage.preemption import EXIT_CODE
+from internimage.runlock import lock_run
 
 
 def make_state(**options):
@@ -161,26 +174,115 @@ def undisturbed(tmp_path_factory):
     return config, folder / "tiny"
 
 
-def test_a_run_killed_in_mid_epoch_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
-    config, expected = undisturbed
-    command = (*TRAIN, "--cfg", str(config), "--output", str(tmp_path), "--opts", "DATA.NUM_WORKERS", "1")
-    victim = start(*command)
-    for line in victim.stdout:
-        if line.startswith("epoch 1/3 step 2/8"):
-            victim.send_signal(signal.SIGKILL)
-            break
-    victim.communicate()
-    assert victim.returncode == -signal.SIGKILL
-    folder = tmp_path / "tiny"
-    assert [path.name for path in list_checkpoints(folder)] == ["ckpt_epoch_0.pth"]
-
-    (printed,) = finish(start(*command))
-    assert "the next epoch is 1" in printed
+def assert_same_runs(folder, expected):
     assert_same_files(folder, expected)
     assert_same_files(folder, expected, "ckpt_epoch_best.pth")
     assert history(folder) == history(expected)
+
+
+def test_a_run_killed_in_mid_epoch_ends_as_if_nothing_had_happened(undisturbed, tmp_path, monkeypatch, capsys):
+    config, expected = undisturbed
+    arguments = ("--cfg", str(config), "--output", str(tmp_path), "--opts", "DATA.NUM_WORKERS", "1")
+    with monkeypatch.context() as patches:
+        stop_at(patches, "epoch 1/3 step 2/8", signal.SIGKILL)
+        victim = start_forked(tmp_path / "printed.txt", *arguments)
+        victim.join()
+    assert victim.exitcode == -signal.SIGKILL
+    folder = tmp_path / "tiny"
+    assert [path.name for path in list_checkpoints(folder)] == ["ckpt_epoch_0.pth"]
+    run_here(config, tmp_path)
+    assert "the next epoch is 1" in capsys.readouterr().out
+    assert_same_runs(folder, expected)
     for tag in ("train/loss", "epoch/top1"):
         assert tensorboard(folder, tag) == tensorboard(expected, tag)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "workers", "saved"),
+    [
+        ("epoch 0/3 step 1/8", signal.SIGTERM, 0, "ckpt_epoch_0_step_3.pth"),  # updates are after steps 3, 6 and 8
+        ("epoch 1/3 step 6/8", signal.SIGUSR1, 2, "ckpt_epoch_1_step_6.pth"),
+        ("epoch 1/3 step 8/8", signal.SIGUSR1, 0, "ckpt_epoch_1_step_8.pth"),
+        ("epoch 1/3 validation", signal.SIGTERM, 2, "ckpt_epoch_1_step_8.pth"),
+    ],
+)
+def test_a_run_stops_on_a_signal_and_goes_on_at_the_exact_step(
+    moment, number, workers, saved, undisturbed, tmp_path, monkeypatch, capsys
+):
+    config, expected = undisturbed
+    options = ("--opts", "DATA.NUM_WORKERS", str(workers))
+    with monkeypatch.context() as patches:
+        stop_at(patches, moment, number)
+        with pytest.raises(SystemExit) as exit_info:
+            run_here(config, tmp_path, *options)
+    assert exit_info.value.code == EXIT_CODE
+    assert f"stopped as asked by {number.name}" in capsys.readouterr().out
+    folder = tmp_path / "tiny"
+    assert list_checkpoints(folder)[0].name == saved
+    run_here(config, tmp_path, *options)
+    assert f"resumed from {folder / saved}" in capsys.readouterr().out
+    assert_same_runs(folder, expected)
+    assert tensorboard(folder, "train/loss") == tensorboard(expected, "train/loss")
+
+
+def test_two_processes_stop_together_and_go_on_at_the_exact_step(undisturbed, tmp_path, monkeypatch):
+    config, _ = undisturbed
+    arguments = ("--cfg", str(config), "--batch-size", "4", "--opts", "TRAIN.EPOCHS", "2", "--output")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert [code for code, _ in two_processes(whole, *arguments, str(whole))] == [0, 0]
+    with monkeypatch.context() as patches:
+        patches.setattr(preemption, "_OTHERS_NEED", 1)
+        stop_at(patches, "epoch 0/2 step 2/8", signal.SIGUSR1)  # the first process alone
+        assert [code for code, _ in two_processes(parts, *arguments, str(parts))] == [EXIT_CODE, 0]
+    # The vote of the update after step 3 is counted at the next one.
+    assert list_checkpoints(parts / "tiny")[0].name == "ckpt_epoch_0_step_6.pth"
+    assert [code for code, _ in two_processes(parts, *arguments, str(parts))] == [0, 0]
+    assert_same_files(parts / "tiny", whole / "tiny", "ckpt_epoch_1.pth")
+    assert history(parts / "tiny") == history(whole / "tiny")
+
+
+def test_the_middle_of_an_epoch_fits_only_a_run_of_the_same_form(undisturbed, tmp_path, monkeypatch, capsys):
+    config, _ = undisturbed
+    with monkeypatch.context() as patches, pytest.raises(SystemExit):
+        stop_at(patches, "epoch 0/3 step 1/8", signal.SIGTERM)
+        run_here(config, tmp_path)
+    with user_error(capsys, "ckpt_epoch_0_step_3.pth", "batch size", "delete the file"):
+        run_here(config, tmp_path, "--batch-size", "4")
+
+
+def test_validation_begins_when_the_epoch_is_saved(undisturbed, tmp_path, monkeypatch):
+    config, _ = undisturbed
+    seen = []
+
+    def look(*_, **__):
+        seen.append(names(tmp_path / "tiny"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "evaluate_all", look)
+    with pytest.raises(SystemExit):
+        run_here(config, tmp_path, "--opts", "SAVE_FREQ", "9")
+    assert "ckpt_epoch_0_step_8.pth" in seen[0]
+
+
+def test_a_second_start_of_a_living_run_is_refused(undisturbed, tmp_path, capsys):
+    config, _ = undisturbed
+    (tmp_path / "tiny").mkdir()
+    here, there = multiprocessing.get_context("fork").Pipe()
+
+    def hold():
+        lock_run(tmp_path / "tiny")
+        there.send(None)
+        there.recv()
+
+    owner = multiprocessing.get_context("fork").Process(target=hold, daemon=True)
+    owner.start()
+    here.recv()
+    with user_error(capsys, "another run is at work", f"process {owner.pid} on"):
+        run_here(config, tmp_path)
+    assert not (tmp_path / "tiny" / "config.yaml").exists()
+    owner.kill()
+    owner.join()
+    run_here(config, tmp_path, "--opts", "TRAIN.EPOCHS", "0")
 
 
 def test_a_run_whose_latest_checkpoint_was_cut_ends_the_same(undisturbed, tmp_path, capsys):

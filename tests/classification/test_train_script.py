@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from classification import train
 from classification.config import get_config, parse_args
 from classification.models import build_model
+from classification.trainer import engine
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_a_run_leaves_checkpoints_history_log_and_configuration(finished):
     _, _, folder = finished
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
     assert names == {"ckpt_epoch_0.pth", "ckpt_epoch_1.pth", "ckpt_epoch_best.pth", "ckpt_epoch_ema_best.pth",
-                     "config.yaml", "history.jsonl", "log.txt"}  # fmt: skip
+                     "config.yaml", "history.jsonl", "log.txt", "run.lock"}  # fmt: skip
     assert [record["epoch"] for record in history(folder)] == [0, 1]
 
 
@@ -138,11 +139,9 @@ def test_an_epoch_runs_with(options, finished, tmp_path):
     assert record["train_loss"] < 2.0
 
 
-def test_mistakes_end_with_exit_code_2_and_one_line(finished):
-    process = start(*TRAIN, "--cfg", str(finished[0]), "--opts", "TRAIN.EPOCH", "3")
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 2
-    assert re.fullmatch(r"error: .*unknown key TRAIN\.EPOCH; .*TRAIN\.EPOCHS\n", errors)
+def test_mistakes_end_with_exit_code_2_and_one_line(finished, tmp_path, capsys):
+    with user_error(capsys, "unknown key TRAIN.EPOCH;", "TRAIN.EPOCHS"):
+        run_here(finished[0], tmp_path, "--opts", "TRAIN.EPOCH", "3")
 
 
 def test_a_missing_data_path_is_named(finished, tmp_path, capsys):
@@ -207,3 +206,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoints(
         run_here(config, tmp_path, "--opts", "TRAIN.BASE_LR", "1e30", "TRAIN.CLIP_GRAD", "None")
     assert sorted(path.name for path in (tmp_path / "tiny").glob("ckpt_epoch_[0-9]*")) == ["ckpt_epoch_0.pth"]
     assert (tmp_path / "tiny" / "ckpt_epoch_0.pth").read_bytes() == good
+
+
+def test_a_validation_loss_that_is_not_finite_leaves_no_checkpoint_of_its_epoch(
+    finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(engine, "evaluate_all", lambda *_: ({"loss": float("nan"), "top1": 0.0}, None))
+    with user_error(capsys, "validation loss became nan after epoch 0"):
+        run_here(finished[0], tmp_path)
+    assert not list((tmp_path / "tiny").glob("*.pth"))
+
+
+def test_a_full_disk_costs_the_log_and_not_the_run(finished, tmp_path, capsys):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "log.txt").symlink_to("/dev/full")
+    run_here(finished[0], tmp_path, "--opts", "TRAIN.EPOCHS", "1")
+    printed = capsys.readouterr()
+    assert printed.err.count("No space left on device; training goes on") == 1
+    assert "epoch 0/1 training: mean loss" in printed.out
+    assert (tmp_path / "tiny" / "ckpt_epoch_0.pth").exists()

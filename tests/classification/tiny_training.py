@@ -1,11 +1,12 @@
 """A tiny data set, a tiny model and ways to run train.py on them, shared by the tests of training."""
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import yaml
 from PIL import Image
 
 from classification import train
+from classification.trainer.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = (sys.executable, str(ROOT / "classification" / "train.py"))
@@ -85,17 +87,56 @@ def finish(*processes: subprocess.Popen) -> list[str]:
     return [printed for printed, _ in outputs]
 
 
-def two_processes(*command: str, slurm: bool = False) -> list[subprocess.Popen]:
-    """The same command twice, as torchrun (or srun) would start it."""
+def start_forked(
+    printed: Path, *arguments: str, main: Callable[..., None] = train.main, **environment: str
+) -> multiprocessing.Process:
+    """`main(arguments)` in a process of its own; forked, which saves the time of importing everything again."""
+
+    def run() -> None:
+        os.environ |= environment
+        torch.set_num_threads(1)
+        with open(printed, "w", buffering=1) as sys.stdout:
+            sys.stderr = sys.stdout
+            main(arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def two_processes(
+    folder: Path, *arguments: str, main: Callable[..., None] = train.main, slurm: bool = False
+) -> list[tuple[int, str]]:
+    """Exit code and output of `main(arguments)` in two processes, as torchrun (or srun) would start them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     size, rank, local = "WORLD_SIZE", "RANK", "LOCAL_RANK"
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if slurm:
         size, rank, local = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"
         common["SLURM_STEP_ID"] = "0"
-    return [start(*command, **common, **{size: "2", rank: str(i), local: str(i)}) for i in range(2)]
+    folder.mkdir(exist_ok=True, parents=True)
+    outputs = [folder / f"printed by process {i}.txt" for i in range(2)]
+    processes = [
+        start_forked(output, *arguments, main=main, **common, **{size: "2", rank: str(i), local: str(i)})
+        for i, output in enumerate(outputs)
+    ]
+    for process in processes:
+        process.join(120)
+        process.kill()
+    return [(process.exitcode, output.read_text()) for process, output in zip(processes, outputs)]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, moment: str, number: int) -> None:
+    """Send this process a signal when the main process logs a line that begins with `moment`."""
+    log = Tracker.log
+
+    def log_and_stop(self: Tracker, text: str) -> None:
+        log(self, text)
+        if self.active and text.startswith(moment):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Tracker, "log", log_and_stop)
 
 
 def history(folder: Path) -> list[dict]:
