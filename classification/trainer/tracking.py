@@ -42,7 +42,8 @@ def prepare_folder(folder: Path, config_yaml: str) -> None:
 class Tracker:
     """The voice of a run. On other ranks than 0 every method does nothing.
 
-    Training goes on if a file cannot be written, on a full disk for example; that is printed once.
+    Training goes on if a file cannot be written, on a full disk for example; that is printed once, and TensorBoard is
+    given up.
 
     Args:
         folder: where log.txt, history.jsonl and the TensorBoard files go; None to print only.
@@ -131,6 +132,7 @@ class Tracker:
             if not self._complained:
                 print(f"cannot write log files in {self.folder}: {error}; training goes on", file=sys.stderr)
             self._complained = True
+            self.writer = None  # it would raise the same error for ever
 
     def _drop_history_from(self, epoch: int) -> None:
         path = self.folder / "history.jsonl"
