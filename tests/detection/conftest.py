@@ -4,6 +4,9 @@ import pytest
 from mmengine.registry import init_default_scope
 
 import detection.models  # noqa: F401 - registers the models
+from quick_mmengine import make_quick
+
+make_quick()
 
 
 @pytest.fixture(scope="module", autouse=True)

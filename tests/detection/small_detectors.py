@@ -1,8 +1,9 @@
 """Small copies of the detectors: the configurations as they are, with mini backbones and few boxes."""
 
 from mmengine.config import Config
-from released_recipes import CONFIGS
 from tiny_layouts import moved
+
+from mm_recipes.detection import CONFIGS
 
 
 def small(name, num_classes=3, root=None):

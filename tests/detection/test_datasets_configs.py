@@ -10,8 +10,9 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from mmengine.structures import InstanceData
-from released_recipes import CONFIGS
 from tiny_layouts import coco_2017, crowd_human, lvis, moved, openimages, voc
+
+from mm_recipes.detection import CONFIGS
 
 register_all_modules()
 

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from released_recipes import CONFIGS
 from tiny_coco import CLASSES, make_data
 
 from detection.datasets.own_data import main, own_config, read_annotations
 from internimage.errors import UserError
+from mm_recipes.detection import CONFIGS
 
 TRAIN, VAL = ("instances.json", "images"), ("val.json", "images")
 

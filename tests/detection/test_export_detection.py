@@ -12,7 +12,6 @@ import torchvision
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from released_recipes import CONFIGS
 from skimage import data
 from small_detectors import small
 from torch import Tensor
@@ -29,6 +28,7 @@ from internimage.mm.export.dino import DINO
 from internimage.mm.export.images import preprocessing
 from internimage.mm.export.models import build_model, detector_parts
 from internimage.mm.export.rcnn import RCNN
+from mm_recipes.detection import CONFIGS
 
 DEMO = str(CONFIGS / "demo" / "mask_rcnn_internimage_demo.py")
 

@@ -54,6 +54,9 @@ def classification(folder: Path) -> Callable[[str], Entries]:
 def openmmlab(task: str, config: Path, image: Path, part: str, latest: str) -> Callable[[str], Entries]:
     from internimage.mm import runner
     from internimage.mm.demo import image_demo
+    from quick_mmengine import make_quick
+
+    make_quick()
 
     kind = getattr(runner, task.upper())
     exporter = importlib.import_module(f"{task}.export")
@@ -110,7 +113,7 @@ def segmentation(folder: Path) -> Callable[[str], Entries]:
 
 if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
-    sys.path.append(str(TESTS / task))
+    sys.path += [str(TESTS), str(TESTS / task)]
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
     entries = globals()[task](folder)

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from in_children import in_child
 from mmengine.fileio import LocalBackend
-from mmengine.runner import Runner
 
 from internimage.mm import registration as mm
 from internimage.mm import runner
 
 TASK, FOLDER, MOMENTS = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-sys.path.append(str(Path(__file__).resolve().parents[1] / TASK))
+TESTS = Path(__file__).resolve().parents[1]
+sys.path += [str(TESTS), str(TESTS / TASK)]
 
 if TASK == "toy":
     from toy import toy_config
@@ -38,7 +38,9 @@ else:
     import segmentation.models  # noqa: F401 - isort: skip - before mmseg
     from tiny_scenes import make_config, make_data
 
-Runner._log_env = lambda *_: None  # takes longer than the training
+from quick_mmengine import make_quick  # noqa: E402 - after the path
+
+make_quick()
 OPTIONS = {
     "toy": [],
     "detection": ["train_cfg.max_epochs=3", "train_cfg.val_interval=3"],

@@ -15,10 +15,11 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
-from seg_recipes import config, load
 from torch import Tensor
 
 from golden import DATA, filled, image
+from mm_recipes import load
+from mm_recipes.segmentation import config
 
 register_all_modules()
 

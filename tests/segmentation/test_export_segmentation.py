@@ -9,7 +9,6 @@ from golden_segmentors import golden_segmentor
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmseg.registry import MODELS
-from seg_recipes import CONFIGS
 from skimage import data
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from internimage.mm.export.compare import segmentation_error
 from internimage.mm.export.images import preprocessing
 from internimage.mm.export.layers import AveragePool
 from internimage.mm.export.segmentors import Segmentor
+from mm_recipes.segmentation import CONFIGS
 from segmentation.export import main
 
 DEMO = str(CONFIGS / "demo" / "upernet_internimage_demo.py")

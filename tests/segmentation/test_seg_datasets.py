@@ -13,10 +13,10 @@ from mmseg.datasets import CityscapesDataset, MapillaryDataset_v1
 from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
 from PIL import Image
-from seg_recipes import CONFIGS, config, parts
 from tiny_scenes import make_data
 
 from internimage.errors import UserError
+from mm_recipes.segmentation import CONFIGS, config, parts
 from segmentation.datasets import LabelError, LoadLabelMap, MapillaryToCityscapes, NYUDepthV2Dataset
 from segmentation.datasets.own_data import main, own_config, read_classes
 
