@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 REQUIREMENTS := requirements.txt requirements-mm.txt requirements-deploy.txt
-SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py ops_dcnv3/toolchain.py
+SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py
 # Compiling CUDA kernels for every architecture takes a minute and is of no use without a GPU.
 export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
 

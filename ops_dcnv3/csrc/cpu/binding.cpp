@@ -1,17 +1,18 @@
 // The CPU kernels as torch operators, through the stable ABI: one binary serves every torch from 2.10 on.
-// The schemas are defined in ops_dcnv3/functional.py.
+// The schemas are defined in ops_dcnv3/schema.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <memory>
+#include <new>
 #include <tuple>
+#include <vector>
 
 #include "../arguments.h"
-#include "../cpu_taps.h"
-#include "../cpu_types.h"
 #include "../tensors.h"
-#include "capability.h"
+#include "types.h"
 
 using ops_dcnv3::DType;
 using ops_dcnv3::Kernels;
@@ -47,9 +48,38 @@ struct Pixels {
   const void* data() const { return tensor.const_data_ptr(); }
 };
 
+// Where the points of a kernel sit, column by column, for the last fields of `Problem`.
+struct Taps {
+  std::vector<int32_t> x, y;
+  std::vector<double> fraction_x, fraction_y;
+
+  Taps(int64_t kernel_h, int64_t kernel_w, int64_t dilation_h, int64_t dilation_w, double scale, bool remove_center) {
+    const size_t points = size_t(kernel_h * kernel_w);
+    x.reserve(points), y.reserve(points), fraction_x.reserve(points), fraction_y.reserve(points);
+    for (int64_t i = 0; i < kernel_w; ++i) {
+      for (int64_t j = 0; j < kernel_h; ++j) {
+        if (remove_center && i == kernel_w / 2 && j == kernel_h / 2) continue;
+        add(i, kernel_w, dilation_w, scale, x, fraction_x);
+        add(j, kernel_h, dilation_h, scale, y, fraction_y);
+      }
+    }
+  }
+
+ private:
+  // On one axis: centre - centre * scale + index * dilation * scale.
+  static void add(int64_t index, int64_t kernel, int64_t dilation, double scale, std::vector<int32_t>& whole,
+                  std::vector<double>& fraction) {
+    const double centre = double(dilation * (kernel - 1) / 2);
+    const double position = centre - centre * scale + double(index * dilation) * scale;
+    const double floor = std::floor(position);
+    whole.push_back(int32_t(floor));
+    fraction.push_back(position - floor);
+  }
+};
+
 struct Call {
   Problem problem;
-  ops_dcnv3::Taps taps;
+  Taps taps;
 
   Call(const Pixels& input, const Pixels& offset, const Pixels& mask, const Window& w)
       : taps(w.kernel_h, w.kernel_w, w.dilation_h, w.dilation_w, w.offset_scale, w.remove_center) {
@@ -67,17 +97,11 @@ struct Call {
 };
 
 // Memory for the tables of one thread, on a cache line.
-class ScratchMemory {
- public:
-  explicit ScratchMemory(int64_t bytes) : memory_(new char[size_t(bytes) + 64]) {}
-  void* get() const {
-    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-    return memory_.get() + (64 - address % 64) % 64;
-  }
-
- private:
-  std::unique_ptr<char[]> memory_;
+struct FreeScratch {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
 };
+using Scratch = std::unique_ptr<void, FreeScratch>;
+Scratch new_scratch(int64_t bytes) { return Scratch(::operator new(size_t(bytes), std::align_val_t(64))); }
 
 int64_t at_least_one(int64_t value) { return value > 1 ? value : 1; }
 
@@ -101,7 +125,7 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
   const int64_t bytes = kernels.scratch_bytes(dtype, p, false);
   torch::stable::parallel_for(0, p.batch * p.out_height * p.out_width, at_least_one(kUnitsPerThread / p.groups),
                               [&](int64_t begin, int64_t end) {
-                                const ScratchMemory scratch(bytes);
+                                const Scratch scratch = new_scratch(bytes);
                                 kernels.forward(dtype, p, tensors, begin, end, scratch.get());
                               });
   return output;
@@ -135,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const int64_t bytes = kernels.scratch_bytes(dtype, p, true);
   torch::stable::parallel_for(0, p.batch * p.groups, at_least_one(kUnitsPerThread / (p.out_height * p.out_width)),
                               [&](int64_t begin, int64_t end) {
-                                const ScratchMemory scratch(bytes);
+                                const Scratch scratch = new_scratch(bytes);
                                 kernels.backward(dtype, p, tensors, begin, end, scratch.get());
                               });
   return {grad_input, grad_offset, grad_mask};
