@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from internimage.errors import UserError
 from ops_dcnv3 import build, ort_build
-from ops_dcnv3.modules import ToChannelsLast
+from ops_dcnv3.module import ToChannelsLast
 from ops_dcnv3.reference import Geometry
 
 __all__ = ["DOMAIN", "fuse", "is_used", "library", "register", "translations"]

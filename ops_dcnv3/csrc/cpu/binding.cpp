@@ -14,12 +14,7 @@
 #include "../tensors.h"
 #include "types.h"
 
-using ops_dcnv3::DType;
-using ops_dcnv3::Kernels;
-using ops_dcnv3::Problem;
-using ops_dcnv3::Window;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace ops_dcnv3;
 
 namespace {
 
@@ -29,7 +24,7 @@ DType dtype_of(const Tensor& tensor) {
     case ScalarType::Double: return DType::f64;
     case ScalarType::BFloat16: return DType::bf16;
     case ScalarType::Half: return DType::f16;
-    default: ops_dcnv3::fail("ops_dcnv3: expected float32, float64, bfloat16 or float16");
+    default: fail("ops_dcnv3: expected float32, float64, bfloat16 or float16");
   }
 }
 
@@ -40,8 +35,8 @@ struct Pixels {
   int64_t stride;
 
   explicit Pixels(const Tensor& t) : tensor(t), stride(t.stride(2)) {
-    if (!ops_dcnv3::has_regular_pixels(t)) {
-      tensor = ops_dcnv3::dense(t);
+    if (!has_regular_pixels(t)) {
+      tensor = dense(t);
       stride = t.size(3);
     }
   }
@@ -90,7 +85,7 @@ struct Call {
                input.stride, offset.stride, mask.stride, w.offset_scale, w.mask_is_logits,
                taps.x.data(), taps.y.data(), taps.fraction_x.data(), taps.fraction_y.data()};
     constexpr int64_t limit = int64_t(1) << 30;
-    ops_dcnv3::require(problem.height * problem.width <= limit && problem.out_height * w.stride_h + w.padding_h <= limit &&
+    require(problem.height * problem.width <= limit && problem.out_height * w.stride_h + w.padding_h <= limit &&
                         problem.out_width * w.stride_w + w.padding_w <= limit,
                     "ops_dcnv3: an image of more than 2^30 pixels; split it into parts");
   }
@@ -113,15 +108,15 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
                int64_t dilation_w, int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits) {
   const Window window = {kernel_h,   kernel_w, stride_h,     stride_w,      padding_h,     padding_w,
                          dilation_h, dilation_w, groups, offset_scale, remove_center, mask_is_logits};
-  ops_dcnv3::check_arguments(input, offset, mask, window);
+  check_arguments(input, offset, mask, window);
   const Pixels x(input), o(offset), m(mask);
-  Tensor output = ops_dcnv3::new_tensor(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
+  Tensor output = new_tensor(input, {input.size(0), offset.size(1), offset.size(2), input.size(3)});
   if (output.numel() == 0) return output;
   const Call call(x, o, m, window);
   const Problem& p = call.problem;
   const DType dtype = dtype_of(input);
-  const Kernels& kernels = ops_dcnv3::chosen_kernels();
-  const ops_dcnv3::ForwardTensors tensors = {x.data(), o.data(), m.data(), output.mutable_data_ptr()};
+  const Kernels& kernels = chosen_kernels();
+  const ForwardTensors tensors = {x.data(), o.data(), m.data(), output.mutable_data_ptr()};
   const int64_t bytes = kernels.scratch_bytes(dtype, p, false);
   torch::stable::parallel_for(0, p.batch * p.out_height * p.out_width, at_least_one(kUnitsPerThread / p.groups),
                               [&](int64_t begin, int64_t end) {
@@ -138,13 +133,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             bool mask_is_logits) {
   const Window window = {kernel_h,   kernel_w, stride_h,     stride_w,      padding_h,     padding_w,
                          dilation_h, dilation_w, groups, offset_scale, remove_center, mask_is_logits};
-  ops_dcnv3::check_arguments(input, offset, mask, window);
-  ops_dcnv3::check_grad_output(grad_output, input, offset);
+  check_arguments(input, offset, mask, window);
+  check_grad_output(grad_output, input, offset);
   const Pixels x(input), o(offset), m(mask);
-  const Tensor grad = ops_dcnv3::dense(grad_output);
-  Tensor grad_input = ops_dcnv3::new_tensor(input, input.sizes());
-  Tensor grad_offset = ops_dcnv3::new_tensor(offset, offset.sizes());
-  Tensor grad_mask = ops_dcnv3::new_tensor(mask, mask.sizes());
+  const Tensor grad = dense(grad_output);
+  Tensor grad_input = new_tensor(input, input.sizes());
+  Tensor grad_offset = new_tensor(offset, offset.sizes());
+  Tensor grad_mask = new_tensor(mask, mask.sizes());
   if (grad.numel() == 0) {
     torch::stable::zero_(grad_input), torch::stable::zero_(grad_offset), torch::stable::zero_(grad_mask);
     return {grad_input, grad_offset, grad_mask};
@@ -152,8 +147,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const Call call(x, o, m, window);
   const Problem& p = call.problem;
   const DType dtype = dtype_of(input);
-  const Kernels& kernels = ops_dcnv3::chosen_kernels();
-  const ops_dcnv3::BackwardTensors tensors = {x.data(), o.data(), m.data(), grad.const_data_ptr(),
+  const Kernels& kernels = chosen_kernels();
+  const BackwardTensors tensors = {x.data(), o.data(), m.data(), grad.const_data_ptr(),
                                               grad_input.mutable_data_ptr(), grad_offset.mutable_data_ptr(),
                                               grad_mask.mutable_data_ptr()};
   const int64_t bytes = kernels.scratch_bytes(dtype, p, true);
