@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = ["ARCHITECTURES", "BuildError", "Toolkit", "architectures", "cached_library", "compile_kernels"]
-__all__ += ["compile_library", "find_compiler", "find_runtime", "find_toolkit", "headers", "sources", "target_number"]
-__all__ += ["targets_of"]
+__all__ += ["compile_library", "find_compiler", "find_runtime", "find_toolkit", "sources", "targets_of"]
 
 WINDOWS = sys.platform == "win32"
 CSRC = Path(__file__).resolve().parent / "csrc"
@@ -172,8 +171,7 @@ def architectures(toolkit: Toolkit) -> list[str]:
 
 def target_number(name: str) -> tuple[int, int]:
     """Return the numbers of an architecture such as `9.0+PTX`."""
-    major, minor = re.match(r"(\d+)\.(\d)", name).groups()
-    return int(major), int(minor)
+    return tuple(int(number) for number in re.match(r"(\d+)\.(\d)", name).groups())
 
 
 def code_flags(names: list[str]) -> list[str]:

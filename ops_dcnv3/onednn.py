@@ -243,11 +243,8 @@ class PackedConv2d(_Packed, nn.Conv2d):
 
 def can_fuse(activation: nn.Module, *layers: nn.Module) -> bool:
     """Whether the functions below may stand for calling these modules: nobody has replaced or hooked one of them."""
-    return (
-        type(activation) is nn.GELU
-        and all(type(layer) is Linear for layer in layers)
-        and has_no_hooks(activation, *layers)
-    )
+    are_ours = all(type(layer) is Linear for layer in layers)
+    return type(activation) is nn.GELU and are_ours and has_no_hooks(activation, *layers)
 
 
 def activated_linears(x: Tensor, activation: nn.GELU, *parameters: Tensor | None) -> tuple[Tensor, ...]:
