@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py ops_dcnv3/toolchain.py
+SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py
 # Compiling CUDA kernels for every architecture takes a minute and is of no use without a GPU.
 export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
 
@@ -38,6 +38,10 @@ lint: setup
 # The documentation as a site, in site/.
 docs: setup
 	PYTHONPATH=. $(RUN) -m zensical build --clean --strict
+
+# Kill trainings, damage files, run odd operator calls under sanitizers: an hour or two, with a table at the end.
+faults: setup
+	$(RUN) tests/faults
 
 clean:
 	rm -rf site .cache build dist *.egg-info output data/fashion_mnist data/composites .pytest_cache .ruff_cache

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent
 # build.py without the package around it, which would import torch.
 package = sys.modules["ops_dcnv3"] = ModuleType("ops_dcnv3")
 package.__path__ = [str(ROOT / "ops_dcnv3")]
-build, toolchain = (importlib.import_module(f"ops_dcnv3.{name}") for name in ("build", "toolchain"))
+build = importlib.import_module("ops_dcnv3.build")
 
 
 def extensions() -> list[Extension]:
@@ -34,7 +34,7 @@ def extensions() -> list[Extension]:
         print("ops_dcnv3: the CUDA kernels are switched off (OPS_DCNV3_NO_CUDA=1)")
     else:
         try:
-            toolchain.find_toolkit()
+            build.find_toolkit()
             wanted["ops_dcnv3._cuda"] = build.sources("_cuda")
         except build.BuildError as error:
             print(f"ops_dcnv3: the CUDA kernels are not built ({error})")

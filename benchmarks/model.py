@@ -23,7 +23,7 @@ import internimage
 from internimage.export.parity import Time, interleaved_times
 from internimage.export.spec import spread_sampling_points
 from internimage.layers import Block
-from ops_dcnv3.linear import Linear
+from ops_dcnv3.onednn import Linear
 
 __all__ = ["main", "saved_bytes"]
 

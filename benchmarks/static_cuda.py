@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from ops_dcnv3 import build, toolchain  # noqa: E402
+from ops_dcnv3 import build  # noqa: E402
 
 __all__ = ["BUDGETS", "Kernel", "disassembler", "measure", "over_budget", "table"]
 
@@ -30,14 +31,9 @@ _TYPES = {"6__half": "float16", "13__nv_bfloat16": "bfloat16", "f": "float32", "
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)", re.MULTILINE)
 
 
-class Kernel(NamedTuple):
-    """One instantiation on one architecture. `points` 0: any window; `instructions` maps an opcode to its count."""
+class Code(NamedTuple):
+    """What the compiler made of one kernel; `instructions` maps an opcode to its count."""
 
-    direction: str
-    dtype: str
-    vector: int  # channels per thread
-    points: int
-    logits: bool
     registers: int
     spills: int  # bytes stored and loaded
     shared: int  # bytes
@@ -46,6 +42,22 @@ class Kernel(NamedTuple):
     def count(self, pattern: str = "") -> int:
         """Return the number of instructions whose opcode begins with the regular expression."""
         return sum(number for opcode, number in self.instructions.items() if re.match(pattern, opcode))
+
+
+class Kernel(NamedTuple):
+    """One instantiation on one architecture. `points` 0: any window."""
+
+    direction: str
+    dtype: str
+    vector: int  # channels per thread
+    points: int
+    logits: bool
+    registers: int
+    spills: int
+    shared: int
+    instructions: dict[str, int]
+
+    count = Code.count
 
     @property
     def per_element(self) -> float:
@@ -76,7 +88,7 @@ def disassembler() -> str:
     Raises:
         build.BuildError: there is none.
     """
-    folders = [None, str(toolchain.find_toolkit().root / "bin")]
+    folders = [None, str(build.find_toolkit().root / "bin")]
     if triton := importlib.util.find_spec("triton"):
         folders += [str(Path(folder) / "backends/nvidia/bin") for folder in triton.submodule_search_locations]
     for folder in folders:
@@ -85,8 +97,8 @@ def disassembler() -> str:
     raise build.BuildError("no nvdisasm was found; install the package nvidia-cuda-nvdisasm, or triton")
 
 
-def measure(capability: str) -> list[Kernel]:
-    """Compile all kernels for a compute capability such as `9.0` and return their figures.
+def compiled(source: str, capability: str) -> dict[str, Code]:
+    """Compile a file of kernels for a compute capability such as `9.0`; return its kernels by symbol.
 
     Raises:
         build.BuildError: no toolkit, or the compiler's first error.
@@ -95,25 +107,30 @@ def measure(capability: str) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernels.cubin"
         flags = ("-cubin", f"-arch={architecture}", "-Xptxas=-v")
-        messages = build.compile_kernels(toolchain.find_toolkit(), build.CSRC / "cuda" / "kernels.cu", binary, *flags)
+        messages = build.compile_kernels(build.find_toolkit(), build.CSRC / "cuda" / source, binary, *flags)
         listing = subprocess.run([disassembler(), "-c", binary], capture_output=True, text=True, check=True).stdout
-    code = {}
+    opcodes = {}
     for section in re.split(r"^\s*\.section\s+\.text\.", listing, flags=re.MULTILINE)[1:]:
-        opcodes = {}
-        for opcode in _INSTRUCTION.findall(section):
-            opcodes[opcode] = opcodes.get(opcode, 0) + 1
-        opcodes.pop("NOP", None)  # padding behind the end
-        code[section[: section.index(",")]] = opcodes
-    kernels = []
+        found = Counter(_INSTRUCTION.findall(section))
+        found.pop("NOP", None)  # padding behind the end
+        opcodes[section[: section.index(",")]] = dict(found)
+    kernels = {}
     for message in re.split(r"Compiling entry function '", messages)[1:]:
         symbol = message[: message.index("'")]
+        registers = int(re.search(r"Used (\d+) registers", message)[1])
+        spills = sum(int(number) for number in re.findall(r"(\d+) bytes spill", message))
+        shared = re.search(r"(\d+) bytes smem", message)
+        kernels[symbol] = Code(registers, spills, int(shared[1]) if shared else 0, opcodes[symbol])
+    return kernels
+
+
+def measure(capability: str) -> list[Kernel]:
+    """Compile DCNv3's kernels for a compute capability such as `9.0` and return their figures."""
+    kernels = []
+    for symbol, code in compiled("kernels.cu", capability).items():
         if found := _NAME.search(symbol):
-            registers = int(re.search(r"Used (\d+) registers", message)[1])
-            spills = sum(int(number) for number in re.findall(r"(\d+) bytes spill", message))
-            shared = re.search(r"(\d+) bytes smem", message)
             direction, dtype, vector, points, logits = found.groups()
-            names = (direction, _TYPES[dtype], int(vector or 4), int(points), logits == "1")
-            kernels.append(Kernel(*names, registers, spills, int(shared[1]) if shared else 0, code[symbol]))
+            kernels.append(Kernel(direction, _TYPES[dtype], int(vector or 4), int(points), logits == "1", *code))
     return kernels
 
 

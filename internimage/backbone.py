@@ -170,7 +170,7 @@ class InternImage(nn.Module):
             self.dcnv3_head_x4 = nn.Sequential(nn.Conv2d(width, 4 * _CLIP_TOKENS, 1), nn.PixelShuffle(2))
             self.dcnv3_head_x3 = nn.Conv2d(level_channels[-2], _CLIP_TOKENS, 1)
             self.clip_projector = AttentionPool(_CLIP_TOKENS, _CLIP_HEADS, _CLIP_EMBED)
-            self.fc_norm = ops_dcnv3.module.build_norm_layer(_CLIP_EMBED)
+            self.fc_norm = ops_dcnv3.modules.build_norm_layer(_CLIP_EMBED)
         else:
             self.head_hidden_size = int(width * cls_scale)
             self.conv_head = conv_head(width, self.head_hidden_size, act_layer)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops_dcnv3.module import build_act_layer, build_norm_layer
+from ops_dcnv3.modules import build_act_layer, build_norm_layer
 
 __all__ = ["AttentionPool", "conv_head"]
 

@@ -8,10 +8,9 @@ import copy
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ops_dcnv3.dcnv4 import DCNv4
-from ops_dcnv3.linear import Linear, PackedConv2d, PackedLinear
-from ops_dcnv3.module import DCNv3, ToChannelsFirst, ToChannelsLast
+from ops_dcnv3.modules import DCNv3, DCNv4, ToChannelsFirst, ToChannelsLast
 from ops_dcnv3.norm import LayerNorm
+from ops_dcnv3.onednn import Linear, PackedConv2d, PackedLinear
 
 from .layers import Block, MLPLayer
 

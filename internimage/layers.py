@@ -12,8 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ops_dcnv3.linear import Linear, can_fuse, mlp
-from ops_dcnv3.module import build_act_layer, build_norm_layer, fused_conv_norm_act
+from ops_dcnv3.modules import build_act_layer, build_norm_layer, fused_conv_norm_act
 from ops_dcnv3.norm import (
     LayerNorm,
     drop_path_factors,
@@ -25,6 +24,7 @@ from ops_dcnv3.norm import (
     pre_norm,
     serves,
 )
+from ops_dcnv3.onednn import Linear, can_fuse, mlp
 
 __all__ = ["Block", "DownsampleLayer", "Level", "MLPLayer", "StemLayer"]
 

@@ -2,8 +2,7 @@
 
 from .attention import ms_deform_attn
 from .backends import BackendError
-from .dcnv4 import DCNv4, dcnv4
-from .functional import dcnv3
-from .module import DCNv3, DCNv3_pytorch
+from .functional import dcnv3, dcnv4
+from .modules import DCNv3, DCNv3_pytorch, DCNv4
 
 __all__ = ["BackendError", "DCNv3", "DCNv3_pytorch", "DCNv4", "dcnv3", "dcnv4", "ms_deform_attn"]

@@ -14,13 +14,8 @@ def report() -> str:
     """Return the table of backends."""
     lines = [f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}", ""]
     for name, reason in backends.status().items():
-        if reason is None and name == "cpu":
-            reason = f"yes, {backends.cpu_capability()}"
-        elif reason is None:
-            reason = "yes"
-        else:
-            reason = f"no: {reason}"
-        lines.append(f"  {name:<8}{reason}")
+        yes = f"yes, {backends.cpu_capability()}" if name == "cpu" else "yes"
+        lines.append(f"  {name:<8}{yes if reason is None else f'no: {reason}'}")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     chosen = ", ".join(f"{backends.select('auto', torch.device(device))} for {device} tensors" for device in devices)
     return "\n".join([*lines, "", f"auto uses {chosen}"])

@@ -1,8 +1,6 @@
 """Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021) by CUDA kernels of its own.
 
-The operators `ops_dcnv3::ms_deform_attn_forward` and `ops_dcnv3::ms_deform_attn_backward`: schemas, shape rules,
-autograd and autocast; the CUDA library adds the kernels. Where they cannot run, `internimage.integrations` computes
-the same with `dcnv3`.
+Where they cannot run, `internimage.mm.ms_deform_attn` computes the same with `dcnv3`.
 """
 
 import functools
@@ -12,18 +10,9 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .functional import alert_not_deterministic, promote
+from .schema import alert_not_deterministic, promote
 
-__all__ = ["ms_deform_attn"]
-
-_INPUTS = "Tensor value, Tensor spatial_shapes, Tensor sampling_locations, Tensor attention_weights"
-
-_library = torch.library.Library("ops_dcnv3", "FRAGMENT")
-_library.define(f"ms_deform_attn_forward({_INPUTS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_library.define(
-    f"ms_deform_attn_backward(Tensor grad_output, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_bitwise),
-)
+__all__ = ["backward", "ms_deform_attn"]
 
 
 def ms_deform_attn(
@@ -81,18 +70,6 @@ def _copy_once(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Ten
         return torch.tensor(shapes, dtype=torch.int64, device=device).view(-1, 2)
 
 
-def _forward_fake(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-
-
-def _backward_fake(grad_output: Tensor, value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor):
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
 def backward(
     grad_output: Tensor, value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,37 +79,6 @@ def backward(
         RuntimeError: `torch.use_deterministic_algorithms(True)` is set, or tensors that do not fit together.
     """
     if value.is_cuda:
-        alert_not_deterministic("the backward pass of ms_deform_attn")
+        alert_not_deterministic("ms_deform_attn")
     tensors = value, spatial_shapes, sampling_locations, attention_weights
     return torch.ops.ops_dcnv3.ms_deform_attn_backward(grad_output, *tensors)
-
-
-def _autograd(ctx, grad_output: Tensor):
-    grad_value, grad_locations, grad_weights = backward(grad_output, *ctx.saved_tensors)
-    return grad_value, None, grad_locations, grad_weights
-
-
-def _no_second_derivative(ctx, *grads: Tensor):
-    raise RuntimeError("ms_deform_attn can be differentiated once: it has no second derivative; omit create_graph=True")
-
-
-def _autocast(device_type: str):
-    """Autocast rule: promote to the widest type present. The kernels sum in float32 or better whatever it is."""
-    key = getattr(torch._C.DispatchKey, f"Autocast{device_type}")
-
-    def forward(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            value, locations, weights = promote(value, locations, weights)
-            return torch.ops.ops_dcnv3.ms_deform_attn_forward(value, spatial_shapes, locations, weights)
-
-    return forward
-
-
-torch.library.register_fake("ops_dcnv3::ms_deform_attn_forward", _forward_fake, lib=_library)
-torch.library.register_fake("ops_dcnv3::ms_deform_attn_backward", _backward_fake, lib=_library)
-torch.library.register_autograd(
-    "ops_dcnv3::ms_deform_attn_forward", _autograd, setup_context=_setup_context, lib=_library
-)
-torch.library.register_autograd("ops_dcnv3::ms_deform_attn_backward", _no_second_derivative, lib=_library)
-for _device_type in ("CPU", "CUDA"):
-    _library.impl("ms_deform_attn_forward", _autocast(_device_type), f"Autocast{_device_type}")

@@ -1,6 +1,6 @@
 """Which implementations of the operator this machine has, and why the others are missing.
 
-`cuda` and `cpu` are compiled libraries that add kernels to the operators of functional.py; `triton` serves GPUs
+`cuda` and `cpu` are compiled libraries that add kernels to the operators of schema.py; `triton` serves GPUs
 without a CUDA toolkit; `torch` is plain PyTorch and always there.
 """
 
@@ -15,11 +15,14 @@ from pathlib import Path
 
 import torch
 
-from . import build, toolchain
+from . import build
+from .schema import constant_when_compiled
 
 __all__ = ["BackendError", "cpu_capability", "load", "select", "set_cpu_capability", "status"]
 
 NAMES = ("cuda", "triton", "cpu", "torch")
+_CHOICES = {"cuda": ("cuda", "triton", "torch"), "cpu": ("cpu", "torch")}  # by device, the best first
+_CPU_CAPABILITIES = ("portable", "avx2", "avx512")
 
 
 class BackendError(RuntimeError):
@@ -32,7 +35,7 @@ def status() -> dict[str, str | None]:
 
 
 # The answer cannot change within a process, so a compiled graph may hold it as a constant.
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def select(name: str, device: torch.device) -> str:
     """Return the backend to use for tensors on `device`: the one named, or for `auto` the best that can run.
 
@@ -44,16 +47,18 @@ def select(name: str, device: torch.device) -> str:
 
 @functools.cache
 def _select(name: str, device_type: str, index: int | None) -> str:
-    choices = [backend for backend in NAMES if _serves(backend, device_type)]
+    choices = _CHOICES.get(device_type, ("torch",))
     if name == "auto":
-        reasons = []
+        reasons: list[str] = []
         for backend in choices:
             reason = _reason(backend, index)
             if reason is None:
-                if reasons:
-                    _explain(backend, reasons)
-                return backend
+                break
             reasons.append(f"{backend}: {reason}")
+        if reasons:
+            slow = "the slower " if backend == "torch" else ""
+            print(f"ops_dcnv3: using {slow}backend {backend!r} ({'; '.join(reasons)})", file=sys.stderr, flush=True)
+        return backend
     if name not in NAMES:
         raise BackendError(f"unknown backend {name!r}; choose auto, {', '.join(NAMES)}")
     if name not in choices:
@@ -71,19 +76,22 @@ def _reason(backend: str, index: int | None) -> str | None:
     return _lacks_code(_cuda_targets, index or 0) if reason is None and backend == "cuda" else reason
 
 
-def _serves(backend: str, device_type: str) -> bool:
-    return backend == "torch" or device_type == ("cpu" if backend == "cpu" else "cuda")
-
-
-def _explain(chosen: str, reasons: list[str]) -> None:
-    slow = "the slower " if chosen == "torch" else ""
-    print(f"ops_dcnv3: using {slow}backend {chosen!r} ({'; '.join(reasons)})", file=sys.stderr, flush=True)
+def serves(names: list[str], capability: tuple[int, int]) -> bool:
+    """Whether code for `names` runs on a GPU: machine code of its generation and at most its number, or older PTX."""
+    for name in names:
+        number, bare = build.target_number(name), name.removesuffix("+PTX")
+        if bare[-1] in "af":  # features of one GPU (a) or one generation (f)
+            if number == capability or (bare[-1] == "f" and number[0] == capability[0] and number <= capability):
+                return True
+        elif number <= capability and (number[0] == capability[0] or name.endswith("+PTX")):
+            return True
+    return False
 
 
 def _lacks_code(targets: list[str], index: int) -> str | None:
     """Why a CUDA library built for `targets` cannot run on a GPU, or None."""
     capability = torch.cuda.get_device_capability(index)
-    if toolchain.serves(targets, capability):
+    if serves(targets, capability):
         return None
     name, built = torch.cuda.get_device_name(index), ", ".join(targets) or "unknown GPUs"
     return (
@@ -99,13 +107,8 @@ def load(name: str) -> str | None:
     Raises:
         BackendError: OPS_DCNV3_CPU_CAPABILITY names no instruction set that this machine can use.
     """
-    if name == "cpu":
-        return _load_cpu()
-    if name == "cuda":
-        return _load_cuda()
-    if name == "triton":
-        return _load_triton()
-    return None
+    loaders = {"cpu": _load_cpu, "cuda": _load_cuda, "triton": _load_triton}
+    return loaders[name]() if name in loaders else None
 
 
 def _built_library(name: str) -> Path | None:
@@ -126,11 +129,16 @@ def _load_cpu() -> str | None:
         if reason := _load_library(library):
             return reason
     loaded = ctypes.CDLL(str(library))
-    if not hasattr(loaded, "ops_dcnv3_cpu_capability_error"):
+    if not hasattr(loaded, "ops_dcnv3_set_cpu_capability"):
         return f"{library} is older than this package; delete it, or rebuild it (pip install .)"
-    loaded.ops_dcnv3_cpu_capability_error.restype = ctypes.c_char_p
-    if error := loaded.ops_dcnv3_cpu_capability_error():
-        raise BackendError(error.decode())
+    loaded.ops_dcnv3_cpu_capability.restype = ctypes.c_char_p
+    wanted = os.environ.get("OPS_DCNV3_CPU_CAPABILITY")
+    if wanted and not loaded.ops_dcnv3_set_cpu_capability(wanted.encode()):
+        usable = [name for name in _CPU_CAPABILITIES if loaded.ops_dcnv3_set_cpu_capability(name.encode())]
+        raise BackendError(
+            f"OPS_DCNV3_CPU_CAPABILITY is {wanted!r}; this machine can use {', '.join(usable)}; "
+            "set one of these, or unset it"
+        )
     _cpu_library.append(loaded)
     return None
 
@@ -172,7 +180,7 @@ def _load_triton() -> str | None:
         if not Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h").exists():
             return "triton needs Python's headers; install them (Debian, Ubuntu: apt install python3-dev)"
     try:
-        importlib.import_module("ops_dcnv3.triton_kernel")
+        importlib.import_module("ops_dcnv3.triton")
     except ImportError as error:
         return f"triton cannot be imported ({error}); run pip install triton"
     return None
@@ -189,9 +197,7 @@ def cpu_capability() -> str | None:
     """
     if load("cpu") is not None:
         return None
-    function = _cpu_library[0].ops_dcnv3_cpu_capability
-    function.restype = ctypes.c_char_p
-    return function().decode()
+    return _cpu_library[0].ops_dcnv3_cpu_capability().decode()
 
 
 def set_cpu_capability(name: str) -> bool:

@@ -2,11 +2,11 @@
 
 Both ways run the same compiler commands: one per source file, since each instruction set has its own flags, and one to
 link. The libraries use torch's stable ABI and no Python headers, so one file serves all Python and torch versions from
-2.10 on. This module needs the standard library only; torch is imported where its headers are wanted.
+2.10 on. setup.py imports this module: standard library only, torch where its headers are wanted.
 """
 
-import contextlib
 import hashlib
+import importlib.util
 import mmap
 import os
 import platform
@@ -16,63 +16,180 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-from . import toolchain
-from .toolchain import WINDOWS, BuildError, find_compiler
+__all__ = ["ARCHITECTURES", "BuildError", "Toolkit", "architectures", "cached_library", "compile_kernels"]
+__all__ += ["compile_library", "find_compiler", "find_runtime", "find_toolkit", "sources", "targets_of"]
 
-__all__ = [
-    "BuildError",
-    "cached",
-    "cached_library",
-    "compile_kernels",
-    "compile_library",
-    "compile_sources",
-    "compiled_here",
-    "find_compiler",
-    "headers",
-    "sources",
-    "targets_of",
-]
-
+WINDOWS = sys.platform == "win32"
 CSRC = Path(__file__).resolve().parent / "csrc"
+# Turing, Ampere (A100, RTX 30), Ada, Hopper, Blackwell (B200, Thor, RTX 50): compute capabilities.
+ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0")
 TORCH_TARGET = "0x020a000000000000"  # the oldest torch whose stable ABI is used: 2.10
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 _FLAGS = ["/O2", "/std:c++17", "/EHsc", "/MD"] if WINDOWS else ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden"]
 _NVCC_FLAGS = ["-std=c++17", "-O3"]
 # Never -march=native: what is built here may run elsewhere. The instruction set is chosen at run time.
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = [*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
 # By the end of a source's name, after the underscore.
 _FILE_FLAGS = {
-    "avx2": ["/arch:AVX2"] if WINDOWS else ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["/arch:AVX512"]
-    if WINDOWS
-    else [
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512dq",
-        "-mavx512bw",
-        "-mavx512vl",
-        "-mprefer-vector-width=512",
-    ],
+    "avx2": ["/arch:AVX2"] if WINDOWS else _AVX2,
+    "avx512": ["/arch:AVX512"] if WINDOWS else _AVX512,
 }
 _HINT = "; another compiler can be named with CXX"
 _TARGETS = "ops_dcnv3 built for "  # in the CUDA library, before the architectures that it has code for
 
 
+class BuildError(RuntimeError):
+    """The kernels cannot be built. The message says why and what to do."""
+
+
+class Toolkit(NamedTuple):
+    """A CUDA toolkit: its folder, its compiler, its version such as (13, 0)."""
+
+    root: Path
+    nvcc: Path
+    version: tuple[int, int]
+
+
+def run(command: list[str], hint: str = "") -> str:
+    """Run a compiler and return what it printed.
+
+    Raises:
+        BuildError: it failed; the message has its first error, and `hint`.
+    """
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if result.returncode:
+        lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+        reason = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
+        raise BuildError(f"{Path(command[0]).name} failed: {reason[:300]}{hint}")
+    return result.stdout
+
+
+def find_compiler() -> str:
+    """Return the C++ compiler's path: `$CXX`, else the usual names.
+
+    Raises:
+        BuildError: there is none.
+    """
+    wanted = os.environ.get("CXX")
+    for name in [wanted] if wanted else ["cl"] if WINDOWS else ["c++", "g++", "clang++"]:
+        if path := shutil.which(name):
+            return path
+    if wanted:
+        raise BuildError(f"the C++ compiler CXX={wanted} is not there; correct or unset CXX")
+    how = "run from a Visual Studio developer prompt" if WINDOWS else "install one (Debian, Ubuntu: apt install g++)"
+    raise BuildError(f"no C++ compiler was found; {how}")
+
+
+def _nvidia_packages() -> list[Path]:
+    """Return the folders of NVIDIA's Python packages, such as `site-packages/nvidia/cu13`."""
+    spec = importlib.util.find_spec("nvidia")
+    places = spec.submodule_search_locations if spec else None
+    return [folder for place in places or [] for folder in sorted(Path(place).iterdir()) if folder.is_dir()]
+
+
+def find_toolkit() -> Toolkit:
+    """Return the toolkit of `CUDA_HOME` or `CUDA_PATH`, of the nvcc on the path, in the usual place, or from pip.
+
+    Raises:
+        BuildError: there is none.
+    """
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    for home in homes:
+        if not shutil.which("nvcc", path=str(Path(home) / "bin")):
+            raise BuildError(f"{home}/bin has no nvcc; correct or unset CUDA_HOME")
+    places = [*homes, None, "/usr/local/cuda", *map(str, _nvidia_packages())]
+    found = (shutil.which("nvcc", path=str(Path(place) / "bin") if place else None) for place in places)
+    nvcc = next(filter(None, found), None)
+    if nvcc is None:
+        raise BuildError(
+            "no CUDA toolkit was found; install one that has nvcc (pip's packages will do, see docs/install.md), "
+            "or set CUDA_HOME to its folder"
+        )
+    # nvcc may be a link or a wrapper script: it knows its own folder best.
+    plan = run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull])
+    root = re.search(r"TOP=(.*)", plan)
+    version = re.search(r"release (\d+)\.(\d+)", run([nvcc, "--version"]))
+    if root is None or version is None:
+        raise BuildError(f"{nvcc} does not say where its toolkit is; set CUDA_HOME to a complete toolkit")
+    return Toolkit(Path(root[1].strip()).resolve(), Path(nvcc), (int(version[1]), int(version[2])))
+
+
+def find_runtime(toolkit: Toolkit) -> Path:
+    """Return the shared CUDA runtime to link: the one that torch has loaded, or its twin in the toolkit.
+
+    Raises:
+        BuildError: there is none.
+    """
+    # NVIDIA's Python packages have the library under its full name alone, libcudart.so.13.
+    for root in [toolkit.root, *_nvidia_packages()]:
+        for pattern in ("lib*/libcudart.so", f"lib*/libcudart.so.{toolkit.version[0]}"):
+            if found := next(root.glob(pattern), None):
+                return found
+    raise BuildError(f"{toolkit.root} has no libcudart.so; install the toolkit's runtime library")
+
+
+def architectures(toolkit: Toolkit) -> list[str]:
+    """Return the compute capabilities to compile for, as `8.0` or `9.0+PTX`; the highest always has PTX.
+
+    Those of `TORCH_CUDA_ARCH_LIST`; else those of this machine's GPUs; else all of `ARCHITECTURES` that nvcc knows.
+
+    Raises:
+        BuildError: a name that is none, or GPUs that this nvcc does not know.
+    """
+    known = run([str(toolkit.nvcc), "--list-gpu-code"]).split()
+    names = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
+    for name in names:
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name):
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {name!r}; name capabilities as in '8.0;9.0+PTX'")
+    if not names:
+        import torch
+
+        if torch.cuda.is_available():
+            devices = range(torch.cuda.device_count())
+            names = ["{}.{}".format(*torch.cuda.get_device_capability(device)) for device in devices]
+            unknown = [name for name in names if f"sm_{name.replace('.', '')}" not in known]
+            names = [name for name in names if name not in unknown]
+            if not names:
+                raise BuildError(
+                    f"nvcc {'.'.join(map(str, toolkit.version))} does not know compute capability {unknown[0]}; "
+                    "install a toolkit that does, or set TORCH_CUDA_ARCH_LIST"
+                )
+        else:
+            names = [name for name in ARCHITECTURES if f"sm_{name.replace('.', '')}" in known]
+    names = sorted(set(names), key=target_number)
+    if not names[-1].endswith("+PTX"):
+        names[-1] += "+PTX"  # for GPUs to come
+    return names
+
+
+def target_number(name: str) -> tuple[int, int]:
+    """Return the numbers of an architecture such as `9.0+PTX`."""
+    return tuple(int(number) for number in re.match(r"(\d+)\.(\d)", name).groups())
+
+
+def code_flags(names: list[str]) -> list[str]:
+    """Return nvcc's flags for `architectures()`."""
+    flags = []
+    for name in names:
+        number = name.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if name.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
 def sources(name: str = "_cpu") -> list[Path]:
-    """Return the files that are compiled for a library, `_cpu` or `_cuda`."""
+    """Return the files that are compiled for a library, `_cpu` or `_cuda`, on this kind of processor."""
     if name == "_cuda":
         return sorted(file for file in (CSRC / "cuda").iterdir() if file.suffix in (".cu", ".cpp"))
-    return compiled_here(sorted((CSRC / "cpu").glob("*.cpp")))
-
-
-def compiled_here(files: list[Path]) -> list[Path]:
-    """Return those of `files` that are for this kind of processor."""
+    files = sorted((CSRC / "cpu").glob("*.cpp"))
     return files if X86 else [file for file in files if _capability(file) not in _FILE_FLAGS]
 
 
@@ -86,39 +203,66 @@ def headers(name: str = "_cpu") -> list[Path]:
 
 
 def compile_library(
-    target: Path, name: str = "_cpu", extra_flags: Sequence[str] = (), capabilities: Sequence[str] | None = None
+    target: Path, name: str = "_cpu", capabilities: Sequence[str] | None = None, extra_flags: Sequence[str] = ()
 ) -> None:
-    """Compile and link a library to `target`.
+    """Compile and link a library to `target`: each source with the flags of its instruction set.
 
     Args:
         name: `_cpu` or `_cuda`.
-        extra_flags: for the compiler and the linker.
-        capabilities: of the CUDA library; defaults to `toolchain.architectures()`.
+        capabilities: of the CUDA library; defaults to `architectures()`.
+        extra_flags: for the compiler and the linker, such as those of a sanitizer.
 
     Raises:
         BuildError: no compiler, no toolkit, no torch, versions that do not fit, or the compiler's first error.
     """
+    compiler = find_compiler()
     include, library = _torch_folders()
     define, path = ("/D", "/I") if WINDOWS else ("-D", "-I")
     flags = [f"{define}TORCH_TARGET_VERSION={TORCH_TARGET}", f"{path}{include}", *extra_flags]
-    if name == "_cpu":
-        link = ["/link", f"/LIBPATH:{library}", "torch_cpu.lib"] if WINDOWS else [f"-L{library}", "-ltorch_cpu"]
-        return compile_sources(target, sources(), flags, [*link, *extra_flags])
-    toolkit = _suitable_toolkit()
-    chosen = list(capabilities or toolchain.architectures(toolkit))
-    flags.append(f'-DDCNV3_TARGETS="{_TARGETS}{" ".join(chosen)}"')
-    nvcc = ["-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0", "--split-compile=0", *toolchain.code_flags(chosen)]
-    # The shared runtime, which torch has loaded already: two copies would not share their state.
-    link = [f"-L{library}", "-ltorch_cuda", "-ltorch_cpu", str(toolchain.find_runtime(toolkit)), *extra_flags]
-    compile_sources(target, sources("_cuda"), flags, link, lambda *files: compile_kernels(toolkit, *files, "-c", *nvcc))
+    link = ["/link", f"/LIBPATH:{library}", "torch_cpu.lib"] if WINDOWS else [f"-L{library}", "-ltorch_cpu"]
+    if name == "_cuda":
+        toolkit = _suitable_toolkit()
+        chosen = list(capabilities or architectures(toolkit))
+        flags.append(f'-DDCNV3_TARGETS="{_TARGETS}{" ".join(chosen)}"')
+        nvcc = ["-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0", "--split-compile=0"]
+        nvcc += code_flags(chosen)
+        # The shared runtime, which torch has loaded already: two copies would not share their state.
+        link = [f"-L{library}", "-ltorch_cuda", "-ltorch_cpu", str(find_runtime(toolkit))]
+
+    link += extra_flags
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ops_dcnv3_") as folder:
+        objects = {file: Path(folder) / f"{file.stem}.{'obj' if WINDOWS else 'o'}" for file in sources(name)}
+
+        def compile_one(source: Path) -> None:
+            if source.suffix == ".cu":
+                compile_kernels(toolkit, source, objects[source], "-c", *nvcc)
+                return
+            output = [f"/Fo{objects[source]}"] if WINDOWS else ["-o", str(objects[source])]
+            own = [*_FLAGS, *_FILE_FLAGS.get(_capability(source), []), *flags]
+            run([compiler, "/c" if WINDOWS else "-c", *own, str(source), *output], _HINT)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_one, objects))
+        compiled = [str(file) for file in objects.values()]
+        linked = Path(folder) / target.name
+        if WINDOWS:
+            run([compiler, "/LD", *compiled, f"/Fe{linked}", *link], _HINT)
+        else:
+            shared = "-dynamiclib" if sys.platform == "darwin" else "-shared"
+            run([compiler, shared, *compiled, "-o", str(linked), *link], _HINT)
+        # Under its final name only when whole: another process may be waiting to load it.
+        staged = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.copy2(linked, staged)
+        os.replace(staged, target)
 
 
-def compile_kernels(toolkit: toolchain.Toolkit, source: Path, output: Path, *flags: str) -> str:
+def compile_kernels(toolkit: Toolkit, source: Path, output: Path, *flags: str) -> str:
     """Compile a file of CUDA kernels; `flags` say for what and into what. Return what the compiler printed."""
     host = ["-ccbin", find_compiler()] if os.environ.get("CXX") else []
     # Headers of toolkits that are Python packages lie beside nvcc, which knows no other place.
     command = [str(toolkit.nvcc), *_NVCC_FLAGS, *host, *flags, str(source), "-o", str(output)]
-    return toolchain.run(command)
+    return run(command)
 
 
 def targets_of(library: Path) -> list[str]:
@@ -128,104 +272,44 @@ def targets_of(library: Path) -> list[str]:
         return found[1].decode().split() if found else []
 
 
-def compile_sources(
-    target: Path,
-    files: list[Path],
-    flags: Sequence[str] = (),
-    link: Sequence[str] = (),
-    compile_cuda: Callable[[Path, Path], object] | None = None,
-) -> None:
-    """Compile `files`, each with the flags of its instruction set and `flags`, and link them to `target` with `link`.
-
-    Files of CUDA kernels are left to `compile_cuda(source, object)`.
-
-    Raises:
-        BuildError: no compiler, or the compiler's first error.
-    """
-    compiler = find_compiler()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="ops_dcnv3_") as folder:
-        objects = {source: Path(folder) / f"{source.stem}.{'obj' if WINDOWS else 'o'}" for source in files}
-
-        def compile_one(source: Path) -> None:
-            if source.suffix == ".cu":
-                compile_cuda(source, objects[source])
-                return
-            output = [f"/Fo{objects[source]}"] if WINDOWS else ["-o", str(objects[source])]
-            own = [*_FLAGS, *_FILE_FLAGS.get(_capability(source), []), *flags]
-            toolchain.run([compiler, "/c" if WINDOWS else "-c", *own, str(source), *output], _HINT)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(compile_one, objects))
-        compiled = [str(file) for file in objects.values()]
-        linked = Path(folder) / target.name
-        if WINDOWS:
-            toolchain.run([compiler, "/LD", *compiled, f"/Fe{linked}", *link], _HINT)
-        else:
-            shared = "-dynamiclib" if sys.platform == "darwin" else "-shared"
-            toolchain.run([compiler, shared, *compiled, "-o", str(linked), *link], _HINT)
-        # Under its final name only when whole: another process may be waiting to load it.
-        staged = target.with_name(f"{target.name}.{os.getpid()}")
-        shutil.copy2(linked, staged)
-        os.replace(staged, target)
-
-
 def cached_library(name: str = "_cpu") -> Path:
     """Return a library built for this torch, these sources and these compilers, building it if need be.
 
-    The CUDA library is built for this machine's GPUs, or `TORCH_CUDA_ARCH_LIST`.
+    It lies in a folder of the user (`OPS_DCNV3_CACHE`, else the system's cache folder). Several processes that ask at
+    once (torchrun) wait for the first. `OPS_DCNV3_NO_BUILD=1` forbids building. The CUDA library is built for this
+    machine's GPUs, or `TORCH_CUDA_ARCH_LIST`.
 
     Raises:
         BuildError: building is forbidden or failed.
     """
     import torch
+    from filelock import FileLock  # torch requires it; setup.py does not need it
 
-    version, what = torch.__version__, "CPU kernels"
+    version, what, chosen = torch.__version__, "CPU kernels", None
     if name == "_cuda":
         toolkit = _suitable_toolkit()
-        chosen = toolchain.architectures(toolkit)
+        chosen = architectures(toolkit)
         version, what = f"{version}, {toolkit.version}, {chosen}", f"CUDA kernels for {' '.join(chosen)}"
-        return cached(name, what, _files(name), version, lambda target: compile_library(target, name, (), chosen))
-    return cached(name, what, _files(name), version, compile_library)
-
-
-def _files(name: str) -> list[Path]:
-    return [*sources(name), *headers(name)]
-
-
-def cached(name: str, what: str, files: list[Path], version: str, compile_to: Callable[[Path], None]) -> Path:
-    """Return the library `name` made of `files`, building it with `compile_to` if need be.
-
-    It lies in a folder of the user (`OPS_DCNV3_CACHE`, else the system's cache folder). Several processes that ask at
-    once (torchrun) wait for the first. `OPS_DCNV3_NO_BUILD=1` forbids all of this.
-
-    Args:
-        what: the contents, for the progress line.
-        version: of what the library is built against, if anything; part of its key.
-
-    Raises:
-        BuildError: building is forbidden or failed.
-    """
     if os.environ.get("OPS_DCNV3_NO_BUILD") == "1":
         raise BuildError("building is switched off; unset OPS_DCNV3_NO_BUILD or run pip install --no-build-isolation .")
-    compiler = find_compiler()
-    target = _cache_folder() / _key(compiler, files, version) / f"{name}.{'dll' if WINDOWS else 'so'}"
+    key = _key(find_compiler(), [*sources(name), *headers(name)], version)
+    target = _cache_folder() / key / f"{name}.{'dll' if WINDOWS else 'so'}"
     if target.exists():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target.parent / "lock"):
+        with FileLock(target.parent / "lock"):
             if not target.exists():
                 _say(f"building the {what} once (up to a minute) ...")
                 start = time.monotonic()
-                compile_to(target)
+                compile_library(target, name, chosen)
                 _say(f"built in {time.monotonic() - start:.0f} s: {target}")
     except OSError as error:
         raise BuildError(f"{error}; set OPS_DCNV3_CACHE to a folder that can be written") from error
     return target
 
 
-def _suitable_toolkit() -> toolchain.Toolkit:
+def _suitable_toolkit() -> Toolkit:
     """Return a CUDA toolkit of the major version that torch was built with."""
     if WINDOWS:
         raise BuildError("the CUDA kernels are built on Linux only so far; use the triton or torch backend")
@@ -233,7 +317,7 @@ def _suitable_toolkit() -> toolchain.Toolkit:
 
     if torch.version.cuda is None:
         raise BuildError(f"torch {torch.__version__} was built without CUDA; install a CUDA build of torch")
-    toolkit = toolchain.find_toolkit()
+    toolkit = find_toolkit()
     if int(torch.version.cuda.split(".")[0]) != toolkit.version[0]:
         ours = ".".join(map(str, toolkit.version))
         raise BuildError(
@@ -272,32 +356,6 @@ def _cache_folder() -> Path:
     if WINDOWS:
         return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "ops_dcnv3"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ops_dcnv3"
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system releases it even if this process dies."""
-    with open(path, "a+") as file:
-        if WINDOWS:
-            import msvcrt
-
-            while True:
-                try:
-                    file.seek(0)
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # gives up after ten seconds
-                    break
-                except OSError:
-                    continue
-            try:
-                yield
-            finally:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _say(message: str) -> None:

@@ -1,34 +1,20 @@
-"""The DCNv3 operator: one public function over the operators `ops_dcnv3::forward` and `ops_dcnv3::backward`.
+"""The operators as functions: argument checks, then the backend that fits.
 
-The schemas, the shape rules, autograd and autocast are defined here, once; compiled libraries add kernels for their
-device, and the `torch` backend does without these operators. InternImage (Wang et al., CVPR 2023, section 3.1).
+`dcnv3` is InternImage's operator (Wang et al., CVPR 2023, section 3.1), `dcnv4` that of Efficient Deformable ConvNets
+(Xiong et al., CVPR 2024; https://github.com/OpenGVLab/DCNv4) on the same kernels: the same sampling, unbounded point
+weights, and one tensor for offsets and weights.
 """
-
-import functools
-import warnings
 
 import torch
 from torch import Tensor
 
 from . import backends
 from .reference import Geometry, gather_core, grid_sample_core
+from .schema import is_transformed, promote
 
-__all__ = ["dcnv3"]
+__all__ = ["dcnv3", "dcnv4", "dcnv4_row_length"]
 
-_GEOMETRY = (
-    "int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
-    "int dilation_w, int groups, float offset_scale, bool remove_center, bool mask_is_logits"
-)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-_library = torch.library.Library("ops_dcnv3", "DEF")
-_library.define(
-    f"forward(Tensor input, Tensor offset, Tensor mask, {_GEOMETRY}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
-)
-_library.define(
-    f"backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, {_GEOMETRY}) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_bitwise),  # on CUDA: the order of atomic additions
-)
 
 
 def dcnv3(
@@ -74,53 +60,71 @@ def dcnv3(
         ops_dcnv3.BackendError: the backend asked for cannot run here.
         RuntimeError: a compiled backend asked for by name under a transform of torch.func.
     """
-    arguments = kernel_size, stride, padding, dilation, groups, offset_scale, remove_center, mask_is_logits
-    # Compilers trace the plain functions; otherwise an answer is remembered, which saves 3 microseconds a call.
-    remember = not torch.compiler.is_compiling() and type(input) is Tensor and list not in map(type, arguments)
-    geometry = (_geometry if remember else _geometry.__wrapped__)(*arguments)
-    expected = (_expected_shapes if remember else _expected_shapes.__wrapped__)(input.shape, geometry)
-    _check(input, offset, mask, expected, geometry)
+    geometry = _geometry(kernel_size, stride, padding, dilation, groups, offset_scale, remove_center, mask_is_logits)
+    _check(input, offset, mask, geometry)
     if not input.dtype == offset.dtype == mask.dtype:
         input, offset, mask = promote(input, offset, mask)
-    transformed = not torch.compiler.is_compiling() and _is_transformed(input, offset, mask)
-    plain = backend == "auto" and (transformed or _onnx_is_written())
-    chosen = backends.select("torch" if plain else backend, input.device)
+    compiling = torch.compiler.is_compiling()
+    transformed = not compiling and is_transformed(input, offset, mask)
+    traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if backend == "auto" and (transformed or (traced and torch.onnx.is_in_onnx_export())):
+        backend = "torch"
+    chosen = backends.select(backend, input.device)
     if chosen == "torch":
         # Compilers fuse the gathers, and every transform knows them; exporters know grid_sample.
-        gather = transformed or (torch.compiler.is_compiling() and not torch.compiler.is_exporting())
+        gather = transformed or (compiling and not torch.compiler.is_exporting())
         return (gather_core if gather else grid_sample_core)(input, offset, mask, geometry)
     if transformed:
         raise RuntimeError(
-            f"backend {chosen!r} knows neither forward-mode derivatives nor torch.func transforms; "
+            f"backend {chosen!r} supports neither forward-mode derivatives nor torch.func transforms; "
             "use backend='torch', or 'auto', which does so by itself"
         )
-    if chosen == "triton":
-        return torch.ops.ops_dcnv3.triton_forward(input, offset, mask, *geometry)
-    if torch.compiler.is_compiling() or _tracks_gradients(input, offset, mask):
-        return torch.ops.ops_dcnv3.forward.default(input, offset, mask, *geometry)
-    # Autograd's part in Python takes 4 microseconds, a tenth of the time of a small feature map.
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.ops_dcnv3.forward.default(input, offset, mask, *geometry)
+    operators = torch.ops.ops_dcnv3
+    return (operators.triton_forward if chosen == "triton" else operators.forward)(input, offset, mask, *geometry)
 
 
-def _onnx_is_written() -> bool:
-    return (torch.compiler.is_exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
+def dcnv4_row_length(groups: int, points: int) -> int:
+    """Numbers per output pixel of `dcnv4`: x, y and a weight for every point of every group, padded to 8."""
+    return -(-groups * points * 3 // 8) * 8
 
 
-def _is_transformed(*tensors: Tensor) -> bool:
-    """Whether forward-mode differentiation or a transform of torch.func (grad, jvp, vmap) is at work on these tensors.
+def dcnv4(
+    input: Tensor,
+    offset_mask: Tensor,
+    kernel_size: int = 3,
+    stride: int = 1,
+    padding: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Deformable convolution v4.
 
-    The compiled operators have rules for neither: they would drop tangents without a word.
+    Args:
+        input: `(N, H, W, G*D)`.
+        offset_mask: `(N, Ho, Wo, R)`: per group `2P` offsets as `(x, y)` pairs, then `P` weights, all groups in a row;
+            `R` is `3*G*P` rounded up to a multiple of 8, the rest is not read.
+        kernel_size, stride, padding, dilation, groups, offset_scale, remove_center, backend: as `dcnv3`.
+
+    Returns:
+        `(N, Ho, Wo, G*D)`.
+
+    Raises:
+        ValueError: arguments or shapes that do not fit together.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if torch.autograd.forward_ad._current_level < 0:
-        return False
-    return any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
-
-
-def _tracks_gradients(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    points = kernel_size * kernel_size - bool(remove_center)
+    expected = dcnv4_row_length(groups, points)
+    if offset_mask.ndim != 4 or offset_mask.shape[-1] != expected:
+        raise ValueError(
+            f"offset_mask must have shape (N, Ho, Wo, {expected}) for {groups} groups of {points} points; "
+            f"got {tuple(offset_mask.shape)}"
+        )
+    rows = offset_mask[..., : groups * points * 3].unflatten(-1, (groups, points * 3))
+    offset, mask = (part.flatten(3) for part in rows.split([points * 2, points], dim=-1))
+    window = kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+    return dcnv3(input, offset, mask, *window, backend)
 
 
 def _pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, int]:
@@ -130,7 +134,6 @@ def _pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, i
     return pair
 
 
-@functools.lru_cache(typed=True)
 def _geometry(
     kernel_size, stride, padding, dilation, groups: int, offset_scale: float, remove_center: bool, mask_is_logits: bool
 ) -> Geometry:
@@ -157,12 +160,17 @@ def _geometry(
     return geometry
 
 
-@functools.lru_cache
-def _expected_shapes(shape: tuple[int, ...], geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of offset and mask that belong to an input of this shape."""
-    if len(shape) != 4:
-        raise ValueError(f"input must have 4 dimensions, channels last; got shape {tuple(shape)}")
-    batch, height, width, channels = shape
+def _check(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> None:
+    for name, tensor in (("input", input), ("offset", offset), ("mask", mask)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {tensor.dtype}")
+        if tensor.device != input.device:
+            raise ValueError(f"{name} is on {tensor.device} but input is on {input.device}; move them together")
+    if input.ndim != 4:
+        raise ValueError(f"input must have 4 dimensions, channels last; got shape {tuple(input.shape)}")
+    batch, height, width, channels = input.shape
     if geometry.groups < 1 or channels % geometry.groups:
         raise ValueError(f"groups must divide the channels of input; got {geometry.groups} groups, {channels} channels")
     out_h, out_w = geometry.output_size(height, width)
@@ -171,89 +179,9 @@ def _expected_shapes(shape: tuple[int, ...], geometry: Geometry) -> tuple[tuple[
             f"input of {height}x{width} pixels gives an output of {out_h}x{out_w}; enlarge the input or the padding"
         )
     points = geometry.groups * geometry.points
-    return (batch, out_h, out_w, points * 2), (batch, out_h, out_w, points)
-
-
-def _check(input: Tensor, offset: Tensor, mask: Tensor, expected: tuple, geometry: Geometry) -> None:
-    device = input.device
-    for name, tensor in (("input", input), ("offset", offset), ("mask", mask)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
-        if tensor.dtype not in _FLOATS:
-            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {tensor.dtype}")
-        if tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device} but input is on {device}; move them together")
-    for name, tensor, shape in (("offset", offset, expected[0]), ("mask", mask, expected[1])):
-        if tensor.shape != shape:
+    for name, tensor, numbers in (("offset", offset, points * 2), ("mask", mask, points)):
+        if tensor.shape != (expected := (batch, out_h, out_w, numbers)):
             raise ValueError(
-                f"{name} must have shape {shape} for input {tuple(input.shape)}, {geometry.groups} groups and "
+                f"{name} must have shape {expected} for input {tuple(input.shape)}, {geometry.groups} groups and "
                 f"{geometry.points} points; got {tuple(tensor.shape)}"
             )
-
-
-def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Bring tensors to the widest of their types (autocast leaves a mixture of half and float32)."""
-    widest = tensors[0].dtype
-    for tensor in tensors[1:]:
-        widest = torch.promote_types(widest, tensor.dtype)
-    return tuple(tensor.to(widest) for tensor in tensors)
-
-
-def _forward_fake(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Tensor:
-    return input.new_empty(*offset.shape[:3], input.shape[3])
-
-
-def _backward_fake(grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *geometry):
-    return input.new_empty(input.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    input, offset, mask, *ctx.geometry = inputs
-    ctx.save_for_backward(input, offset, mask)
-
-
-def alert_not_deterministic(operator: str) -> None:
-    """Do what `torch.use_deterministic_algorithms` asks of an operator that has no deterministic implementation.
-
-    Raises:
-        RuntimeError: under that setting, unless `warn_only` turns the error into a warning.
-    """
-    if not torch.are_deterministic_algorithms_enabled():
-        return
-    message = (
-        f"{operator} does not have a deterministic implementation on CUDA, but you set "
-        "torch.use_deterministic_algorithms(True); pass warn_only=True to it, or compute on the CPU"
-    )
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        raise RuntimeError(message)
-    warnings.warn(message, stacklevel=2)
-
-
-def _autograd(ctx, grad_output: Tensor):
-    if grad_output.device.type == "cuda":
-        alert_not_deterministic("the backward pass of dcnv3")
-    grads = torch.ops.ops_dcnv3.backward(grad_output, *ctx.saved_tensors, *ctx.geometry)
-    return *grads, *(None for _ in ctx.geometry)
-
-
-def _no_second_derivative(ctx, *grads: Tensor):
-    raise RuntimeError("dcnv3 can be differentiated once: it has no second derivative; omit create_graph=True")
-
-
-def _autocast(device_type: str):
-    """Autocast rule: promote to the widest type present. Kernels sample and sum in float32 or better whatever it is."""
-    key = getattr(torch._C.DispatchKey, f"Autocast{device_type}")
-
-    def forward(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return torch.ops.ops_dcnv3.forward(*promote(input, offset, mask), *geometry)
-
-    return forward
-
-
-torch.library.register_fake("ops_dcnv3::forward", _forward_fake, lib=_library)
-torch.library.register_fake("ops_dcnv3::backward", _backward_fake, lib=_library)
-torch.library.register_autograd("ops_dcnv3::forward", _autograd, setup_context=_setup_context, lib=_library)
-torch.library.register_autograd("ops_dcnv3::backward", _no_second_derivative, lib=_library)
-for _device_type in ("CPU", "CUDA"):
-    _library.impl("forward", _autocast(_device_type), f"Autocast{_device_type}")

@@ -7,43 +7,6 @@ from .functional import dcnv3
 __all__ = ["DCNv3Function", "dcnv3_core_pytorch"]
 
 
-class DCNv3Function:
-    """`DCNv3Function.apply(...)` of the original project, with the mask already softmaxed."""
-
-    @staticmethod
-    def apply(
-        input: Tensor,
-        offset: Tensor,
-        mask: Tensor,
-        kernel_h: int,
-        kernel_w: int,
-        stride_h: int,
-        stride_w: int,
-        pad_h: int,
-        pad_w: int,
-        dilation_h: int,
-        dilation_w: int,
-        group: int,
-        group_channels: int,
-        offset_scale: float,
-        im2col_step: int | None = None,
-        remove_center: bool = False,
-    ) -> Tensor:
-        """As `ops_dcnv3.dcnv3`; `group_channels` follows from the input and `im2col_step` has no meaning here."""
-        return dcnv3(
-            input,
-            offset,
-            mask,
-            (kernel_h, kernel_w),
-            (stride_h, stride_w),
-            (pad_h, pad_w),
-            (dilation_h, dilation_w),
-            group,
-            offset_scale,
-            bool(remove_center),
-        )
-
-
 def dcnv3_core_pytorch(
     input: Tensor,
     offset: Tensor,
@@ -60,7 +23,17 @@ def dcnv3_core_pytorch(
     group_channels: int,
     offset_scale: float,
     remove_center: bool = False,
+    backend: str = "torch",
 ) -> Tensor:
-    """The operator on the pure-PyTorch backend."""
+    """The operator, by default in pure PyTorch; `group_channels` follows from the input."""
     geometry = (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
-    return dcnv3(input, offset, mask, *geometry, group, offset_scale, bool(remove_center), backend="torch")
+    return dcnv3(input, offset, mask, *geometry, group, offset_scale, bool(remove_center), backend)
+
+
+class DCNv3Function:
+    """`DCNv3Function.apply(...)` of the original project, with the mask already softmaxed."""
+
+    @staticmethod
+    def apply(input: Tensor, offset: Tensor, mask: Tensor, *scalars: float | bool) -> Tensor:
+        """The scalars of `dcnv3_core_pytorch`, then optionally `im2col_step`, which is ignored, and `remove_center`."""
+        return dcnv3_core_pytorch(input, offset, mask, *scalars[:11], *scalars[12:], backend="auto")

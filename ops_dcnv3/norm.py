@@ -10,6 +10,10 @@ row. Here `(..., C)` activations take one kernel for each of
 
 forward and backward, in the types that autocast would have given. They need the compiled CUDA library and a plain call:
 `serves` says whether that is so. Compilers fuse the ordinary modules themselves, and exporters know those.
+
+`x` and `residual` are `(N, ..., C)`; `norm` gives weight, bias and eps; `gamma` `(C,)` is the layer scale; `keep` has
+one number for each of the N images, from `drop_path_factors`. A norm `as_input` feeds linear layers and convolutions
+only: under autocast it has their type, to which they would convert it, and not float32.
 """
 
 import functools
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import backends
+from .schema import has_no_hooks, is_plain
 
 __all__ = [
     "LayerNorm",
@@ -125,14 +130,7 @@ def _autocast_dtype() -> torch.dtype | None:
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, as_input: bool = False) -> Tensor:
-    """`norm(x)` for an `x` that `serves` accepts.
-
-    Args:
-        x: `(..., C)`.
-        norm: gives weight, bias and eps.
-        as_input: the result feeds linear layers and convolutions only: under autocast give it their type, to which they
-            would convert it, and not float32.
-    """
+    """`norm(x)` for an `x` that `serves` accepts."""
     half = _autocast_dtype()
     out_dtype = x.dtype if half is None else half if as_input else torch.float32
     return _apply(x, None, norm, None, None, _PLAIN, out_dtype, out_dtype)
@@ -141,10 +139,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, as_input: bool = False) -> Tensor:
 def norm_gelu(x: Tensor, norm: nn.LayerNorm, pre_bias: Tensor | None = None) -> Tensor:
     """`gelu(norm(x + pre_bias))`, in the type that linear layers take, for an `x` that `serves` accepts.
 
-    Args:
-        x: `(..., C)`.
-        norm: gives weight, bias and eps.
-        pre_bias: `(C,)`, of the layer that gave `x`, which was called without it.
+    `pre_bias` `(C,)` is that of the layer that gave `x`, which was called without it.
     """
     dtype = _autocast_dtype() or x.dtype
     return _apply(x, None, norm, pre_bias, None, _GELU, dtype, dtype)
@@ -153,15 +148,8 @@ def norm_gelu(x: Tensor, norm: nn.LayerNorm, pre_bias: Tensor | None = None) -> 
 def post_norm(
     residual: Tensor, x: Tensor, norm: nn.LayerNorm, gamma: Tensor | None = None, keep: Tensor | None = None
 ) -> Tensor:
-    """`residual + keep * gamma * norm(x)` for tensors that `serves` accepts.
-
-    Args:
-        residual, x: `(N, ..., C)`.
-        norm: gives weight, bias and eps.
-        gamma: `(C,)`, the layer scale.
-        keep: one number for each of the N images, from `drop_path_factors`.
-    """
-    dtype = _wider(residual.dtype, _branch_dtype(x, gamma, after_norm=True))
+    """`residual + keep * gamma * norm(x)` for tensors that `serves` accepts."""
+    dtype = torch.promote_types(residual.dtype, _branch_dtype(x, gamma, after_norm=True))
     return _apply(x, residual, norm, gamma, keep, _POST, dtype, dtype)
 
 
@@ -173,19 +161,8 @@ def pre_norm(
     keep: Tensor | None = None,
     as_input: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """`sum = residual + keep * gamma * x` and `norm(sum)` for tensors that `serves` accepts.
-
-    Args:
-        residual, x: `(N, ..., C)`.
-        norm: gives weight, bias and eps.
-        gamma: `(C,)`, the layer scale.
-        keep: one number for each of the N images, from `drop_path_factors`.
-        as_input: see `layer_norm`; for the second result.
-
-    Returns:
-        The sum and its norm.
-    """
-    sum_dtype = _wider(residual.dtype, _branch_dtype(x, gamma, after_norm=False))
+    """`sum = residual + keep * gamma * x` and `norm(sum)` for tensors that `serves` accepts."""
+    sum_dtype = torch.promote_types(residual.dtype, _branch_dtype(x, gamma, after_norm=False))
     half = _autocast_dtype()
     out_dtype = sum_dtype if half is None else half if as_input else torch.float32
     out, total = _apply(x, residual, norm, gamma, keep, _PRE, out_dtype, sum_dtype)
@@ -214,11 +191,7 @@ def drop_path_factors(
 def _branch_dtype(x: Tensor, gamma: Tensor | None, after_norm: bool) -> torch.dtype:
     """The type that a branch has in PyTorch when it is added to the residual."""
     dtype = torch.float32 if after_norm and _autocast_dtype() is not None else x.dtype
-    return dtype if gamma is None else _wider(dtype, gamma.dtype)
-
-
-def _wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    return a if a == b else torch.promote_types(a, b)
+    return dtype if gamma is None else torch.promote_types(dtype, gamma.dtype)
 
 
 @functools.cache
@@ -234,47 +207,29 @@ def is_candidate(x: Tensor) -> bool:
 def serves(x: Tensor, norm: nn.LayerNorm, *parameters: Tensor | None) -> bool:
     """Whether the functions above can stand for PyTorch's here.
 
-    That is: the compiled CUDA kernels, float32 or half types that fit together, up to 4096 channels, and nothing but
-    autograd and autocast that watches (no compiler, exporter, mode, function transform or tensor subclass).
+    That is: the compiled CUDA kernels, float32 or half types that fit together, a multiple of 8 channels up to
+    4096, and a plain call (see `is_plain`).
 
     Args:
         x: `(..., C)`, or what a convolution will make that of.
         norm: the LayerNorm, over the last dimension.
         parameters: further `(C,)` parameters of the call.
     """
-    if not is_candidate(x) or torch.jit.is_tracing() or torch.jit.is_scripting():
+    if not is_candidate(x) or norm.weight is None or norm.bias is None:
         return False
-    weight = norm.weight
-    if type(x) is not Tensor or weight is None or norm.bias is None:
-        return False
-    dtype, device = weight.dtype, x.get_device()
-    for parameter in (weight, norm.bias, *parameters):
-        if parameter is not None and (
-            type(parameter) not in (nn.Parameter, Tensor)
-            or parameter.dtype != dtype
-            or parameter.get_device() != device
-        ):
-            return False
+    dtype, device = norm.weight.dtype, x.get_device()
+    given = [p for p in (norm.weight, norm.bias, *parameters) if p is not None]
     return (
-        dtype in _FLOATS
+        all(parameter.dtype == dtype and parameter.get_device() == device for parameter in given)
+        and dtype in _FLOATS
         and (x.dtype == dtype or (torch.is_autocast_enabled(_DEVICE) and x.dtype in _FLOATS))
-        and weight.dim() == 1
-        and weight.numel() <= _MOST_CHANNELS
+        and norm.weight.dim() == 1
+        and norm.weight.numel() <= _MOST_CHANNELS
+        and norm.weight.numel() % 8 == 0
         and x.numel() > 0
-        # A mode (fake tensors, FLOP counting, ...) or a function transform would not see what it expects.
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch.autograd.forward_ad._current_level < 0
+        and is_plain(x, *given)
         and _has_kernels(x.device)
     )
-
-
-def has_no_hooks(*modules: nn.Module) -> bool:
-    """Whether nobody observes calls of these modules, so that they may stay uncalled."""
-    for m in modules:
-        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
-            return False
-    return True
 
 
 def layer_norm_in(sequence: nn.Sequential) -> "LayerNorm | None":

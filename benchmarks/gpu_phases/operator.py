@@ -133,7 +133,7 @@ def _forward(case: Case, inputs: Inputs, compiled: Callable) -> Callable[[], Ten
     if case.method == "kernel":
         return lambda: torch.ops.ops_dcnv3.forward(input, offset, mask, *geometry)
     if case.method == "triton":
-        import ops_dcnv3.triton_kernel  # noqa: F401 - defines the operator
+        import ops_dcnv3.triton  # noqa: F401 - defines the operator
 
         return lambda: torch.ops.ops_dcnv3.triton_forward(input, offset, mask, *geometry)
     if case.method == "torchvision":

@@ -41,9 +41,9 @@ def build_program(work: Path, seconds: float) -> Path:
     program = work / "memory_check"
     if program.exists():
         return program
-    from ops_dcnv3 import toolchain  # imports torch
+    from ops_dcnv3 import build  # imports torch
 
-    toolkit = toolchain.find_toolkit()
+    toolkit = build.find_toolkit()
     csrc = HERE.parents[1] / "ops_dcnv3" / "csrc" / "cuda"
     partial = work / f"memory_check.{os.getpid()}"
     code, output = command(

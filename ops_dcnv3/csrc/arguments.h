@@ -2,15 +2,11 @@
 // can be called with anything, not only through ops_dcnv3.dcnv3, whose messages say more.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 
-#include "require.h"
+#include "tensors.h"
 
 namespace ops_dcnv3 {
-
-using torch::stable::Tensor;
 
 struct Window {
   int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups;

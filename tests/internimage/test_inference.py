@@ -8,9 +8,8 @@ from torch import nn
 
 from golden import fill, golden_model, image, relative_error
 from internimage import FlashInternImage, InternImage
-from ops_dcnv3 import DCNv3
-from ops_dcnv3 import linear as onednn
-from ops_dcnv3.linear import PackedConv2d, PackedLinear
+from ops_dcnv3 import DCNv3, onednn
+from ops_dcnv3.onednn import PackedConv2d, PackedLinear
 
 SMALL = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8), "num_classes": 5}
 TWO_LEVELS = {"depths": (1, 1), "groups": (1, 2)}  # all kinds of layers, and quick to trace

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import internimage
 from benchmarks.model import saved_bytes
 from ops_dcnv3 import backends
-from ops_dcnv3.linear import onednn_works
+from ops_dcnv3.onednn import onednn_works
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,17 @@ def build(source: str, *flags: str, shared: bool = False, libraries: Sequence[st
     target = folder / f"{Path(source).stem}_{digest.hexdigest()[:16]}{'.so' if shared else ''}"
     if not target.exists():
         partial = f"{target}.{os.getpid()}"
-        command = [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{CUDA_SOURCES}"]
-        command += [*(["-shared", "-fPIC"] if shared else []), *flags, str(HERE / source), *libraries, "-o", partial]
+        command = [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+        command += [
+            f"-I{CUDA_SOURCES}",
+            f"-I{HERE}",
+            *(["-shared", "-fPIC"] if shared else []),
+            *flags,
+            str(HERE / source),
+            *libraries,
+            "-o",
+            partial,
+        ]
         subprocess.run(command, check=True)
         os.replace(partial, target)
     return target

@@ -13,10 +13,10 @@ from torch import nn
 
 from internimage import InternImage
 from ops_dcnv3 import norm
-from ops_dcnv3.module import build_norm_layer
+from ops_dcnv3.modules import build_norm_layer
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the emulated kernels with")
-CHANNELS = (1, 3, 48, 64, 96, 112, 320, 512, 1000, 1024, 2560)
+CHANNELS = (8, 48, 64, 112, 320, 1000, 2560)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_emulated_kernels_agree_with_the_definition(poisoned, form, channels, ro
 
 @needs_compiler
 @pytest.mark.parametrize("types", TYPES)
-@pytest.mark.parametrize("channels", [3, 64, 112, 320])
+@pytest.mark.parametrize("channels", [64, 112, 320])
 @pytest.mark.parametrize("form", FORMS)
 def test_emulated_kernels_agree_with_the_definition_in_all_types(poisoned, form, channels, types):
     case = Case(form, channels, 197 if channels < 320 else 37, images=3, types=types)
@@ -150,7 +150,7 @@ def test_raw_operators_pass_opcheck_and_refuse_what_does_not_fit(library):
         with pytest.raises(RuntimeError, match=message):
             torch.ops.ops_dcnv3.norm_forward(x, residual, small, weight, None, keep, 1e-6, form, *types, True)
     wide = torch.randn(1, 4104)
-    with pytest.raises(RuntimeError, match="1 to 4096 channels"):
+    with pytest.raises(RuntimeError, match="multiple of 8 up to 4096"):
         torch.ops.ops_dcnv3.norm_forward(wide, None, wide[0], wide[0], None, None, 1e-6, 0, *types, True)
 
 
@@ -160,7 +160,7 @@ def test_no_kernel_touches_memory_outside_its_tensors():
     program = build("emulated_norm_memory_check.cpp", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover")
     finished = subprocess.run([program], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout == "576 runs\n"
+    assert finished.stdout == "384 runs\n"
 
 
 # ---- in networks ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Run in a process of its own: TRITON_INTERPRET must be set before triton is imported.
 INTERPRETED = """
 import sys, torch
-import ops_dcnv3.triton_kernel
+import ops_dcnv3.triton
 results = []
 for geometry, tensors, grad_output in torch.load(sys.argv[1]):
     leaves = [tensor.requires_grad_() for tensor in tensors]
@@ -142,7 +142,7 @@ def compiled(arch, dtype, geometry, depth, ones=()):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from ops_dcnv3 import triton_kernel
+    from ops_dcnv3 import triton as triton_kernel
 
     kernel = triton_kernel.dcnv3_forward_kernel
     pointers = [name for name in kernel.arg_names if name.endswith("_ptr")]
@@ -189,7 +189,7 @@ def test_a_compiled_graph_holds_the_kernel_and_its_fused_backward(monkeypatch):
     from torch._dynamo.backends.common import aot_autograd
     from triton.backends.compiler import GPUTarget
 
-    import ops_dcnv3.triton_kernel  # noqa: F401
+    import ops_dcnv3.triton  # noqa: F401
 
     target = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 80, 32))
     monkeypatch.setattr(triton.runtime.driver, "_active", target)
@@ -232,7 +232,7 @@ def test_a_compiled_graph_holds_the_kernel_and_its_fused_backward(monkeypatch):
 def test_gpu_tensors_use_the_kernel_where_the_cuda_library_is_missing(monkeypatch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    import ops_dcnv3.triton_kernel  # noqa: F401
+    import ops_dcnv3.triton  # noqa: F401
 
     monkeypatch.setattr(backends, "load", lambda name: "not built" if name == "cuda" else None)
     backends._select.cache_clear()

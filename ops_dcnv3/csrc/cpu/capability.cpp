@@ -1,9 +1,14 @@
-#include "capability.h"
-
+// Which instruction set the CPU kernels use: "portable", "avx2" or "avx512".
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <string>
+
+#include "types.h"
+
+#if defined(_WIN32)
+#define OPS_DCNV3_EXPORT extern "C" __declspec(dllexport)
+#else
+#define OPS_DCNV3_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define OPS_DCNV3_X86 1
@@ -59,17 +64,8 @@ const Capability* find(const char* name) {
   return nullptr;
 }
 
-const char* wish_of_environment() {
-  const char* wish = std::getenv("OPS_DCNV3_CPU_CAPABILITY");
-  return wish != nullptr && *wish != '\0' ? wish : nullptr;
-}
-
 std::atomic<const Capability*>& chosen() {
-  static std::atomic<const Capability*> capability = [] {
-    const char* wish = wish_of_environment();
-    const Capability* wished = wish != nullptr ? find(wish) : nullptr;
-    return wished != nullptr ? wished : find(nullptr);
-  }();
+  static std::atomic<const Capability*> capability = find(nullptr);
   return capability;
 }
 
@@ -77,22 +73,11 @@ std::atomic<const Capability*>& chosen() {
 
 const ops_dcnv3::Kernels& ops_dcnv3::chosen_kernels() { return chosen().load()->kernels(); }
 
-const char* ops_dcnv3_cpu_capability() { return chosen().load()->name; }
+// The name of the instruction set in use. The first choice is the best that this machine has.
+OPS_DCNV3_EXPORT const char* ops_dcnv3_cpu_capability() { return chosen().load()->name; }
 
-const char* ops_dcnv3_cpu_capability_error() {
-  static const std::string error = [] {
-    const char* wish = wish_of_environment();
-    if (wish == nullptr || find(wish) != nullptr) return std::string();
-    std::string names;
-    for (const char* name : {"portable", "avx2", "avx512"})
-      if (find(name) != nullptr) names += (names.empty() ? "" : ", ") + std::string(name);
-    return "OPS_DCNV3_CPU_CAPABILITY is '" + std::string(wish) + "'; this machine can use " + names +
-           "; set one of these, or unset it";
-  }();
-  return error.empty() ? nullptr : error.c_str();
-}
-
-int ops_dcnv3_set_cpu_capability(const char* name) {
+// Changes it; 0 if this machine or this build cannot.
+OPS_DCNV3_EXPORT int ops_dcnv3_set_cpu_capability(const char* name) {
   const Capability* capability = find(name);
   if (capability != nullptr) chosen().store(capability);
   return capability != nullptr;

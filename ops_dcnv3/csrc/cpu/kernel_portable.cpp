@@ -1,5 +1,5 @@
 // The CPU kernels for portable; build.py gives this file the matching compiler flags.
 #define DCNV3_FLOAT_LANES 4
-#include "../cpu_kernel.h"
+#include "kernel.h"
 
 const ops_dcnv3::Kernels& ops_dcnv3::portable_kernels() { return kKernels; }

@@ -1,5 +1,5 @@
 // Multi-scale deformable attention as torch operators, through the stable ABI (torch 2.10 on). The schemas are defined
-// in ops_dcnv3/attention.py. Whatever reaches the kernels was checked here: they are called by other projects' code too.
+// in ops_dcnv3/schema.py. Whatever reaches the kernels was checked here: they are called by other projects' code too.
 #include "torch_tensors.h"
 
 #include <initializer_list>
@@ -72,10 +72,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   check_tensor("grad_output", grad_output, value, value.scalar_type(),
                {shape.batch, shape.queries, shape.heads * shape.depth}, "(N, queries, heads * D)");
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
-  const bool is_half = dtype == dcnv3::Dtype::kFloat16 || dtype == dcnv3::Dtype::kBFloat16;
   const Tensor g = prepared(grad_output), v = prepared(value), s = prepared(spatial_shapes);
   const Tensor l = prepared(sampling_locations), w = prepared(attention_weights);
-  Tensor wide = torch::stable::new_zeros(value, value.sizes(), is_half ? ScalarType::Float : value.scalar_type());
+  Tensor sums = zero_sums(value);
   // Without channels no kernel runs that would write these.
   const auto create = [&](const Tensor& like) {
     return shape.depth ? new_tensor(like, like.sizes()) : torch::stable::new_zeros(like, like.sizes());
@@ -84,12 +83,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   void* stream = current_stream(value);
   require_launch(dcnv3::attention_backward(dtype, shape, g.const_data_ptr(), v.const_data_ptr(),
                                          s.const_data_ptr<int64_t>(), l.const_data_ptr(), w.const_data_ptr(),
-                                         wide.mutable_data_ptr(), grad_locations.mutable_data_ptr(),
+                                         sums.mutable_data_ptr(), grad_locations.mutable_data_ptr(),
                                          grad_weights.mutable_data_ptr(), stream));
-  if (!is_half) return {wide, grad_locations, grad_weights};
-  Tensor grad_value = new_tensor(value, value.sizes());
-  require_launch(dcnv3::narrow(dtype, wide.const_data_ptr(), grad_value.mutable_data_ptr(), value.numel(), stream));
-  return {grad_value, grad_locations, grad_weights};
+  return {narrowed(sums, value, stream), grad_locations, grad_weights};
 }
 
 }  // namespace dcnv3_attention_binding

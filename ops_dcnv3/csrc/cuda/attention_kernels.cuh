@@ -82,7 +82,7 @@ __device__ __forceinline__ void read(const T* p, Acc (&x)[Count]) {
 // The sampling point at x, y (0 and 1 are the edges of the map): the first pixel's centre is half a pixel inside.
 template <typename Acc>
 __device__ __forceinline__ Coordinate<Acc> place(Acc location, int size) {
-  return Coordinate<Acc>(multiply_add(location, Acc(size), Acc(-0.5)), size);
+  return Coordinate<Acc>(fma(location, Acc(size), Acc(-0.5)), size);
 }
 
 template <typename Acc>
@@ -121,19 +121,15 @@ __global__ void __launch_bounds__(kAttentionThreads, 8)
 #pragma unroll
       for (int i = 0; i < Step; ++i) {
         const Coordinate<Acc> h = place(xy[2 * i + 1], level.height), w = place(xy[2 * i], level.width);
-        const char* corner = map + int64_t{h.low * level.width + w.low} * problem.key_bytes;
-        const char* below = corner + row_bytes;
-        Pack<T, V> top_left, top_right, bottom_left, bottom_right;
-        if (h.low_inside && w.low_inside) top_left.load(corner);
-        if (h.low_inside && w.high_inside) top_right.load(corner + problem.key_bytes);
-        if (h.high_inside && w.low_inside) bottom_left.load(below);
-        if (h.high_inside && w.high_inside) bottom_right.load(below + problem.key_bytes);
-        const Acc bottom = weight[i] * h.fraction, top = weight[i] - bottom;
-        const Acc w01 = top * w.fraction, w00 = top - w01, w11 = bottom * w.fraction, w10 = bottom - w11;
-        accumulate(sum, w00, top_left);
-        accumulate(sum, w01, top_right);
-        accumulate(sum, w10, bottom_left);
-        accumulate(sum, w11, bottom_right);
+        bool inside[4];
+        corners_inside(h, w, inside);
+        Pack<T, V> values[4];
+        load_corners(map + int64_t{h.low * level.width + w.low} * problem.key_bytes, problem.key_bytes, row_bytes,
+                     inside, values);
+        Acc corner_weight[4];
+        corner_weights(weight[i], h, w, corner_weight);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) accumulate(sum, corner_weight[q], values[q]);
       }
     }
   }
@@ -166,7 +162,6 @@ __global__ void __launch_bounds__(kAttentionThreads, 1)
 
   const int first_channel = site.lane * V, channel_step = problem.lanes.divisor * V;
   const int64_t start = site.image * (problem.image_bytes / int64_t{sizeof(T)}) + site.head * problem.depth;
-  constexpr int kGrowth = sizeof(Acc) / sizeof(T);  // strides of grad_value are those of the value times this
   const int64_t first_point = site.unit * (problem.levels * problem.points);
   grad_output += site.unit * problem.depth;
 
@@ -186,29 +181,15 @@ __global__ void __launch_bounds__(kAttentionThreads, 1)
       read(locations + 2 * point, xy);
       const Acc weight = widen(weights[point]);
       const Coordinate<Acc> h = place(xy[1], height), w = place(xy[0], level.width);
-      const bool inside00 = h.low_inside && w.low_inside, inside01 = h.low_inside && w.high_inside;
-      const bool inside10 = h.high_inside && w.low_inside, inside11 = h.high_inside && w.high_inside;
-      const Acc bottom = weight * h.fraction, top = weight - bottom;
-      const Acc w01 = top * w.fraction, w00 = top - w01, w11 = bottom * w.fraction, w10 = bottom - w11;
+      bool inside[4];
+      corners_inside(h, w, inside);
+      Acc corner_weight[4], dots[4] = {};
+      corner_weights(weight, h, w, corner_weight);
       const int64_t key =
           int64_t{level.start + h.low * level.width + w.low} * (problem.key_bytes / int{sizeof(T)}) + start;
-
-      Acc dot00 = 0, dot01 = 0, dot10 = 0, dot11 = 0;
       const auto visit = [&](int channel, const Acc(&gradient)[V]) {
-        const char* corner = reinterpret_cast<const char*>(value + key + channel);
-        char* target = reinterpret_cast<char*>(grad_value + key + channel);
-        const char* below = corner + row_bytes;
-        char* target_below = target + row_bytes * kGrowth;
-        const int64_t next = int64_t{problem.key_bytes} * kGrowth;
-        Pack<T, V> value00, value01, value10, value11;
-        if (inside00) value00.load(corner);
-        if (inside01) value01.load(corner + problem.key_bytes);
-        if (inside10) value10.load(below);
-        if (inside11) value11.load(below + problem.key_bytes);
-        visit_corner(value00, gradient, w00, inside00, reinterpret_cast<Acc*>(target), dot00);
-        visit_corner(value01, gradient, w01, inside01, reinterpret_cast<Acc*>(target + next), dot01);
-        visit_corner(value10, gradient, w10, inside10, reinterpret_cast<Acc*>(target_below), dot10);
-        visit_corner(value11, gradient, w11, inside11, reinterpret_cast<Acc*>(target_below + next), dot11);
+        visit_corners(value + key + channel, grad_value + key + channel, problem.key_bytes, row_bytes, inside,
+                      corner_weight, gradient, true, dots);
       };
       if constexpr (Chunks > 0) {
 #pragma unroll
@@ -220,13 +201,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 1)
         }
       }
 
-      // The sampled value is bilinear in the fractions: its value and its two slopes from the four dot products.
-      const Acc slope_top = dot01 - dot00, slope_bottom = dot11 - dot10;
-      const Acc along_top = multiply_add(w.fraction, slope_top, dot00);
-      const Acc along_bottom = multiply_add(w.fraction, slope_bottom, dot10);
-      const Acc slope_h = along_bottom - along_top;
-      const Acc slope_w = multiply_add(h.fraction, slope_bottom - slope_top, slope_top);
-      Acc sums[3] = {multiply_add(h.fraction, slope_h, along_top), slope_w, slope_h};
+      Acc sums[3];
+      value_and_slopes(dots, h, w, sums);
       sum_over_lanes(sums, problem.lanes.divisor);
       if (leader) {
         const Acc gradient[2] = {weight * Acc(level.width) * sums[1], weight * Acc(height) * sums[2]};

@@ -1,5 +1,5 @@
 // The CUDA kernels as torch operators, through the stable ABI: one binary serves every torch from 2.10 on that has the
-// same CUDA major version. The schemas are defined in ops_dcnv3/functional.py.
+// same CUDA major version. The schemas are defined in ops_dcnv3/schema.py.
 #include "torch_tensors.h"
 
 #include <tuple>
@@ -22,10 +22,9 @@ Tensor pitched(const Tensor& tensor, int64_t per_point, int64_t& pitch) {
 }
 
 dcnv3::Shape shape_of(const Tensor& input, const Window& w) {
-  return {input.size(0), input.size(1), input.size(2), w.groups,       input.size(3) / w.groups,
-          w.kernel_h,    w.kernel_w,    w.stride_h,    w.stride_w,     w.padding_h,
-          w.padding_w,   w.dilation_h,  w.dilation_w,  w.offset_scale, w.remove_center,
-          w.mask_is_logits, 0, 0};
+  return {input.size(0), input.size(1), input.size(2), w.groups, input.size(3) / w.groups, w.kernel_h, w.kernel_w,
+          w.stride_h, w.stride_w, w.padding_h, w.padding_w, w.dilation_h, w.dilation_w, w.offset_scale,
+          w.remove_center, w.mask_is_logits, 0, 0};
 }
 
 Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t kernel_h, int64_t kernel_w,
@@ -54,11 +53,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   check_arguments(input, offset, mask, window);
   check_grad_output(grad_output, input, offset);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  const dcnv3::Dtype dtype = dtype_of(input);
-  const bool is_half = dtype == dcnv3::Dtype::kFloat16 || dtype == dcnv3::Dtype::kBFloat16;
   Tensor grad_offset = new_tensor(offset, offset.sizes());
   Tensor grad_mask = new_tensor(mask, mask.sizes());
-  Tensor wide = torch::stable::new_zeros(input, input.sizes(), is_half ? ScalarType::Float : input.scalar_type());
+  Tensor sums = zero_sums(input);
   if (grad_output.numel() == 0) {  // no channels, no images: nothing below would write the gradients
     torch::stable::zero_(grad_offset), torch::stable::zero_(grad_mask);
   }
@@ -66,12 +63,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const Tensor g = prepared(grad_output), x = prepared(input);
   const Tensor o = pitched(offset, 2, shape.offset_pitch), m = pitched(mask, 1, shape.mask_pitch);
   void* stream = current_stream(input);
-  require_launch(dcnv3::backward(dtype, shape, g.const_data_ptr(), x.const_data_ptr(), o.const_data_ptr(), m.const_data_ptr(),
-                        wide.mutable_data_ptr(), grad_offset.mutable_data_ptr(), grad_mask.mutable_data_ptr(), stream));
-  if (!is_half) return {wide, grad_offset, grad_mask};
-  Tensor grad_input = new_tensor(input, input.sizes());
-  require_launch(dcnv3::narrow(dtype, wide.const_data_ptr(), grad_input.mutable_data_ptr(), input.numel(), stream));
-  return {grad_input, grad_offset, grad_mask};
+  require_launch(dcnv3::backward(dtype_of(input), shape, g.const_data_ptr(), x.const_data_ptr(), o.const_data_ptr(),
+                                 m.const_data_ptr(), sums.mutable_data_ptr(), grad_offset.mutable_data_ptr(),
+                                 grad_mask.mutable_data_ptr(), stream));
+  return {narrowed(sums, input, stream), grad_offset, grad_mask};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // What the DCNv3 kernels are built from: element types and their vector access, the sizes of a launch, where the
-// sampling points lie, the mask. For nvcc, and for g++ with the emulation header.
+// sampling points lie, the mask. For nvcc, and for g++ with the tests' emulation of CUDA.
 #pragma once
 
 #ifdef __CUDACC__
@@ -7,10 +7,11 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #else
-#include "cuda_emulation.h"
+#include "cuda_emulation.h"  // tests/ops
 #endif
 
 #include <cstdint>
+#include <type_traits>
 
 namespace dcnv3 {
 
@@ -50,11 +51,7 @@ struct Problem {
 
 template <typename T>
 struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
+  using type = std::conditional_t<sizeof(T) == 8, double, float>;
 };
 
 __device__ __forceinline__ float widen(float x) { return x; }
@@ -69,14 +66,6 @@ __device__ __forceinline__ void narrow(float x, __nv_bfloat16& y) { y = __float2
 
 __device__ __forceinline__ int floor_to_int(float x) { return __float2int_rd(x); }
 __device__ __forceinline__ int floor_to_int(double x) { return __double2int_rd(x); }
-__device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
-__device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
-__device__ __forceinline__ float minimum(float a, float b) { return fminf(a, b); }
-__device__ __forceinline__ double minimum(double a, double b) { return fmin(a, b); }
-__device__ __forceinline__ float maximum(float a, float b) { return fmaxf(a, b); }
-__device__ __forceinline__ double maximum(double a, double b) { return fmax(a, b); }
-__device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-__device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
 // One 4-byte word holds one float or two half-precision values; a double takes two words.
 __device__ __forceinline__ void unpack(const uint32_t* word, float* x, float) { x[0] = __uint_as_float(word[0]); }
@@ -95,27 +84,12 @@ __device__ __forceinline__ void unpack(const uint32_t* word, float* x, __nv_bflo
   x[1] = __uint_as_float(word[0] & 0xffff0000u);
 }
 
-template <int Words>
-struct Vector;
-template <>
-struct Vector<1> {
-  using type = uint32_t;
-};
-template <>
-struct Vector<2> {
-  using type = uint2;
-};
-template <>
-struct Vector<4> {
-  using type = uint4;
-};
-
 // V elements in registers, loaded as one access and widened only where they are used.
 template <typename T, int V>
 struct Pack {
   using Acc = typename Accumulator<T>::type;
   static constexpr int kWords = sizeof(T) * V / 4;
-  using W = typename Vector<kWords>::type;
+  using W = std::conditional_t<kWords == 1, uint32_t, std::conditional_t<kWords == 2, uint2, uint4>>;
   uint32_t word[kWords] = {};
 
   __device__ __forceinline__ void load(const void* p) {
@@ -177,17 +151,16 @@ struct Site {
 template <typename Acc>
 struct Coordinate {
   int low;
-  Acc fraction, rest;
+  Acc fraction;
   bool low_inside, high_inside;
 
   __device__ __forceinline__ Coordinate(Acc x, int size) {
     // A point that does not count (x <= -1, x >= size, NaN) moves to where neither neighbour exists, which also keeps
     // huge values away from the conversion to int.
     const bool above = x > Acc(-1);
-    x = minimum(maximum(x, Acc(-2)), Acc(size));
+    x = fmin(fmax(x, Acc(-2)), Acc(size));
     low = floor_to_int(x);
     fraction = x - Acc(low);
-    rest = Acc(1) - fraction;
     low_inside = static_cast<unsigned>(low) < static_cast<unsigned>(size);
     high_inside = above && static_cast<unsigned>(low + 1) < static_cast<unsigned>(size);
   }
@@ -219,10 +192,10 @@ struct Sampler {
     Acc xy[2];
     offset.widen_to(xy);
     const Acc scale = problem.offset_scale;
-    const Acc tap_h = multiply_add(Acc(j * problem.dilation_h), scale, first_h);
-    const Acc tap_w = multiply_add(Acc(i * problem.dilation_w), scale, first_w);
-    return {Coordinate<Acc>(multiply_add(xy[1], scale, tap_h), height),
-            Coordinate<Acc>(multiply_add(xy[0], scale, tap_w), problem.width)};
+    const Acc tap_h = fma(Acc(j * problem.dilation_h), scale, first_h);
+    const Acc tap_w = fma(Acc(i * problem.dilation_w), scale, first_w);
+    return {Coordinate<Acc>(fma(xy[1], scale, tap_h), height),
+            Coordinate<Acc>(fma(xy[0], scale, tap_w), problem.width)};
   }
 };
 
@@ -279,7 +252,7 @@ struct MaskReader {
   __device__ __forceinline__ void find_largest() {
     largest = read(0);
 #pragma unroll(Points ? Points : 1)
-    for (int k = 1; k < points; ++k) largest = maximum(largest, read(k));
+    for (int k = 1; k < points; ++k) largest = fmax(largest, read(k));
     largest *= Acc(kLog2e);
   }
   __device__ __forceinline__ Acc read(int k) const {
@@ -290,7 +263,7 @@ struct MaskReader {
     }
   }
   __device__ __forceinline__ Acc of(Acc x) const {
-    return logits ? power_of_two(multiply_add(x, Acc(kLog2e), -largest)) * scale : x;
+    return logits ? exp2(fma(x, Acc(kLog2e), -largest)) * scale : x;
   }
   __device__ __forceinline__ Acc operator()(int k) const { return of(read(k)); }
   __device__ __forceinline__ void normalise() {

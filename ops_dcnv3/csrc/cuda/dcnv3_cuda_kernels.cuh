@@ -1,7 +1,7 @@
 // DCNv3 sampling on NVIDIA GPUs, forward and backward (InternImage, Wang et al., CVPR 2023, equation 2).
 //
-// One source for two compilers: nvcc builds it for GPUs, and g++ builds it against cuda_emulation.h, so that it can be
-// executed and checked on a machine without a GPU. No ATen, no torch: plain pointers and a Problem.
+// One source for two compilers: nvcc builds it for GPUs, and g++ builds it against tests/ops/cuda_emulation.h, so that it
+// can be executed and checked on a machine without a GPU. No ATen, no torch: plain pointers and a Problem.
 //
 // Shape of the work. A thread owns V neighbouring channels of one group at one output pixel, V chosen so that they are
 // one 16-byte load. It walks over the P sampling points, for each gathers four corners, and accumulates in fp32 (fp64
@@ -20,7 +20,37 @@ __device__ __forceinline__ void accumulate(Acc (&sum)[V], Acc weight, const Pack
   Acc x[V];
   values.widen_to(x);
 #pragma unroll
-  for (int c = 0; c < V; ++c) sum[c] = multiply_add(weight, x[c], sum[c]);
+  for (int c = 0; c < V; ++c) sum[c] = fma(weight, x[c], sum[c]);
+}
+
+// The four corners of a sampling point, in the order top left, top right, bottom left, bottom right: which are inside,
+// their weights in the point's `weight`, and their values.
+template <typename Acc>
+__device__ __forceinline__ void corners_inside(const Coordinate<Acc>& h, const Coordinate<Acc>& w, bool (&inside)[4]) {
+  inside[0] = h.low_inside && w.low_inside;
+  inside[1] = h.low_inside && w.high_inside;
+  inside[2] = h.high_inside && w.low_inside;
+  inside[3] = h.high_inside && w.high_inside;
+}
+
+template <typename Acc>
+__device__ __forceinline__ void corner_weights(Acc weight, const Coordinate<Acc>& h, const Coordinate<Acc>& w,
+                                               Acc (&weights)[4]) {
+  const Acc bottom = weight * h.fraction, top = weight - bottom;
+  weights[1] = top * w.fraction;
+  weights[0] = top - weights[1];
+  weights[3] = bottom * w.fraction;
+  weights[2] = bottom - weights[3];
+}
+
+template <typename T, int V>
+__device__ __forceinline__ void load_corners(const char* corner, int64_t pixel_bytes, int64_t row_bytes,
+                                             const bool (&inside)[4], Pack<T, V> (&values)[4]) {
+  const char* below = corner + row_bytes;
+  if (inside[0]) values[0].load(corner);
+  if (inside[1]) values[1].load(corner + pixel_bytes);
+  if (inside[2]) values[2].load(below);
+  if (inside[3]) values[3].load(below + pixel_bytes);
 }
 
 // How many forward blocks shall fit on a multiprocessor, which tells ptxas how many registers it may use. With these
@@ -69,22 +99,17 @@ __global__ void __launch_bounds__(kForwardThreads, (forward_blocks<T, Points, Lo
     Pack<T, 2> shift;
     shift.load(offset + 2 * k);
     const auto [h, w] = sample(shift, i, j);
-    const char* corner = image + int64_t{h.low * problem.width + w.low} * problem.pixel_bytes;
-    const char* below = corner + problem.row_bytes;
-    Pack<T, V> top_left, top_right, bottom_left, bottom_right;
-    if (h.low_inside && w.low_inside) top_left.load(corner);
-    if (h.low_inside && w.high_inside) top_right.load(corner + problem.pixel_bytes);
-    if (h.high_inside && w.low_inside) bottom_left.load(below);
-    if (h.high_inside && w.high_inside) bottom_right.load(below + problem.pixel_bytes);
-
+    bool inside[4];
+    corners_inside(h, w, inside);
+    Pack<T, V> values[4];
+    load_corners(image + int64_t{h.low * problem.width + w.low} * problem.pixel_bytes, problem.pixel_bytes,
+                 problem.row_bytes, inside, values);
     const Acc weight = weight_of(k);
     total += weight;
-    const Acc bottom = weight * h.fraction, top = weight - bottom;
-    const Acc w01 = top * w.fraction, w00 = top - w01, w11 = bottom * w.fraction, w10 = bottom - w11;
-    accumulate(sum, w00, top_left);
-    accumulate(sum, w01, top_right);
-    accumulate(sum, w10, bottom_left);
-    accumulate(sum, w11, bottom_right);
+    Acc weights[4];
+    corner_weights(weight, h, w, weights);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) accumulate(sum, weights[q], values[q]);
   });
   if (logits) {
     const Acc scale = Acc(1) / total;
@@ -116,19 +141,40 @@ __device__ __forceinline__ void atomic_add(Acc* p, const Acc (&x)[V]) {
   }
 }
 
-// One corner of a sampling point: adds grad * value to `dot`, and sends weight * grad back to the corner.
+// Adds grad * value to the dot product of each corner; with `scatter` also weight * grad to the corners of grad_input,
+// whose strides are those of the input times the growth of the type.
 template <typename T, int V, typename Acc>
-__device__ __forceinline__ void visit_corner(const Pack<T, V>& values, const Acc (&grad)[V], Acc weight, bool scatter,
-                                             Acc* grad_input, Acc& dot) {
-  Acc x[V];
-  values.widen_to(x);
+__device__ __forceinline__ void visit_corners(const T* input, Acc* grad_input, int64_t pixel_bytes, int64_t row_bytes,
+                                              const bool (&inside)[4], const Acc (&weights)[4], const Acc (&grad)[V],
+                                              bool scatter, Acc (&dots)[4]) {
+  constexpr int kGrowth = sizeof(Acc) / sizeof(T);
+  Pack<T, V> values[4];
+  load_corners(reinterpret_cast<const char*>(input), pixel_bytes, row_bytes, inside, values);
 #pragma unroll
-  for (int c = 0; c < V; ++c) dot = multiply_add(grad[c], x[c], dot);
-  if (scatter) {
+  for (int q = 0; q < 4; ++q) {
+    Acc x[V];
+    values[q].widen_to(x);
 #pragma unroll
-    for (int c = 0; c < V; ++c) x[c] = weight * grad[c];
-    atomic_add<V>(grad_input, x);
+    for (int c = 0; c < V; ++c) dots[q] = fma(grad[c], x[c], dots[q]);
+    if (inside[q] && scatter) {
+#pragma unroll
+      for (int c = 0; c < V; ++c) x[c] = weights[q] * grad[c];
+      const int64_t distance = (q / 2 * row_bytes + q % 2 * pixel_bytes) * kGrowth;
+      atomic_add<V>(reinterpret_cast<Acc*>(reinterpret_cast<char*>(grad_input) + distance), x);
+    }
   }
+}
+
+// The sampled value is bilinear in the fractions: its value and its slopes along w and h from the four dot products.
+template <typename Acc>
+__device__ __forceinline__ void value_and_slopes(const Acc (&dots)[4], const Coordinate<Acc>& h,
+                                                 const Coordinate<Acc>& w, Acc (&result)[3]) {
+  const Acc slope_top = dots[1] - dots[0], slope_bottom = dots[3] - dots[2];
+  const Acc along_top = fma(w.fraction, slope_top, dots[0]);
+  const Acc along_bottom = fma(w.fraction, slope_bottom, dots[2]);
+  result[2] = along_bottom - along_top;
+  result[1] = fma(h.fraction, slope_bottom - slope_top, slope_top);
+  result[0] = fma(h.fraction, result[2], along_top);
 }
 
 // Sums three values over the `lanes` neighbouring threads (a power of two) that share a group; each gets the sums.
@@ -163,7 +209,6 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 8 ? 4 : 7)  // 
   const bool logits = Points ? Logits : problem.mask_is_logits;
   const int first_channel = site.lane * V, channel_step = problem.lanes.divisor * V;
   const int64_t start = site.image * (problem.image_bytes / int64_t{sizeof(T)}) + site.group * problem.group_channels;
-  constexpr int kGrowth = sizeof(Acc) / sizeof(T);  // strides of grad_input are those of the input times this
   grad_output += site.unit * problem.group_channels;
   offset += site.pixel * problem.offset_pitch + site.group * points * 2;
   grad_offset += site.unit * points * 2;
@@ -185,40 +230,19 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 8 ? 4 : 7)  // 
     Pack<T, 2> shift;
     shift.load(offset + 2 * k);
     const auto [h, w] = sample(shift, i, j);
-    const bool inside00 = h.low_inside && w.low_inside, inside01 = h.low_inside && w.high_inside;
-    const bool inside10 = h.high_inside && w.low_inside, inside11 = h.high_inside && w.high_inside;
-    const Acc bottom = weight * h.fraction, top = weight - bottom;
-    const Acc w01 = top * w.fraction, w00 = top - w01, w11 = bottom * w.fraction, w10 = bottom - w11;
-    const bool scatter = !Points && !only_weight;
-
-    Acc dot00 = 0, dot01 = 0, dot10 = 0, dot11 = 0;
+    bool inside[4];
+    corners_inside(h, w, inside);
+    Acc weights[4], dots[4] = {};
+    corner_weights(weight, h, w, weights);
     const int64_t pixel = int64_t{h.low * problem.width + w.low} * (problem.groups * problem.group_channels) + start;
     for (int channel = first_channel; channel < problem.group_channels; channel += channel_step) {
       if (!Points) load_grad(channel);
-      const char* corner = reinterpret_cast<const char*>(input + pixel + channel);
-      char* target = reinterpret_cast<char*>(grad_input + pixel + channel);
-      const char* below = corner + problem.row_bytes;
-      char* target_below = target + problem.row_bytes * kGrowth;
-      const int64_t next = int64_t{problem.pixel_bytes} * kGrowth;
-      Pack<T, V> value00, value01, value10, value11;
-      if (inside00) value00.load(corner);
-      if (inside01) value01.load(corner + problem.pixel_bytes);
-      if (inside10) value10.load(below);
-      if (inside11) value11.load(below + problem.pixel_bytes);
-      visit_corner(value00, grad, w00, inside00 && scatter, reinterpret_cast<Acc*>(target), dot00);
-      visit_corner(value01, grad, w01, inside01 && scatter, reinterpret_cast<Acc*>(target + next), dot01);
-      visit_corner(value10, grad, w10, inside10 && scatter, reinterpret_cast<Acc*>(target_below), dot10);
-      visit_corner(value11, grad, w11, inside11 && scatter, reinterpret_cast<Acc*>(target_below + next), dot11);
+      visit_corners(input + pixel + channel, grad_input + pixel + channel, problem.pixel_bytes, problem.row_bytes,
+                    inside, weights, grad, !Points && !only_weight, dots);
       if (Points) break;
     }
-
-    // The sampled value is bilinear in the fractions: its value and its two slopes from the four dot products.
-    const Acc slope_top = dot01 - dot00, slope_bottom = dot11 - dot10;
-    const Acc along_top = multiply_add(w.fraction, slope_top, dot00);
-    const Acc along_bottom = multiply_add(w.fraction, slope_bottom, dot10);
-    const Acc slope_h = along_bottom - along_top;
-    const Acc slope_w = multiply_add(h.fraction, slope_bottom - slope_top, slope_top);
-    Acc sums[3] = {multiply_add(h.fraction, slope_h, along_top), slope_w, slope_h};
+    Acc sums[3];
+    value_and_slopes(dots, h, w, sums);
     sum_over_lanes(sums, problem.lanes.divisor);
     if (leader && !only_weight) {
       const Acc steepness = weight * problem.offset_scale;
@@ -233,7 +257,7 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 8 ? 4 : 7)  // 
     for_each_point<Points>(problem, [&](int k, int i, int j) {
       weight[k] = weight_of(k);
       gradient[k] = visit(k, i, j, weight[k], false);
-      inner = multiply_add(weight[k], gradient[k], inner);
+      inner = fma(weight[k], gradient[k], inner);
     });
     if (!leader) return;
 #pragma unroll
@@ -248,7 +272,7 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 8 ? 4 : 7)  // 
         const Acc weight = weight_of(k);
         const Acc gradient = visit(k, i, j, weight, pass == 0);
         if (pass == 0) {
-          inner = multiply_add(weight, gradient, inner);
+          inner = fma(weight, gradient, inner);
         } else if (leader) {
           narrow(logits ? weight * (gradient - inner) : gradient, grad_mask[k]);
         }

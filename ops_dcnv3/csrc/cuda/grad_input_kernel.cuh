@@ -31,16 +31,6 @@ struct Contribution {
   T mask[Points];
 };
 
-// The weights of a point's four corners: top left, top right, bottom left, bottom right.
-__device__ __forceinline__ void corner_weights(float weight, const Coordinate<float>& h, const Coordinate<float>& w,
-                                               float (&weights)[4]) {
-  const float bottom = weight * h.fraction, top = weight - bottom;
-  weights[1] = top * w.fraction;
-  weights[0] = top - weights[1];
-  weights[3] = bottom * w.fraction;
-  weights[2] = bottom - weights[3];
-}
-
 template <typename T, int Points, bool Logits>
 __global__ void __launch_bounds__(32)
     grad_input_kernel(const Problem<float> problem, const Tiles tiles, const T* __restrict__ grad_output,
@@ -109,7 +99,8 @@ __global__ void __launch_bounds__(32)
         corner_weights(weight_of(k), h, w, weights[k]);
         const int y = h.low - origin_h, x = w.low - origin_w;
         const bool counts = (h.low_inside || h.high_inside) && (w.low_inside || w.high_inside);
-        const bool is_near = static_cast<unsigned>(y) < static_cast<unsigned>(used_rows - 1) && static_cast<unsigned>(x) < static_cast<unsigned>(used_columns - 1);
+        const bool is_near = static_cast<unsigned>(y) < static_cast<unsigned>(used_rows - 1) &&
+                             static_cast<unsigned>(x) < static_cast<unsigned>(used_columns - 1);
         at[k] = sums + (is_near ? y * kRegionColumns + x : 0) * 32;
         near |= (counts && is_near ? 1u : 0u) << k;
         far |= (counts && !is_near ? 1u : 0u) << k;
@@ -139,8 +130,8 @@ __global__ void __launch_bounds__(32)
         const auto [h, w] = sample(shift, tap / 3, tap % 3);
         float weight4[4];
         corner_weights(weight_of.of(widen(__ldg(mask + pixel * problem.mask_pitch + k))), h, w, weight4);
-        const bool inside[4] = {h.low_inside && w.low_inside, h.low_inside && w.high_inside,
-                                h.high_inside && w.low_inside, h.high_inside && w.high_inside};
+        bool inside[4];
+        corners_inside(h, w, inside);
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
           if (!inside[q]) continue;

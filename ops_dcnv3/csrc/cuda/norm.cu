@@ -35,14 +35,13 @@ int resident_blocks(int threads) {
 }
 
 struct Plan {
-  bool block, vector;
+  bool block;
   int slots, threads;
   Layout layout;
 
   explicit Plan(const Shape& s) {
-    const int vectors = static_cast<int>((s.channels + kWidth - 1) / kWidth);
-    vector = s.channels % kWidth == 0;
-    block = !vector || vectors > kWarp;
+    const int vectors = static_cast<int>(s.channels / kWidth);
+    block = vectors > kWarp;
     int lanes = 1;
     while (lanes < vectors && lanes < kWarp) lanes *= 2;
     if (block) lanes = (vectors + kWarp - 1) / kWarp * kWarp;
@@ -62,8 +61,8 @@ struct Plan {
 };
 
 const char* check(const Shape& s) {
-  if (s.channels < 1 || s.channels > kMaxChannels || s.rows > kMaxRows) {
-    return "LayerNorm on CUDA: there must be 1 to 4096 channels and at most 2^30 rows; use torch.nn.LayerNorm";
+  if (s.channels < 1 || s.channels > kMaxChannels || s.channels % kWidth || s.rows > kMaxRows) {
+    return "LayerNorm on CUDA: channels must be a multiple of 8 up to 4096, rows at most 2^30; use torch.nn.LayerNorm";
   }
   return nullptr;
 }
@@ -71,18 +70,10 @@ const char* check(const Shape& s) {
 template <Form F>
 using FormConstant = std::integral_constant<Form, F>;
 
-// Calls run(form, block, vector) with what is known at compile time.
+// Calls run(form, block) with what is known at compile time.
 template <typename Run>
 void with_variant(Form form, const Plan& plan, Run run) {
-  const auto pick = [&](auto f) {
-    if (!plan.vector) {
-      run(f, std::true_type(), std::false_type());
-    } else if (plan.block) {
-      run(f, std::true_type(), std::true_type());
-    } else {
-      run(f, std::false_type(), std::true_type());
-    }
-  };
+  const auto pick = [&](auto f) { plan.block ? run(f, std::true_type()) : run(f, std::false_type()); };
   switch (form) {
     case Form::kPlain: return pick(FormConstant<Form::kPlain>());
     case Form::kGelu: return pick(FormConstant<Form::kGelu>());
@@ -96,8 +87,8 @@ void with_variant(Form form, const Plan& plan, Run run) {
 int64_t backward_blocks(Form form, const Shape& shape) {
   unsigned blocks = 0;
   const Plan plan(shape);
-  with_variant(form, plan, [&](auto f, auto block, auto vector) {
-    blocks = plan.blocks<backward_kernel<decltype(f)::value, decltype(block)::value, decltype(vector)::value>>();
+  with_variant(form, plan, [&](auto f, auto block) {
+    blocks = plan.blocks<backward_kernel<decltype(f)::value, decltype(block)::value>>();
   });
   return blocks;
 }
@@ -106,10 +97,9 @@ const char* forward(Form form, const Shape& shape, const Forward& tensors, void*
   const char* reason = check(shape);
   if (reason || shape.rows == 0) return reason;
   const Plan plan(shape);
-  with_variant(form, plan, [&](auto f, auto block, auto vector) {
-    constexpr auto kernel = forward_kernel<decltype(f)::value, decltype(block)::value, decltype(vector)::value>;
-    DCNV3_LAUNCH(kernel, plan.blocks<kernel>(), static_cast<unsigned>(plan.threads), static_cast<cudaStream_t>(stream),
-                 tensors, plan.layout);
+  with_variant(form, plan, [&](auto f, auto block) {
+    constexpr auto kernel = forward_kernel<decltype(f)::value, decltype(block)::value>;
+    DCNV3_LAUNCH(kernel, plan.blocks<kernel>(), static_cast<unsigned>(plan.threads), stream, tensors, plan.layout);
   });
   return launch_error();
 }
@@ -118,16 +108,15 @@ const char* backward(Form form, const Shape& shape, const Backward& tensors, voi
   const char* reason = check(shape);
   if (reason || shape.rows == 0) return reason;
   const Plan plan(shape);
-  const auto on = static_cast<cudaStream_t>(stream);
   unsigned blocks = 0;
-  with_variant(form, plan, [&](auto f, auto block, auto vector) {
-    constexpr auto kernel = backward_kernel<decltype(f)::value, decltype(block)::value, decltype(vector)::value>;
+  with_variant(form, plan, [&](auto f, auto block) {
+    constexpr auto kernel = backward_kernel<decltype(f)::value, decltype(block)::value>;
     blocks = plan.blocks<kernel>();
-    DCNV3_LAUNCH(kernel, blocks, static_cast<unsigned>(plan.threads), on, tensors, plan.layout);
+    DCNV3_LAUNCH(kernel, blocks, static_cast<unsigned>(plan.threads), stream, tensors, plan.layout);
   });
   if (tensors.partial) {
     const int columns = kSums * plan.layout.channels;
-    DCNV3_LAUNCH(finish_kernel, static_cast<unsigned>((columns + kWarp - 1) / kWarp), kFinishThreads, on, tensors,
+    DCNV3_LAUNCH(finish_kernel, static_cast<unsigned>((columns + kWarp - 1) / kWarp), kFinishThreads, stream, tensors,
                  plan.layout.channels, static_cast<int>(blocks));
   }
   return launch_error();

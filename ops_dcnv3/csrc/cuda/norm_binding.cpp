@@ -31,16 +31,15 @@ class Arguments {
     shape.rows = shape.rows_per_image = first.numel() / shape.channels;
   }
 
-  dcnv3::norm::Source read(const Tensor& tensor, int64_t count, const char* name) {
+  dcnv3::norm::Source read(const Optional& given, int64_t count, const char* name) {
+    if (!given) return {};
+    const Tensor& tensor = *given;
     if (tensor.numel() != count || tensor.is_cpu() != on_cpu_ || tensor.get_device_index() != device_) {
       fail(std::string("ops_dcnv3: ") + name + " must have " + std::to_string(count) +
            " elements, on the device of the others; got " + std::to_string(tensor.numel()));
     }
     held_.push_back(prepared(tensor));
     return {held_.back().const_data_ptr(), single_or_half(tensor)};
-  }
-  dcnv3::norm::Source read(const Optional& tensor, int64_t count, const char* name) {
-    return tensor ? read(*tensor, count, name) : dcnv3::norm::Source();
   }
   dcnv3::norm::Source rows(const Optional& tensor, const char* name) {
     return read(tensor, shape.rows * shape.channels, name);
@@ -54,7 +53,7 @@ class Arguments {
            std::to_string(shape.rows) + " rows");
     }
     shape.rows_per_image = shape.rows / count > 0 ? shape.rows / count : 1;
-    return read(*keep, count, "keep");
+    return read(keep, count, "keep");
   }
 
   dcnv3::norm::Shape shape;

@@ -35,44 +35,36 @@ struct Raw {
 
 __device__ __forceinline__ bool is_wide(Dtype dtype) { return dtype == Dtype::kFloat32; }
 
-// Loads `count` channels from `first` on; the others are zero. With Vector the count is 0 or 8.
-template <bool Vector>
-__device__ __forceinline__ Raw load(const Source& source, int64_t first, int count) {
+// Loads a thread's channels from `first` on; zeros if it has none.
+__device__ __forceinline__ Raw load(const Source& source, int64_t first, bool present) {
   Raw raw;
+  if (!present) return raw;
   const bool wide = is_wide(source.dtype);
   const char* p = static_cast<const char*>(source.data) + first * (wide ? 4 : 2);
-  if constexpr (Vector) {
-    if (count == 0) return raw;
-    const uint4 low = __ldg(reinterpret_cast<const uint4*>(p));
-    uint4 high = {0, 0, 0, 0};
-    if (wide) high = __ldg(reinterpret_cast<const uint4*>(p) + 1);
-    raw.word[0] = low.x, raw.word[1] = low.y, raw.word[2] = low.z, raw.word[3] = low.w;
-    raw.word[4] = high.x, raw.word[5] = high.y, raw.word[6] = high.z, raw.word[7] = high.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      if (i >= count) continue;
-      if (wide) {
-        raw.word[i] = __ldg(reinterpret_cast<const uint32_t*>(p) + i);
-      } else {
-        raw.word[i / 2] |= uint32_t{__ldg(reinterpret_cast<const uint16_t*>(p) + i)} << 16 * (i % 2);
-      }
-    }
-  }
+  const uint4 low = __ldg(reinterpret_cast<const uint4*>(p));
+  uint4 high = {0, 0, 0, 0};
+  if (wide) high = __ldg(reinterpret_cast<const uint4*>(p) + 1);
+  raw.word[0] = low.x, raw.word[1] = low.y, raw.word[2] = low.z, raw.word[3] = low.w;
+  raw.word[4] = high.x, raw.word[5] = high.y, raw.word[6] = high.z, raw.word[7] = high.w;
   return raw;
+}
+
+// Calls run(T()) for the half type T of that name.
+template <typename Run>
+__device__ __forceinline__ auto with_half(Dtype dtype, Run run) {
+  return dtype == Dtype::kBFloat16 ? run(__nv_bfloat16(0)) : run(__half(0));
 }
 
 __device__ __forceinline__ void expand(const Raw& raw, Dtype dtype, float* x) {
   if (is_wide(dtype)) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) x[i] = __uint_as_float(raw.word[i]);
-  } else if (dtype == Dtype::kBFloat16) {
-#pragma unroll
-    for (int i = 0; i < kWidth / 2; ++i) unpack(raw.word + i, x + 2 * i, __nv_bfloat16(0));
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWidth / 2; ++i) unpack(raw.word + i, x + 2 * i, __half(0));
+    return;
   }
+  with_half(dtype, [&](auto zero) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i) unpack(raw.word + i, x + 2 * i, zero);
+  });
 }
 
 // Two neighbouring values of a half type in one word.
@@ -91,86 +83,64 @@ __device__ __forceinline__ Raw compress(const float* x, Dtype dtype) {
   if (is_wide(dtype)) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) raw.word[i] = __float_as_uint(x[i]);
-  } else if (dtype == Dtype::kBFloat16) {
-#pragma unroll
-    for (int i = 0; i < kWidth / 2; ++i) raw.word[i] = pack<__nv_bfloat16>(x[2 * i], x[2 * i + 1]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWidth / 2; ++i) raw.word[i] = pack<__half>(x[2 * i], x[2 * i + 1]);
+    return raw;
   }
+  with_half(dtype, [&](auto zero) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i) raw.word[i] = pack<decltype(zero)>(x[2 * i], x[2 * i + 1]);
+  });
   return raw;
 }
 
-template <bool Vector>
-__device__ __forceinline__ void store(const Target& target, int64_t first, int count, const Raw& raw) {
+__device__ __forceinline__ void store(const Target& target, int64_t first, bool present, const Raw& raw) {
+  if (!present) return;
   const bool wide = is_wide(target.dtype);
   char* p = static_cast<char*>(target.data) + first * (wide ? 4 : 2);
-  if constexpr (Vector) {
-    if (count == 0) return;
-    *reinterpret_cast<uint4*>(p) = {raw.word[0], raw.word[1], raw.word[2], raw.word[3]};
-    if (wide) reinterpret_cast<uint4*>(p)[1] = {raw.word[4], raw.word[5], raw.word[6], raw.word[7]};
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      if (i >= count) continue;
-      if (wide) {
-        reinterpret_cast<uint32_t*>(p)[i] = raw.word[i];
-      } else {
-        reinterpret_cast<uint16_t*>(p)[i] = static_cast<uint16_t>(raw.word[i / 2] >> 16 * (i % 2));
-      }
-    }
-  }
-}
-
-// Eight channels of a parameter, or `absent` eight times.
-template <bool Vector>
-__device__ __forceinline__ void load_parameter(const Source& source, int channel, int count, float absent, float* x) {
-  if (source.data) {
-    expand(load<Vector>(source, channel, count), source.dtype, x);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) x[i] = absent;
-  }
+  *reinterpret_cast<uint4*>(p) = {raw.word[0], raw.word[1], raw.word[2], raw.word[3]};
+  if (wide) reinterpret_cast<uint4*>(p)[1] = {raw.word[4], raw.word[5], raw.word[6], raw.word[7]};
 }
 
 __device__ __forceinline__ float load_one(const Source& source, uint32_t index) {
   if (is_wide(source.dtype)) return __ldg(static_cast<const float*>(source.data) + index);
   const uint32_t word = __ldg(static_cast<const uint16_t*>(source.data) + index);
   float pair[2];
-  if (source.dtype == Dtype::kBFloat16) {
-    unpack(&word, pair, __nv_bfloat16(0));
-  } else {
-    unpack(&word, pair, __half(0));
-  }
+  with_half(source.dtype, [&](auto zero) { unpack(&word, pair, zero); });
   return pair[0];
 }
 
 __device__ __forceinline__ void store_one(const Target& target, int index, float x) {
-  switch (target.dtype) {
-    case Dtype::kFloat16: return narrow(x, static_cast<__half*>(target.data)[index]);
-    case Dtype::kBFloat16: return narrow(x, static_cast<__nv_bfloat16*>(target.data)[index]);
-    default: static_cast<float*>(target.data)[index] = x;
+  if (is_wide(target.dtype)) {
+    static_cast<float*>(target.data)[index] = x;
+  } else {
+    with_half(target.dtype, [&](auto zero) { narrow(x, static_cast<decltype(zero)*>(target.data)[index]); });
   }
 }
 
 // ---- the threads of a row ------------------------------------------------------------------------------------------
 
 struct Place {
-  int slot, slots;     // which of the rows that the block works on at a time
-  int channel, count;  // the thread's channels; it may have none
+  int slot, slots;  // which of the rows that the block works on at a time
+  int channel;      // the first of the thread's channels
+  bool present;     // whether it has any
 
-  template <bool Vector>
-  __device__ __forceinline__ static Place of(const Layout& layout) {
-    Place place;
+  __device__ __forceinline__ explicit Place(const Layout& layout) {
     const int thread = static_cast<int>(threadIdx.x);
-    place.slot = thread / layout.lanes;
-    place.slots = static_cast<int>(blockDim.x) / layout.lanes;
-    place.channel = (thread - place.slot * layout.lanes) * kWidth;
-    const int left = layout.channels - place.channel;
-    place.count = left <= 0 ? 0 : Vector || left > kWidth ? kWidth : left;
-    return place;
+    slot = thread / layout.lanes;
+    slots = static_cast<int>(blockDim.x) / layout.lanes;
+    channel = (thread - slot * layout.lanes) * kWidth;
+    present = channel < layout.channels;
   }
 };
+
+// Eight channels of a parameter, or `absent` eight times.
+__device__ __forceinline__ void load_parameter(const Source& source, const Place& place, float absent, float* x) {
+  if (source.data) {
+    expand(load(source, place.channel, place.present), source.dtype, x);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x[i] = absent;
+  }
+}
 
 // Shared memory, in functions that are no templates: g++ would not poison it there.
 constexpr int kMostThreads = kThreads<true>, kMostWarps = kMostThreads / kWarp;
@@ -227,32 +197,32 @@ __device__ __forceinline__ float gelu_slope(float x) {
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-template <Form F, bool Block, bool Vector>
+template <Form F, bool Block>
 __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 3) forward_kernel(const Forward a, const Layout layout) {
   RowSum<Block, 1> sum_over_row;
-  const Place place = Place::of<Vector>(layout);
+  const Place place(layout);
   const int step = static_cast<int>(gridDim.x) * place.slots;
   const float scale = 1.f / static_cast<float>(layout.channels);
 
   float weight[kWidth], bias[kWidth], extra[kWidth];
-  load_parameter<Vector>(a.weight, place.channel, place.count, 1.f, weight);
-  load_parameter<Vector>(a.bias, place.channel, place.count, 0.f, bias);
+  load_parameter(a.weight, place, 1.f, weight);
+  load_parameter(a.bias, place, 0.f, bias);
   if constexpr (F != Form::kPlain) {
-    load_parameter<Vector>(a.extra, place.channel, place.count, F == Form::kGelu ? 0.f : 1.f, extra);
+    load_parameter(a.extra, place, F == Form::kGelu ? 0.f : 1.f, extra);
   }
 
   Raw next_x, next_residual;
   const auto fetch = [&](int row) {
-    const int count = row < layout.rows ? place.count : 0;
+    const bool present = row < layout.rows && place.present;
     const int64_t first = int64_t{row} * layout.channels + place.channel;
-    next_x = load<Vector>(a.x, first, count);
-    if constexpr (F == Form::kPost || F == Form::kPre) next_residual = load<Vector>(a.residual, first, count);
+    next_x = load(a.x, first, present);
+    if constexpr (F == Form::kPost || F == Form::kPre) next_residual = load(a.residual, first, present);
   };
 
   fetch(static_cast<int>(blockIdx.x) * place.slots + place.slot);
   for (int start = static_cast<int>(blockIdx.x) * place.slots; start < layout.rows; start += step) {
     const int row = start + place.slot;
-    const int count = row < layout.rows ? place.count : 0;
+    const bool present = row < layout.rows && place.present;
     const int64_t first = int64_t{row} * layout.channels + place.channel;
     float x[kWidth], residual[kWidth];
     expand(next_x, a.x.dtype, x);
@@ -261,7 +231,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 3) forward_kernel
 
     float keep = 1.f;
     if constexpr (F == Form::kPost || F == Form::kPre) {
-      if (a.keep.data && count) keep = load_one(a.keep, layout.by_image.quotient(static_cast<uint32_t>(row)));
+      if (a.keep.data && present) keep = load_one(a.keep, layout.by_image.quotient(static_cast<uint32_t>(row)));
     }
     if constexpr (F == Form::kGelu) {
 #pragma unroll
@@ -271,7 +241,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 3) forward_kernel
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) x[i] = fmaf(keep * extra[i], x[i], residual[i]);
       const Raw rounded = compress(x, a.sum.dtype);  // what backward will read
-      store<Vector>(a.sum, first, count, rounded);
+      store(a.sum, first, present, rounded);
       expand(rounded, a.sum.dtype, x);
     }
 
@@ -284,7 +254,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 3) forward_kernel
     total[0] = 0;
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      x[i] = i < place.count ? x[i] - mean : 0.f;
+      x[i] = place.present ? x[i] - mean : 0.f;
       total[0] = fmaf(x[i], x[i], total[0]);
     }
     sum_over_row(total, layout.lanes);
@@ -300,7 +270,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 3) forward_kernel
       if constexpr (F == Form::kGelu) x[i] = gelu(x[i]);
       if constexpr (F == Form::kPost) x[i] = fmaf(keep * extra[i], x[i], residual[i]);
     }
-    store<Vector>(a.out, first, count, compress(x, a.out.dtype));
+    store(a.out, first, present, compress(x, a.out.dtype));
   }
 }
 
@@ -312,49 +282,49 @@ struct Incoming {
   float mean = 0, inverse = 0;
 };
 
-template <Form F, bool Block, bool Vector>
+template <Form F, bool Block>
 __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 2) backward_kernel(const Backward a, const Layout layout) {
   constexpr bool kHasExtra = F != Form::kPlain;
   RowSum<Block, 2> sum_over_row;
-  const Place place = Place::of<Vector>(layout);
+  const Place place(layout);
   const int step = static_cast<int>(gridDim.x) * place.slots;
   const float scale = 1.f / static_cast<float>(layout.channels);
 
   float weight[kWidth], bias[kWidth], extra[kWidth], sums[kSums][kWidth] = {};
-  load_parameter<Vector>(a.weight, place.channel, place.count, 1.f, weight);
+  load_parameter(a.weight, place, 1.f, weight);
   if constexpr (F == Form::kGelu || F == Form::kPost) {
-    load_parameter<Vector>(a.bias, place.channel, place.count, 0.f, bias);
+    load_parameter(a.bias, place, 0.f, bias);
   }
   if constexpr (kHasExtra) {
-    load_parameter<Vector>(a.extra, place.channel, place.count, F == Form::kGelu ? 0.f : 1.f, extra);
+    load_parameter(a.extra, place, F == Form::kGelu ? 0.f : 1.f, extra);
   }
 
   Incoming next;
   const auto fetch = [&](int row) {
-    const int count = row < layout.rows ? place.count : 0;
+    const bool present = row < layout.rows && place.present;
     const int64_t first = int64_t{row} * layout.channels + place.channel;
-    next.grad = load<Vector>(a.grad, first, count);
-    next.source = load<Vector>(a.source, first, count);
-    next.mean = count ? __ldg(a.stats + row) : 0.f;
-    next.inverse = count ? __ldg(a.stats + int64_t{layout.rows} + row) : 0.f;
+    next.grad = load(a.grad, first, present);
+    next.source = load(a.source, first, present);
+    next.mean = present ? __ldg(a.stats + row) : 0.f;
+    next.inverse = present ? __ldg(a.stats + int64_t{layout.rows} + row) : 0.f;
   };
 
   fetch(static_cast<int>(blockIdx.x) * place.slots + place.slot);
   for (int start = static_cast<int>(blockIdx.x) * place.slots; start < layout.rows; start += step) {
     const int row = start + place.slot;
-    const int count = row < layout.rows ? place.count : 0;
+    const bool present = row < layout.rows && place.present;
     const int64_t first = int64_t{row} * layout.channels + place.channel;
     const Incoming now = next;
     if (start + step < layout.rows) fetch(row + step);
     float keep = 1.f;
     if constexpr (F == Form::kPost || F == Form::kPre) {
-      if (a.keep.data && count) keep = load_one(a.keep, layout.by_image.quotient(static_cast<uint32_t>(row)));
+      if (a.keep.data && present) keep = load_one(a.keep, layout.by_image.quotient(static_cast<uint32_t>(row)));
     }
 
     Raw grad_sum, branch;  // wanted after the sum over the row
     if constexpr (F == Form::kPre) {
-      if (a.grad_sum.data) grad_sum = load<Vector>(a.grad_sum, first, count);
-      if (a.branch.data) branch = load<Vector>(a.branch, first, count);
+      if (a.grad_sum.data) grad_sum = load(a.grad_sum, first, present);
+      if (a.branch.data) branch = load(a.branch, first, present);
     }
     float grad[kWidth], x[kWidth];  // x: normalised
     expand(now.grad, a.grad.dtype, grad);
@@ -363,7 +333,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 2) backward_kerne
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       if constexpr (F == Form::kGelu) x[i] += extra[i];
-      x[i] = i < count ? (x[i] - now.mean) * now.inverse : 0.f;
+      x[i] = present ? (x[i] - now.mean) * now.inverse : 0.f;
       if constexpr (F == Form::kGelu) grad[i] *= gelu_slope(fmaf(x[i], weight[i], bias[i]));
       if constexpr (F == Form::kPost) {
         grad[i] *= keep;
@@ -382,7 +352,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 2) backward_kerne
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       x[i] = now.inverse * (grad[i] - fmaf(x[i], total[1], total[0]));  // the gradient of what was normalised
-      if (F == Form::kGelu && i < count) sums[2][i] += x[i];
+      if (F == Form::kGelu && present) sums[2][i] += x[i];
     }
     if constexpr (F == Form::kPre) {
       if (a.grad_sum.data) {
@@ -391,7 +361,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 2) backward_kerne
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) x[i] += other[i];
       }
-      if (a.grad_residual.data) store<Vector>(a.grad_residual, first, count, compress(x, a.grad_residual.dtype));
+      if (a.grad_residual.data) store(a.grad_residual, first, present, compress(x, a.grad_residual.dtype));
       if (a.branch.data) {
         float other[kWidth];
         expand(branch, a.branch.dtype, other);
@@ -401,7 +371,7 @@ __global__ void __launch_bounds__(kThreads<Block>, Block ? 1 : 2) backward_kerne
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) x[i] *= keep * extra[i];
     }
-    if (a.grad_x.data) store<Vector>(a.grad_x, first, count, compress(x, a.grad_x.dtype));
+    if (a.grad_x.data) store(a.grad_x, first, present, compress(x, a.grad_x.dtype));
   }
 
   // The block's share of the parameters' gradients, its rows added in the order of their slots.

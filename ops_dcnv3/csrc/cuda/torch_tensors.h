@@ -42,4 +42,17 @@ inline void* current_stream(const Tensor& tensor) {
 // Of a launcher's answer.
 inline void require_launch(const char* reason) { require(reason == nullptr, reason); }
 
+// What kernels add a gradient up in: zeros of the size of `like`, float32 for the half types.
+inline Tensor zero_sums(const Tensor& like) {
+  return torch::stable::new_zeros(like, like.sizes(), like.element_size() == 2 ? ScalarType::Float : like.scalar_type());
+}
+
+// The sums in the type of `like`.
+inline Tensor narrowed(const Tensor& sums, const Tensor& like, void* stream) {
+  if (sums.scalar_type() == like.scalar_type()) return sums;
+  Tensor result = new_tensor(like, like.sizes());
+  require_launch(dcnv3::narrow(dtype_of(like), sums.const_data_ptr(), result.mutable_data_ptr(), like.numel(), stream));
+  return result;
+}
+
 }  // namespace ops_dcnv3

@@ -6,12 +6,14 @@ compilers, exporters and other program transformations these are the ordinary li
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from .schema import constant_when_compiled, has_no_hooks, is_plain
 
 __all__ = ["Linear", "PackedConv2d", "PackedLinear", "activated_linears", "can_fuse", "linear", "mlp", "onednn_works"]
 
@@ -25,7 +27,7 @@ def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: str = _
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], gelu)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def onednn_works() -> bool:
     """Whether this PyTorch has the oneDNN operator and it computes what is expected of it."""
     return _onednn_works()
@@ -70,42 +72,29 @@ torch.library.register_fake(
 torch.library.register_autograd("ops_dcnv3::linear", _compiled_backward, setup_context=_compiled_setup, lib=_library)
 
 
-def _compiled_serves(x: Tensor, weight: Tensor) -> bool:
-    return not torch.compiler.is_exporting() and _suits(x, weight) and onednn_works()
+def _product(x: Tensor, *parameters: Tensor | None) -> Callable:
+    """The matrix product for linear layers of `x`: `F.linear`, `_matmul`, or the operator that compilers see.
 
-
-def _suits(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.is_cpu
-        and x.dim() > 1
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() * weight.shape[0] >= _LEAST_WORK
+    `parameters` are weight and bias of each layer in turn.
+    """
+    if not x.is_cpu:
+        return F.linear
+    suits = (
+        x.dim() > 1
+        and x.dtype == torch.float32
+        and all(w.dtype == torch.float32 and x.numel() * w.shape[0] >= _LEAST_WORK for w in parameters[::2])
         and not torch.is_autocast_enabled("cpu")
     )
+    if suits and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return torch.ops.ops_dcnv3.linear if onednn_works() else F.linear
+    return _matmul if suits and is_plain(x, *parameters) and onednn_works() else F.linear
 
 
-def _is_plain(x: Tensor, *weights: Tensor) -> bool:
-    """Whether nothing but autograd and autocast watches what is done to these tensors."""
-    return (
-        not (torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing())
-        and type(x) is Tensor
-        and all(type(weight) in (Tensor, nn.Parameter) for weight in weights)
-        # A mode (fake tensors, FLOP counting, ...) or a function transform would not see what it expects.
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch.autograd.forward_ad._current_level < 0
-    )
-
-
-def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
-    # A GPU's tensor is turned away by the first comparison.
-    return x.is_cpu and _is_plain(x, weight) and _suits(x, weight) and onednn_works()
-
-
-def _recomputes(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    if not (x.device.type in _RECOMPUTING and x.dim() > 1 and _is_plain(x, *weights)):
+def _recomputes(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether layers by PyTorch's own product may keep `x` alone and compute its GELU again in backward."""
+    if not (x.device.type in _RECOMPUTING and x.dim() > 1 and is_plain(x, *parameters)):
         return False
-    types = {x.dtype, *(weight.dtype for weight in weights)}
+    types = {x.dtype, *(weight.dtype for weight in parameters[::2])}
     # Autocast leaves float64 alone; without it a mixture is an error for F.linear to raise.
     return torch.float64 not in types if torch.is_autocast_enabled(x.device.type) else len(types) == 1
 
@@ -169,19 +158,14 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def _linears(x: Tensor, gelu: str, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-    weights, biases = parameters[::2], parameters[1::2]
-    product = F.linear
-    if x.is_cpu:
-        if all(_onednn_serves(x, weight) for weight in weights):
-            if _needs_grad(x, *parameters):
-                return _ActivatedLinears.apply(x, gelu, _matmul, *parameters)
-            product = _matmul
-        elif torch.compiler.is_compiling() and all(_compiled_serves(x, weight) for weight in weights):
-            product = torch.ops.ops_dcnv3.linear
-    if gelu and product is F.linear and _needs_grad(x, *parameters) and _recomputes(x, weights):
-        return _recomputed(x, gelu, *parameters)
+    product = _product(x, *parameters)
+    if _needs_grad(x, *parameters):
+        if product is _matmul:
+            return _ActivatedLinears.apply(x, gelu, product, *parameters)
+        if gelu and product is F.linear and _recomputes(x, *parameters):
+            return _recomputed(x, gelu, *parameters)
     activated = F.gelu(x, approximate=gelu) if gelu else x
-    return tuple(product(activated, weight, bias) for weight, bias in zip(weights, biases))
+    return tuple(product(activated, weight, bias) for weight, bias in zip(parameters[::2], parameters[1::2]))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -226,7 +210,8 @@ class PackedLinear(_Packed, nn.Linear):
         self.gelu = activation.approximate if activation is not None else _NO_GELU
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _onednn_serves(input, self.weight) or _needs_grad(input, self.weight, self.bias):
+        parameters = self.weight, self.bias
+        if _product(input, *parameters) is not _matmul or _needs_grad(input, *parameters):
             x = linear(input, self.weight, self.bias)
             return F.gelu(x, approximate=self.gelu) if self.gelu else x
         weight = self._packed_weight(lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight, None))
@@ -246,7 +231,8 @@ class PackedConv2d(_Packed, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         channels_last = input.is_cpu and input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
-        if not (channels_last and _onednn_serves(input, self.weight)) or _needs_grad(input, self.weight, self.bias):
+        parameters = self.weight, self.bias
+        if not channels_last or _product(input, *parameters) is not _matmul or _needs_grad(input, *parameters):
             return super().forward(input)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         weight = self._packed_weight(
@@ -257,12 +243,8 @@ class PackedConv2d(_Packed, nn.Conv2d):
 
 def can_fuse(activation: nn.Module, *layers: nn.Module) -> bool:
     """Whether the functions below may stand for calling these modules: nobody has replaced or hooked one of them."""
-    return type(activation) is nn.GELU and all(
-        (module is activation or type(module) is Linear)
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-        for module in (activation, *layers)
-    )
+    are_ours = all(type(layer) is Linear for layer in layers)
+    return type(activation) is nn.GELU and are_ours and has_no_hooks(activation, *layers)
 
 
 def activated_linears(x: Tensor, activation: nn.GELU, *parameters: Tensor | None) -> tuple[Tensor, ...]:
@@ -283,6 +265,6 @@ def mlp(
     x: Tensor, activation: nn.GELU, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None
 ) -> Tensor:
     """Linear, GELU, linear on `(..., K)`. Without gradients the GELU is part of the first product."""
-    if _onednn_serves(x, weight1) and not _needs_grad(x, weight1, bias1, weight2, bias2):
+    if _product(x, weight1, bias1) is _matmul and not _needs_grad(x, weight1, bias1, weight2, bias2):
         return linear(_matmul(x, weight1, bias1, activation.approximate), weight2, bias2)
     return activated_linears(linear(x, weight1, bias1), activation, weight2, bias2)[0]

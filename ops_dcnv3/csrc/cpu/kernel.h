@@ -8,8 +8,8 @@
 // A corner outside the image gets weight zero and the address of a corner inside; a point outside is skipped.
 #pragma once
 
-#include "cpu_simd.h"
-#include "cpu_types.h"
+#include "simd.h"
+#include "types.h"
 
 namespace {
 
@@ -486,28 +486,24 @@ void backward(const Problem& p, const BackwardTensors& t, int64_t begin, int64_t
 
 // ---- by dtype ------------------------------------------------------------------------------------------------------
 
-void forward_any(DType dtype, const Problem& p, const ForwardTensors& t, int64_t begin, int64_t end, void* memory) {
+// Call f(zero of the accumulator, zero of the storage type).
+template <class F>
+void with_types(DType dtype, const F& f) {
   switch (dtype) {
-    case DType::f32: return forward<float, float>(p, t, begin, end, memory);
-    case DType::f64: return forward<double, double>(p, t, begin, end, memory);
-    case DType::bf16: return forward<float, BFloat16>(p, t, begin, end, memory);
-    case DType::f16: return forward<float, Half>(p, t, begin, end, memory);
+    case DType::f32: return f(float(), float());
+    case DType::f64: return f(double(), double());
+    case DType::bf16: return f(float(), BFloat16());
+    case DType::f16: return f(float(), Half());
   }
 }
 
-// A library for inference leaves the gradients out, which take most of the time of compiling.
-#if defined(DCNV3_FORWARD_ONLY)
-constexpr decltype(ops_dcnv3::Kernels::backward) backward_any = nullptr;
-#else
-void backward_any(DType dtype, const Problem& p, const BackwardTensors& t, int64_t begin, int64_t end, void* memory) {
-  switch (dtype) {
-    case DType::f32: return backward<float, float>(p, t, begin, end, memory);
-    case DType::f64: return backward<double, double>(p, t, begin, end, memory);
-    case DType::bf16: return backward<float, BFloat16>(p, t, begin, end, memory);
-    case DType::f16: return backward<float, Half>(p, t, begin, end, memory);
-  }
+void forward_any(DType dtype, const Problem& p, const ForwardTensors& t, int64_t begin, int64_t end, void* memory) {
+  with_types(dtype, [&](auto a, auto b) { forward<decltype(a), decltype(b)>(p, t, begin, end, memory); });
 }
-#endif
+
+void backward_any(DType dtype, const Problem& p, const BackwardTensors& t, int64_t begin, int64_t end, void* memory) {
+  with_types(dtype, [&](auto a, auto b) { backward<decltype(a), decltype(b)>(p, t, begin, end, memory); });
+}
 
 int64_t scratch_bytes(DType dtype, const Problem& p, bool backward) {
   if (dtype == DType::f64) return Scratch<double>(p, nullptr, backward, false).bytes;

@@ -46,5 +46,6 @@ struct Kernels {
 const Kernels& portable_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& chosen_kernels();  // capability.cpp
 
 }  // namespace ops_dcnv3

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .functional import _setup_context
 from .reference import Geometry, gather_core, grid_sample_core
+from .schema import save_inputs
 
 __all__ = ["constants", "dcnv3_forward_kernel", "triton_forward"]
 
@@ -195,9 +195,9 @@ def _backward(ctx, grad_output: Tensor):
     needed = ctx.needs_input_grad
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed)]
-        output = core(*leaves, Geometry(*ctx.geometry))
+        output = core(*leaves, Geometry(*ctx.constants))
     grads = iter(torch.autograd.grad(output, [leaf for leaf in leaves if leaf.requires_grad], grad_output))
-    return *(next(grads) if leaf.requires_grad else None for leaf in leaves), *(None for _ in ctx.geometry)
+    return *(next(grads) if leaf.requires_grad else None for leaf in leaves), *(None for _ in ctx.constants)
 
 
-triton_forward.register_autograd(_backward, setup_context=_setup_context)
+triton_forward.register_autograd(_backward, setup_context=save_inputs)

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from golden import image
-from ops_dcnv3 import linear as onednn
-from ops_dcnv3.linear import Linear, activated_linears, can_fuse
+from ops_dcnv3 import onednn
+from ops_dcnv3.onednn import Linear, activated_linears, can_fuse
 
 pytestmark = pytest.mark.skipif(not onednn.onednn_works(), reason="this PyTorch has no oneDNN linear")
 
@@ -134,7 +134,7 @@ def test_the_operator_that_compilers_see_is_sound():
 def recomputing(monkeypatch):
     """What a GPU's tensors go through, on the CPU: PyTorch's own products and a GELU computed again in backward."""
     monkeypatch.setattr(onednn, "_RECOMPUTING", ("cpu",))
-    monkeypatch.setattr(onednn, "_onednn_serves", lambda x, weight: False)
+    monkeypatch.setattr(onednn, "_product", lambda *tensors: F.linear)
 
 
 def activated_case(dtype=torch.float32, parameter_dtype=None):
@@ -272,7 +272,7 @@ def test_a_tensor_of_another_device_is_turned_away_before_any_other_check(monkey
     def refuse(*args):
         raise AssertionError("a check for the CPU was made")
 
-    for name in ("_is_plain", "_suits", "onednn_works"):
+    for name in ("is_plain", "onednn_works"):
         monkeypatch.setattr(onednn, name, refuse)
     x, conv = torch.empty(2, 3, 3, 8, device="meta"), nn.Conv2d(8, 8, 3, padding=1, device="meta")
     first, second = (Linear(8, 8, device="meta") for _ in range(2))

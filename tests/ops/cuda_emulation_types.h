@@ -46,6 +46,7 @@ T from_bits(uint64_t bits) {
 // ---- arithmetic -----------------------------------------------------------------------------------------------------
 
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+using std::exp2, std::fma, std::fmax, std::fmin;  // for float and double, as in CUDA
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 inline float __uint_as_float(uint32_t x) { return emulation::from_bits<float>(x); }
 inline uint32_t __float_as_uint(float x) { return static_cast<uint32_t>(emulation::to_bits(x)); }
