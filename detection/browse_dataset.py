@@ -11,7 +11,7 @@ from pathlib import Path
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import detection.models  # noqa: F401 # isort: skip - before mmdet
+import internimage.mm  # noqa: F401 # isort: skip - before mmdet
 import numpy as np
 from matplotlib.axes import Axes
 from mmdet.structures import DetDataSample

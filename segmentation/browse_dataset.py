@@ -11,7 +11,7 @@ from pathlib import Path
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import segmentation.models  # noqa: F401 # isort: skip - before mmseg
+import internimage.mm  # noqa: F401 # isort: skip - before mmseg
 import numpy as np
 from matplotlib.axes import Axes
 from mmseg.structures import SegDataSample

@@ -4,7 +4,7 @@ Importing this registers them; the configurations name it in `custom_imports`. `
 writes a configuration for label maps of your own.
 """
 
-import segmentation.models  # noqa: F401 - before mmseg is imported
+import internimage.mm  # noqa: F401 - before mmseg is imported
 
 from .labels import LabelError, LoadLabelMap
 from .mapillary import MapillaryDataset, MapillaryToCityscapes

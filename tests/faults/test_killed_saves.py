@@ -11,13 +11,10 @@ from mmengine.fileio import LocalBackend
 from mmengine.runner import CheckpointLoader, Runner
 from toy import toy_config
 
-import internimage.mm.registration as mm
 from internimage.checkpoint import load_file, read_state_dict, save_atomic
 from internimage.errors import CheckpointError, UserError
 from internimage.mm.checkpoints import find_checkpoints
-
-mm.setup()
-from internimage.mm.runner import CheckedRunner  # noqa: E402 - after setup
+from internimage.mm.runner import CheckedRunner
 
 
 def train(

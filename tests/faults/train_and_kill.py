@@ -19,7 +19,6 @@ from in_children import in_child
 from mmengine.fileio import LocalBackend
 from mmengine.runner import Runner
 
-from internimage.mm import registration as mm
 from internimage.mm import runner
 
 TASK, FOLDER, MOMENTS = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
@@ -27,15 +26,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / TASK))
 
 if TASK == "toy":
     from toy import toy_config
-
-    import internimage.mm.registration as mm
-
-    mm.setup()
 elif TASK == "detection":
-    import detection.models  # noqa: F401 - isort: skip - before mmdet
     from tiny_coco import make_config, make_data
 else:
-    import segmentation.models  # noqa: F401 - isort: skip - before mmseg
     from tiny_scenes import make_config, make_data
 
 Runner._log_env = lambda *_: None  # takes longer than the training
