@@ -13,11 +13,11 @@ from timm.data import Mixup
 from yacs.config import CfgNode
 
 from internimage.errors import UserError
+from internimage.seeding import isolated_randomness, sample_seed, seed_generators
 
 from .loader import ImageDataset, ImageLoader
 from .memory import hold_in_memory
 from .sampler import EvalSampler, TrainSampler
-from .seeding import isolated_randomness, sample_seed, seed_generators
 from .splits import open_splits
 from .transforms import build_transform
 

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from internimage.errors import UserError
 from internimage.images import decode_rgb
+from internimage.seeding import isolated_randomness, sample_seed, seed_generators
 
 from .samples import Samples
-from .seeding import isolated_randomness, sample_seed, seed_generators
 
 __all__ = ["ImageDataset", "ImageLoader"]
 

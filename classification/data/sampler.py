@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from .seeding import sample_seed
+from internimage.seeding import sample_seed
 
 __all__ = ["EvalSampler", "TrainSampler"]
 

@@ -6,25 +6,30 @@ none (`checkpoints`), and several processes work without a GPU, too (gloo, and B
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import atexit
+import multiprocessing
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.dist import master_only
+from mmengine.dist import barrier, get_rank, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, distributed, nn
+from torch.utils.data import DataLoader
 
 from ..checkpoint import extract_state_dict, load_exact, load_file, load_pretrained
 from ..errors import CheckpointError, UserError, exit_on_user_error
 from ..files import atomic_path
 from ..integrity import mark_verified
+from ..preemption import EXIT_CODE, StopRequest, ignore_in_worker
+from ..runlock import lock_run
 from ..zoo import local_checkpoint
 from .checkpoints import (
+    STOPPED,
     SafeCheckpointHook,
     find_checkpoints,
     newest_readable,
@@ -33,99 +38,12 @@ from .checkpoints import (
     training_state,
 )
 from .checks import check_classes, check_data_files, explained, explained_empty, merge_options, read_config
+from .resuming import LOOPS, ResumableBatches, draw_from_sample_seeds
+from .tasks import DETECTION, SEGMENTATION, Task
+
+_TIMEOUT = 600  # seconds without a batch, after which a worker process is taken to hang
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "load_config", "test", "train"]
-
-
-# Tasks
-
-
-@dataclass(frozen=True)
-class Task:
-    """What differs between the frameworks.
-
-    Attributes:
-        name: detection or segmentation.
-        exact_classes: a head must have exactly as many classes as the data.
-        save_predictions: makes a runner's test loop write predictions to a path.
-        save_pictures: makes a configuration's test loop draw into a folder.
-        out_help: what `--out` is.
-        infer: runs a model of the framework's inference functions on an image `(H, W, 3)`, BGR uint8.
-        summary: says in words what `infer` found, with scores from a threshold on.
-    """
-
-    name: str
-    exact_classes: bool
-    save_predictions: Callable[[Runner, str], None]
-    save_pictures: Callable[[Config, str], None]
-    out_help: str
-    infer: Callable[[nn.Module, np.ndarray], object]
-    summary: Callable[[object, float], str]
-
-
-def _dump_detections(runner: Runner, path: str) -> None:
-    from mmdet.evaluation import DumpDetResults
-
-    if not path.endswith((".pkl", ".pickle")):
-        raise UserError(f"--out writes a pickle file; give a name that ends in .pkl, not {path}")
-    runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=path))
-
-
-def _dump_label_maps(runner: Runner, path: str) -> None:
-    for metric in runner.test_evaluator.metrics:
-        metric.output_dir = path
-        Path(path).mkdir(parents=True, exist_ok=True)
-
-
-def _draw_detections(config: Config, folder: str) -> None:
-    hook = config.default_hooks.visualization
-    hook.update(draw=True, test_out_dir=str(Path(folder).resolve()))
-
-
-def _draw_label_maps(config: Config, folder: str) -> None:
-    config.default_hooks.visualization.update(draw=True, interval=1)
-    # A name of its own: mmengine gives a visualizer of a known name as it is, with the folder of an earlier run.
-    config.visualizer.update(save_dir=folder, name=f"visualizer for {folder}")
-
-
-def _detect(model: nn.Module, image: np.ndarray) -> object:
-    from mmdet.apis import inference_detector
-
-    return inference_detector(model, image)
-
-
-def _segment(model: nn.Module, image: np.ndarray) -> object:
-    from mmseg.apis import inference_model
-
-    return inference_model(model, image)
-
-
-def _count_objects(sample: object, score_thr: float) -> str:
-    return f"{int((sample.pred_instances.scores >= score_thr).sum())} objects with a score of at least {score_thr}"
-
-
-def _count_labels(sample: object, score_thr: float) -> str:
-    return f"{len(sample.pred_sem_seg.data.unique())} classes"
-
-
-DETECTION = Task(
-    name="detection",
-    exact_classes=True,
-    save_predictions=_dump_detections,
-    save_pictures=_draw_detections,
-    out_help="pickle file for the predictions",
-    infer=_detect,
-    summary=_count_objects,
-)
-SEGMENTATION = Task(
-    name="segmentation",
-    exact_classes=False,
-    save_predictions=_dump_label_maps,
-    save_pictures=_draw_label_maps,
-    out_help="folder for the predicted label maps",
-    infer=_segment,
-    summary=_count_labels,
-)
 
 
 # Weights
@@ -160,14 +78,33 @@ def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
     return notices
 
 
+@atexit.register
+def _end_workers() -> None:
+    """End what is left of the data loaders' workers, which ignore the signal that Python ends them with."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+class _Stopped(Exception):
+    """The training was saved because it was asked to stop."""
+
+
 class CheckedRunner(Runner):
     """mmengine's runner, reading and writing checkpoints by our rules.
 
     `load_from` initialises (see `_initialise`); testing and resuming are strict. Resuming without a name takes the
-    newest checkpoint that can be read.
+    newest checkpoint that can be read. A training that is asked to stop saves its place (see `resuming`).
+
+    Attributes:
+        stopped: whether `train` returned because the training was asked to stop.
+        saved_iter: the iteration of the last checkpoint that a training can go on from.
     """
 
-    _testing = False
+    stopped = False
+    saved_iter = 0
+    _testing = _stopping = False
+    _stop_request: StopRequest | None = None  # while it trains
 
     def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
         """Register a hook; for mmengine's checkpoint hook, ours with the same options."""
@@ -182,6 +119,86 @@ class CheckedRunner(Runner):
         unused = self.cfg.get("find_unused_parameters", False)
         model = revert_sync_batchnorm(model)  # SyncBN has no CPU version
         return MMDistributedDataParallel(module=model, broadcast_buffers=False, find_unused_parameters=unused)
+
+    @property
+    def shared_seed(self) -> int:
+        """The run's seed, the same in all processes."""
+        return self.seed - (get_rank() if self._randomness_cfg.get("diff_rank_seed") else 0)
+
+    @property
+    def is_training(self) -> bool:
+        """Whether `train` is at work."""
+        return self._stop_request is not None
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
+        """Build a loader whose workers leave signals to the main process, and that does not wait for them forever."""
+        if isinstance(dataloader, dict):
+            dataloader = {"worker_init_fn": {"type": ignore_in_worker}, **dataloader}
+            dataloader.pop("disable_subprocess_warning", None)  # goes with mmengine's own function for workers
+            if dataloader.get("num_workers"):
+                dataloader.setdefault("timeout", _TIMEOUT)
+        return Runner.build_dataloader(dataloader, *args, **kwargs)
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the training loop; in the place of mmengine's two, ours, which can begin and stop anywhere."""
+        names = {True: "EpochBasedTrainLoop", False: "IterBasedTrainLoop"}
+        name = (loop.get("type") or names[loop.get("by_epoch", True)]) if isinstance(loop, dict) else None
+        if name not in LOOPS:
+            return super().build_train_loop(loop)
+        loader = dict(self._train_dataloader)
+        parts = {"inner": loader.pop("batch_sampler", None), "drop_last": loader.pop("drop_last", False)}
+        loader["batch_sampler"] = {"type": ResumableBatches, "endless": LOOPS[name].by_iter, **parts}
+        self._train_dataloader = loader
+        options = {key: value for key, value in loop.items() if key != "by_epoch"}
+        built = super().build_train_loop({**options, "type": LOOPS[name]})
+        draw_from_sample_seeds(built.dataloader.dataset)
+        return built
+
+    def train(self) -> nn.Module:
+        """Train, from where the resumed checkpoint was, until the end or until SIGTERM or SIGUSR1 asks to stop."""
+        with StopRequest() as self._stop_request:
+            try:
+                return super().train()
+            except _Stopped:
+                self.stopped = True
+                self.logger.info(f"asked to stop: saved at iteration {self.iter}; --resume goes on from there")
+                self.call_hook("after_run")
+                return self.model
+            finally:
+                self._stop_request = None
+
+    def stop_if_asked(self) -> None:
+        """After a step: save and end the training if it was asked to stop, as soon as no gradients are accumulated."""
+        self._stopping |= self._stop_request.agreed()
+        if self._stopping and self.iter % self.cfg.optim_wrapper.get("accumulative_counts", 1) == 0:
+            self.save_place()
+            raise _Stopped
+
+    def save_place(self) -> None:
+        """Save the training where it is, in the middle of an epoch, too, unless that has happened."""
+        if self.saved_iter == self.iter:
+            return
+        loop = self.train_loop
+        meta = {"epoch": loop.epoch, "iter": loop.iter}
+        meta["place"] = [getattr(loop, "batch", 0), len(loop.dataloader)]  # of the epoch
+        schedulers = self.param_schedulers is not None
+        self.save_checkpoint(self.work_dir, STOPPED, save_param_scheduler=schedulers, meta=meta, by_epoch=False)
+        note_latest(self.work_dir, Path(self.work_dir, STOPPED))
+        self.saved_iter = self.iter
+        barrier()
+
+    def lock(self) -> None:
+        """Keep other runs out of the work folder while this process lives.
+
+        Raises:
+            UserError: there is one.
+        """
+
+        def lock() -> None:
+            self._lock = lock_run(self.work_dir)
+
+        on_main(lock)
 
     def test(self) -> dict[str, float]:
         """Test the weights of `load_from` and return the metrics."""
@@ -204,6 +221,9 @@ class CheckedRunner(Runner):
         content = load_file(path)
         if self._resume:
             content = training_state(content, filename)
+            batch, batches = content["meta"].get("place", [0, 1])
+            self.train_loop.batch = batch * len(self.train_loop.dataloader) // batches
+            self.saved_iter = content["meta"]["iter"]
         extra = content if isinstance(content, dict) and "state_dict" in content else {}
         checkpoint = {**extra, "state_dict": extract_state_dict(content)}
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # EMAHook takes its average from it
@@ -280,6 +300,8 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
     """The runner, with the data of `phases` built and compared with the model."""
     check_data_files(config, tuple(phases))
     runner = CheckedRunner.from_cfg(config)
+    if "train" in phases:
+        runner.lock()
     for phase in phases:
         if config.get(f"{phase}_dataloader"):
             with explained_empty(phase):
@@ -331,8 +353,11 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
     if config.get("load_from") or (config.get("resume") and find_checkpoints(config)):
         config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
     with explained():
-        _build(config, task, ("train", "val")).train()
+        runner = _build(config, task, ("train", "val"))
+        runner.train()
     _leave_together()
+    if runner.stopped:
+        sys.exit(EXIT_CODE)
 
 
 @exit_on_user_error

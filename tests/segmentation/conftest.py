@@ -2,8 +2,11 @@
 
 import pytest
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 
-import segmentation.models  # noqa: F401 - registers the models
+import internimage.mm  # noqa: F401 - registers the models
+
+Runner._log_env = lambda *_: None  # takes longer than the trainings here
 
 
 @pytest.fixture(scope="module", autouse=True)
