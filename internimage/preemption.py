@@ -35,7 +35,9 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._count()  # a process must not leave while the last vote is on its way
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

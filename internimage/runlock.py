@@ -16,20 +16,21 @@ except ImportError:  # Windows
 __all__ = ["lock_run"]
 
 _NAME = "run.lock"
+_held: list[TextIO] = []  # a closed file is no longer locked
 
 
-def lock_run(folder: str | Path) -> TextIO | None:
-    """Keep other runs out of a folder for as long as this process lives and the returned file is open.
+def lock_run(folder: str | Path) -> None:
+    """Keep other runs out of a folder for as long as this process lives.
 
     The operating system holds the lock, on `run.lock`: it ends with its owner, however that ended, and worker processes
     do not inherit it. On network file systems it works between machines if they share locks: NFS does, Lustre if
-    mounted with `flock`. Where there are no locks, nothing is kept out and None is returned.
+    mounted with `flock`. Where there are no locks, nothing is kept out.
 
     Raises:
         UserError: another process holds the lock, or the file cannot be written.
     """
     if fcntl is None:
-        return None
+        return
     path = Path(folder, _NAME)
     try:
         file = open(path, "a+")  # noqa: SIM115 (lives as long as the run)
@@ -47,8 +48,8 @@ def lock_run(folder: str | Path) -> TextIO | None:
         ) from None
     except OSError:  # a file system without locks
         file.close()
-        return None
+        return
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     file.flush()
-    return file
+    _held.append(file)

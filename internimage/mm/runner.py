@@ -188,18 +188,6 @@ class CheckedRunner(Runner):
         self.saved_iter = self.iter
         barrier()
 
-    def lock(self) -> None:
-        """Keep other runs out of the work folder while this process lives.
-
-        Raises:
-            UserError: there is one.
-        """
-
-        def lock() -> None:
-            self._lock = lock_run(self.work_dir)
-
-        on_main(lock)
-
     def test(self) -> dict[str, float]:
         """Test the weights of `load_from` and return the metrics."""
         self._testing = True
@@ -301,7 +289,7 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
     check_data_files(config, tuple(phases))
     runner = CheckedRunner.from_cfg(config)
     if "train" in phases:
-        runner.lock()
+        on_main(lambda: lock_run(runner.work_dir))
     for phase in phases:
         if config.get(f"{phase}_dataloader"):
             with explained_empty(phase):

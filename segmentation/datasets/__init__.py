@@ -6,14 +6,13 @@ writes a configuration for label maps of your own.
 
 import internimage.mm  # noqa: F401 - before mmseg is imported
 
-from .labels import LabelError, LoadLabelMap
+from .labels import LoadLabelMap
 from .mapillary import MapillaryDataset, MapillaryToCityscapes
 from .nyu_depth_v2 import NYUDepthV2Dataset
 from .own_data import OwnDataset
 from .pascal_context import LazyPascalContextDataset59
 
 __all__ = [
-    "LabelError",
     "LazyPascalContextDataset59",
     "LoadLabelMap",
     "MapillaryDataset",
