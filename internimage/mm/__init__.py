@@ -19,7 +19,7 @@ from . import mmcv_ext
 
 mmcv_ext.install()
 
-from . import checkpoints, ms_deform_attn  # noqa: E402 - mmcv.ops needs its compiled module
+from . import checkpoints  # noqa: E402 - mmcv.ops needs its compiled module
 from .registration import CBInternImage, FlashInternImage, InternImage  # noqa: E402
 
 __all__ = ["CBInternImage", "FlashInternImage", "InternImage"]
@@ -35,6 +35,6 @@ def _register_heads() -> None:
                 warnings.warn(f"without the models in {__name__}.{module}: {error}", stacklevel=2)
 
 
-ms_deform_attn.install()
+mmcv_ext.speed_up_attention()
 checkpoints.read_through_our_loader()
 _register_heads()

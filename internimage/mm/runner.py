@@ -343,6 +343,8 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
     with explained():
         runner = _build(config, task, ("train", "val"))
         runner.train()
+    if runner.stopped:
+        ignore_in_worker(0)  # srun and torchrun end the other processes as soon as one has left
     _leave_together()
     if runner.stopped:
         sys.exit(EXIT_CODE)
