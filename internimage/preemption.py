@@ -6,15 +6,19 @@ training asks `StopRequest.agreed` after every update, saves if the answer is ye
 """
 
 import signal
+import sys
+import time
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["EXIT_CODE", "StopRequest", "ignore_in_worker"]
+__all__ = ["EXIT_CODE", "StopRequest", "ignore_in_worker", "leave"]
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
+_OTHERS_NEED = 5  # seconds to end
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -64,6 +68,21 @@ class StopRequest:
         vote, work = self._vote
         work.wait()
         return bool(vote)
+
+
+def leave() -> NoReturn:
+    """End a run that was stopped and saved: the first process last, and it alone with `EXIT_CODE`.
+
+    srun kills all processes at the first exit code that is not 0, and then returns the code of that kill.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        first = dist.get_rank() == 0
+        dist.barrier()  # gloo may abort a process whose peer has gone first
+        dist.destroy_process_group()
+        if not first:
+            sys.exit(0)
+        time.sleep(_OTHERS_NEED)
+    sys.exit(EXIT_CODE)
 
 
 def ignore_in_worker(_: int) -> None:

@@ -98,7 +98,9 @@ class SafeCheckpointHook(CheckpointHook):
             runner.saved_iter = meta["iter"]
         if is_main_process():
             note_latest(runner.work_dir, self.last_ckpt)
-            Path(runner.work_dir, STOPPED).unlink(missing_ok=True)
+            stopped = Path(runner.work_dir, STOPPED)
+            if stopped.is_file():
+                stopped.unlink()
             for old in outdated:
                 self._remove(self.filename_tmpl.format(old))
 

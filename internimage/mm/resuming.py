@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from ..seeding import sample_seed, seed_generators
 
-__all__ = ["LOOPS", "ResumableBatches", "draw_from_sample_seeds"]
+__all__ = ["LOOPS", "EpochLoop", "ResumableBatches", "draw_from_sample_seeds"]
 
 
 class ResumableBatches(Sampler):
@@ -84,9 +84,7 @@ def draw_from_sample_seeds(dataset: Dataset) -> None:
 
 
 class _Loop:
-    """What both loops add to mmengine's: steps with seeds of their own, after each of which a run can stop."""
-
-    batch = 0  # of this epoch, the next one
+    """What both loops add to mmengine's: steps with seeds of their own."""
 
     def _open(self, epoch: int, start: int) -> None:
         self.dataloader.batch_sampler.open(self.runner.shared_seed, epoch, start)
@@ -97,21 +95,17 @@ class _Loop:
         if torch.cuda.is_available():
             torch.cuda.manual_seed(seed)
         super().run_iter(*args)
-        self.batch += 1
-        self.runner.stop_if_asked()
 
-    def validation_is_due(self) -> bool:
-        """Whether mmengine validates at this place."""
-        done, end = (self._iter, self._max_iters) if self.by_iter else (self._epoch, self._max_epochs)
+    def _is_due(self, done: int, end: int) -> bool:
         self._decide_current_val_interval()
-        at_epoch_end = self.by_iter or self.batch == 0
-        return at_epoch_end and done >= self.val_begin and (done % self.val_interval == 0 or done == end)
+        return done >= self.val_begin and (done % self.val_interval == 0 or done == end)
 
 
 class EpochLoop(_Loop, EpochBasedTrainLoop):
     """mmengine's epoch-based loop, which can begin in the middle of an epoch."""
 
     by_iter = False
+    batch = 0  # of this epoch, the next one
 
     def run_epoch(self) -> None:
         """Run what is left of the epoch."""
@@ -122,6 +116,12 @@ class EpochLoop(_Loop, EpochBasedTrainLoop):
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
         """Run one step. `idx` counts from where the epoch was begun this time."""
         self._step(self.batch, data_batch)
+        self.batch += 1
+        self.runner.stop_if_asked()
+
+    def validation_is_due(self) -> bool:
+        """Whether mmengine validates at this place."""
+        return self.batch == 0 and self._is_due(self._epoch, self._max_epochs)
 
 
 class IterLoop(_Loop, IterBasedTrainLoop):
@@ -139,6 +139,11 @@ class IterLoop(_Loop, IterBasedTrainLoop):
     def run_iter(self, data_batch: Sequence[dict]) -> None:
         """Run one step."""
         self._step(data_batch)
+        self.runner.stop_if_asked()
+
+    def validation_is_due(self) -> bool:
+        """Whether mmengine validates at this place."""
+        return self._is_due(self._iter, self._max_iters)
 
 
 LOOPS = {"EpochBasedTrainLoop": EpochLoop, "IterBasedTrainLoop": IterLoop}

@@ -8,7 +8,6 @@ none (`checkpoints`), and several processes work without a GPU, too (gloo, and B
 import argparse
 import atexit
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from ..checkpoint import extract_state_dict, load_exact, load_file, load_pretrai
 from ..errors import CheckpointError, UserError, exit_on_user_error
 from ..files import atomic_path
 from ..integrity import mark_verified
-from ..preemption import EXIT_CODE, StopRequest, ignore_in_worker
+from ..preemption import StopRequest, ignore_in_worker, leave
 from ..runlock import lock_run
 from ..zoo import local_checkpoint
 from .checkpoints import (
@@ -38,7 +37,7 @@ from .checkpoints import (
     training_state,
 )
 from .checks import check_classes, check_data_files, explained, explained_empty, merge_options, read_config
-from .resuming import LOOPS, ResumableBatches, draw_from_sample_seeds
+from .resuming import LOOPS, EpochLoop, ResumableBatches, draw_from_sample_seeds
 from .tasks import DETECTION, SEGMENTATION, Task
 
 _TIMEOUT = 600  # seconds without a batch, after which a worker process is taken to hang
@@ -144,7 +143,7 @@ class CheckedRunner(Runner):
         """Build the training loop; in the place of mmengine's two, ours, which can begin and stop anywhere."""
         names = {True: "EpochBasedTrainLoop", False: "IterBasedTrainLoop"}
         name = (loop.get("type") or names[loop.get("by_epoch", True)]) if isinstance(loop, dict) else None
-        if name not in LOOPS:
+        if name not in LOOPS or not isinstance(self._train_dataloader, dict):
             return super().build_train_loop(loop)
         loader = dict(self._train_dataloader)
         parts = {"inner": loader.pop("batch_sampler", None), "drop_last": loader.pop("drop_last", False)}
@@ -181,7 +180,8 @@ class CheckedRunner(Runner):
             return
         loop = self.train_loop
         meta = {"epoch": loop.epoch, "iter": loop.iter}
-        meta["place"] = [getattr(loop, "batch", 0), len(loop.dataloader)]  # of the epoch
+        if isinstance(loop, EpochLoop):
+            meta["place"] = [loop.batch, len(loop.dataloader)]
         schedulers = self.param_schedulers is not None
         self.save_checkpoint(self.work_dir, STOPPED, save_param_scheduler=schedulers, meta=meta, by_epoch=False)
         note_latest(self.work_dir, Path(self.work_dir, STOPPED))
@@ -209,8 +209,9 @@ class CheckedRunner(Runner):
         content = load_file(path)
         if self._resume:
             content = training_state(content, filename)
-            batch, batches = content["meta"].get("place", [0, 1])
-            self.train_loop.batch = batch * len(self.train_loop.dataloader) // batches
+            if isinstance(self.train_loop, EpochLoop):  # with another number of processes the epoch has other batches
+                batch, batches = content["meta"].get("place", [0, 1])
+                self.train_loop.batch = batch * len(self.train_loop.dataloader) // batches
             self.saved_iter = content["meta"]["iter"]
         extra = content if isinstance(content, dict) and "state_dict" in content else {}
         checkpoint = {**extra, "state_dict": extract_state_dict(content)}
@@ -344,10 +345,8 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         runner = _build(config, task, ("train", "val"))
         runner.train()
     if runner.stopped:
-        ignore_in_worker(0)  # srun and torchrun end the other processes as soon as one has left
+        leave()
     _leave_together()
-    if runner.stopped:
-        sys.exit(EXIT_CODE)
 
 
 @exit_on_user_error
