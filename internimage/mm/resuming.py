@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from ..seeding import sample_seed, seed_generators
 
-__all__ = ["LOOPS", "EpochLoop", "ResumableBatches", "draw_from_sample_seeds"]
+__all__ = ["LOOPS", "EpochLoop", "ResumableBatches"]
 
 
 class ResumableBatches(Sampler):
@@ -78,13 +78,14 @@ def _fetch(dataset: Dataset, batch: Sequence[tuple[int, int]]) -> list:
     return samples
 
 
-def draw_from_sample_seeds(dataset: Dataset) -> None:
-    """Let a data set take the batches of `ResumableBatches`, where it runs in a `DataLoader`."""
-    dataset.__getitems__ = functools.partial(_fetch, dataset)
-
-
 class _Loop:
-    """What both loops add to mmengine's: steps with seeds of their own."""
+    """What both loops add to mmengine's: samples and steps with seeds of their own."""
+
+    def __init__(self, runner: Runner, dataloader: dict, **options) -> None:
+        loader = runner.build_dataloader(dataloader, seed=runner.shared_seed)
+        # torch's loaders call this, in place of indexing, with what the batch sampler gives. Set before workers start.
+        loader.dataset.__getitems__ = functools.partial(_fetch, loader.dataset)
+        super().__init__(runner, loader, **options)
 
     def _open(self, epoch: int, start: int) -> None:
         self.dataloader.batch_sampler.open(self.runner.shared_seed, epoch, start)

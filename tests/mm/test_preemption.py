@@ -102,7 +102,7 @@ def test_a_stopped_training_goes_on_to_the_same_end(name, stop_at, folder, monke
     assert run(folder, name, "stopped") == EXIT_CODE
     assert (folder / name / "stopped/last_checkpoint").read_text().endswith("stopped.pth")
     monkeypatch.delenv("STOP_AT")
-    workers = ["--cfg-options", "train_dataloader.num_workers=2"]
+    workers = ["--cfg-options", "train_dataloader.num_workers=2", "train_dataloader.persistent_workers=True"]
     assert run(folder, name, "stopped", "--resume", *workers) == 0
     log = max((folder / name / "stopped").glob("*/*.log"), key=lambda path: path.stat().st_mtime).read_text()
     assert f"resumed epoch: 0, iter: {int(stop_at[0]) + 1}" in log

@@ -126,9 +126,10 @@ def test_custom_classes_are_picked_after_the_check(tmp_path):
     [
         (np.array([[0, 10**9]], np.int32), "a.png has label 1000000000 in 1 pixels; labels are 0 to 2 or 255"),
         (np.array([[0, 1.5]], np.float32), "a.png has floating-point numbers; a label map has one channel"),
+        (np.zeros((1, 2, 3), np.uint8), "a.png has 3 channels; a label map has one channel"),
         (None, "a.png is not a readable label map"),
     ],
-    ids=["large", "fractions", "no image"],
+    ids=["large", "fractions", "colours", "no image"],
 )
 def test_a_label_map_that_cannot_hold_classes_is_refused_by_name(labels, message, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
