@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from internimage.mm import mmcv_ext  # noqa: E402
-from internimage.mm.ms_deform_attn import ms_deform_attn  # noqa: E402
+from internimage.ms_deform_attn import ms_deform_attn  # noqa: E402
 
 __all__ = ["measure"]
 

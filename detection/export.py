@@ -17,7 +17,6 @@ from pathlib import Path
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import detection.models  # noqa: F401 - before mmdet
 from internimage.mm.export.cli import export
 from internimage.mm.export.models import detector_parts
 from predict_onnx import prepare

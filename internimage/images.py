@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from .files import open_regular
 
-__all__ = ["MAX_ASPECT_RATIO", "decode_rgb"]
+__all__ = ["MAX_ASPECT_RATIO", "decode_rgb", "upright_size"]
 
 # The shorter side is resized to the model's size, so the pixels to compute grow with the ratio: a file of 115 bytes
 # with 12000 x 1 pixels became 2.7 million x 224. At 100 an image costs at most 100 x IMG_SIZE^2 pixels (79 MB at 512).
@@ -71,3 +71,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             "convert it to 8 or 16 bits"
         )
     return image
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image file, turned upright by its EXIF orientation. Only the header is read."""
+    with Image.open(path) as image:
+        quarter_turn = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if quarter_turn else image.size

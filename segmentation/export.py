@@ -17,7 +17,6 @@ from pathlib import Path
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import segmentation.models  # noqa: F401 - before mmseg
 from internimage.mm.export.cli import export
 from internimage.mm.export.models import segmentor_parts
 from predict_onnx import prepare

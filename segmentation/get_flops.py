@@ -9,7 +9,6 @@ from pathlib import Path
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import segmentation.models  # noqa: F401 - before mmseg
 from internimage.mm.flops import get_flops
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ configurations that need it name it in `custom_imports`. The converters are scri
 and, for data of your own in COCO's format, `own_data.py`.
 """
 
-import detection.models  # noqa: F401 - before mmdet is imported
+import internimage.mm  # noqa: F401 - before mmdet is imported
 
 from .lvis import repair_lvis
 from .voc import VOCResultFiles, VOCTestDataset

@@ -14,9 +14,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from PIL import Image
-
 from internimage.errors import UserError, exit_on_user_error
+from internimage.images import upright_size
 
 __all__ = ["to_coco"]
 
@@ -51,8 +50,7 @@ def to_coco(odgt: str | Path, images: str | Path, *, box: str = "full") -> dict:
             raise UserError(f"line {number} of {odgt} is not CrowdHuman's format ({error!r})") from error
         if not (images / name).is_file():
             raise UserError(f"no image {name} in {images}, which line {number} of {odgt} needs; unpack all image zips")
-        with Image.open(images / name) as image:
-            width, height = image.size
+        width, height = upright_size(images / name)
         coco["images"].append({"id": number, "file_name": name, "width": width, "height": height})
         for person in people:
             if BOXES[box] not in person:  # regions have no head

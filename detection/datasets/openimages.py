@@ -16,9 +16,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from PIL import Image
-
 from internimage.errors import UserError, exit_on_user_error
+from internimage.images import upright_size
 
 __all__ = ["image_metas"]
 
@@ -26,8 +25,8 @@ __all__ = ["image_metas"]
 def _meta(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"no image at {path}, which the annotations name; download it or remove its lines")
-    with Image.open(path) as image:
-        return {"filename": path.name, "ori_shape": (image.height, image.width, 3)}
+    width, height = upright_size(path)
+    return {"filename": path.name, "ori_shape": (height, width, 3)}
 
 
 def image_metas(annotations: str | Path, images: str | Path, *, threads: int = 8) -> list[dict]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from mmdet.datasets import VOCDataset
 from mmdet.registry import DATASETS, METRICS
 from mmengine.evaluator import BaseMetric
-from PIL import Image
+
+from internimage.images import upright_size
 
 __all__ = ["VOCResultFiles", "VOCTestDataset"]
 
@@ -20,8 +21,7 @@ class VOCTestDataset(VOCDataset):
         xml, image = Path(img_info["xml_path"]), Path(self.sub_data_root) / img_info["file_name"]
         if xml.exists():
             return super().parse_data_info(img_info)
-        with Image.open(image) as opened:
-            width, height = opened.size
+        width, height = upright_size(image)
         return {
             "img_path": str(image),
             "img_id": img_info["img_id"],

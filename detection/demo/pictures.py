@@ -12,7 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import detection.models  # noqa: F401 # isort: skip - before mmdet
+import internimage.mm  # noqa: F401 # isort: skip - before mmdet
 import mmcv
 import numpy as np
 from matplotlib import colormaps

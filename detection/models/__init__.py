@@ -1,11 +1,6 @@
-"""Importing this registers everything that the configs here need; name it in `custom_imports`."""
+"""The models of detection. Importing this, or `internimage.mm` alone, registers them with mmdet."""
 
-import warnings
-
-from .intern_image import CBInternImage, FlashInternImage, InternImage  # isort: skip - before mmdet is imported
-from .dino import CBDINO, CBDINOHead, InternImageDINOHead
-
-# Of a call in mmdet.
-warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+from internimage.mm import CBInternImage, FlashInternImage, InternImage
+from internimage.mm.dino import CBDINO, CBDINOHead, InternImageDINOHead
 
 __all__ = ["CBDINO", "CBDINOHead", "CBInternImage", "FlashInternImage", "InternImage", "InternImageDINOHead"]

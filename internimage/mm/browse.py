@@ -1,78 +1,58 @@
-"""`browse_dataset.py`: what a training sees of a data set, in one picture, before hours are spent on it."""
+"""Draw what a training sees of a data set, after the training pipeline, before hours are spent on it.
+
+    python -m internimage.mm.browse CONFIG [--out browse] [--count 12]
+
+A look at these pictures shows whether images, annotations or label maps, and class names belong together.
+"""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from mmengine.config import DictAction
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.runner import set_random_seed
 
 from ..errors import UserError, exit_on_user_error
 from .checks import check_data_files, explained, explained_empty, merge_options, read_config
 
-__all__ = ["Draw", "browse_dataset", "data_figure"]
-
-COLUMNS = 4
-
-# Draws an image `(H, W, 3)`, RGB uint8, with the annotations of its data sample (of a data set with this metainfo) on
-# axes, and returns the names and colours, RGB 0 to 255, that need a legend.
-Draw = Callable[[Axes, np.ndarray, object, dict], dict[str, Sequence[int]]]
-
-
-def data_figure(dataset: Sequence[dict], draw: Draw, count: int) -> Figure:
-    """Draw the first `count` items of a data set, as its pipeline gives them to the model."""
-    count = min(count, len(dataset))
-    columns = min(COLUMNS, count)
-    rows = -(-count // columns)
-    figure = Figure(layout="constrained")
-    legend: dict[str, Sequence[int]] = {}
-    aspect = 0.0  # height over width, of the tallest picture
-    for index, axis in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axis.axis("off")
-        if index >= count:
-            continue
-        item = dataset[index]
-        sample = item["data_samples"]
-        image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1]  # (3, H, W), BGR
-        legend |= draw(axis, image.clip(0, 255).astype(np.uint8), sample, dataset.metainfo)
-        axis.set_title(f"{Path(sample.img_path).name}, {image.shape[1]} x {image.shape[0]}", fontsize=8)
-        drawn_height, drawn_width = axis.images[0].get_size()
-        aspect = max(aspect, drawn_height / drawn_width)
-    figure.set_size_inches(4 * columns, rows * (4 * aspect + 0.3) + 0.5)
-    if legend:
-        patches = [Patch(facecolor=np.divide(color, 255), label=name) for name, color in legend.items()]
-        figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 8))
-    return figure
+__all__ = ["main"]
 
 
 @exit_on_user_error
-def browse_dataset(draw: Draw, argv: Sequence[str] | None = None) -> None:
-    """`browse_dataset.py CONFIG`: write a picture of the first images of the training data."""
-    parser = argparse.ArgumentParser(description="Draw the first images of the training data.")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write a picture of each of the first training images, with its annotations."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="configuration file")
-    parser.add_argument("--out", type=Path, default=Path("data_set.png"), help="picture to write")
-    parser.add_argument("--count", type=int, default=12, help="how many images")
+    parser.add_argument("--out", type=Path, default=Path("browse"), help="folder for the pictures; default %(default)s")
+    parser.add_argument("--count", type=int, default=12, help="how many images; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of what the pipeline does at random")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
     args = parser.parse_args(argv)
-    if args.count < 1:
-        raise UserError(f"--count {args.count}: give at least 1")
     config = read_config(args.config)
     merge_options(config, args.cfg_options)
     check_data_files(config, ("train",))
     init_default_scope(config.get("default_scope", "mmengine"))
     set_random_seed(args.seed)
-    with explained():
-        with explained_empty("train"):
-            dataset = DATASETS.build(config.train_dataloader.dataset)
+    with explained(), explained_empty("train"):
+        dataset = DATASETS.build(config.train_dataloader.dataset)
         if len(dataset) == 0:
             raise UserError("train_dataloader has no image")
-        figure = data_figure(dataset, draw, args.count)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=110)
-    print(f"{len(dataset)} training images; the first {min(args.count, len(dataset))} are drawn to {args.out}")
+        visualizer = VISUALIZERS.build({**config.visualizer, "vis_backends": None, "name": "browse"})
+        visualizer.dataset_meta = dataset.metainfo
+        count = min(args.count, len(dataset))
+        for index in range(count):
+            item = dataset[index]
+            sample = item["data_samples"]
+            if "gt_instances" in sample:
+                boxes = sample.gt_instances.bboxes
+                sample.gt_instances.bboxes = getattr(boxes, "tensor", boxes)
+            image = np.ascontiguousarray(item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1])  # from (3, H, W), BGR
+            path = args.out / f"{index:03d}_{Path(sample.img_path).stem}.jpg"
+            visualizer.add_datasample("browse", image, sample, draw_pred=False, out_file=str(path))
+    print(f"{len(dataset)} training images; the first {count} are drawn to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

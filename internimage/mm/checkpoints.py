@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -20,6 +20,7 @@ from ..files import atomic_path, remove_leftovers
 from ..zoo import local_checkpoint
 
 __all__ = [
+    "STOPPED",
     "SafeCheckpointHook",
     "find_checkpoints",
     "newest_readable",
@@ -30,14 +31,16 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_NOTE = "last_checkpoint"
+STOPPED = "stopped.pth"  # the place of a run between two of its checkpoints; the next one replaces it
+_NOTE, _VALIDATED = "last_checkpoint", "last_validation"
 
 
 class SafeCheckpointHook(CheckpointHook):
     """mmengine's hook, with its options, in an order that leaves a whole checkpoint at any moment.
 
     At least two are kept if old ones are deleted at all (`max_keep_ckpts=1` counts as 2): the newest may turn out to be
-    unreadable. Only files of this run's folder are ever deleted, whatever a resumed checkpoint says.
+    unreadable. Only files of this run's folder are ever deleted, whatever a resumed checkpoint says. A validation
+    begins only when the training is saved, and one that was interrupted is made up for when the run is resumed.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -54,6 +57,20 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():
             for folder in {str(self.out_dir), runner.work_dir}:
                 remove_leftovers(folder)
+        due = getattr(runner.train_loop, "validation_is_due", None)
+        if runner.iter and runner.val_loop is not None and due is not None and due():
+            note = Path(runner.work_dir, _VALIDATED)
+            if not on_main(lambda: note.is_file() and note.read_text() == str(runner.iter)):
+                runner.val_loop.run()
+
+    def before_val(self, runner: Runner) -> None:
+        if runner.is_training:
+            runner.save_place()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        super().after_val_epoch(runner, metrics)
+        if runner.is_training and is_main_process():
+            Path(runner.work_dir, _VALIDATED).write_text(str(runner.iter))
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = []
@@ -77,8 +94,13 @@ class SafeCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
+        if self.save_optimizer:
+            runner.saved_iter = meta["iter"]
         if is_main_process():
             note_latest(runner.work_dir, self.last_ckpt)
+            stopped = Path(runner.work_dir, STOPPED)
+            if stopped.is_file():
+                stopped.unlink()
             for old in outdated:
                 self._remove(self.filename_tmpl.format(old))
 
@@ -135,6 +157,7 @@ def on_main(work: Callable[[], T]) -> T:
     return message[0]
 
 
+@master_only
 def note_latest(work_dir: str, checkpoint: str | Path) -> None:
     """Write the name of a run's latest checkpoint where mmengine looks for it."""
     with atomic_path(Path(work_dir, _NOTE)) as temporary:
@@ -142,9 +165,9 @@ def note_latest(work_dir: str, checkpoint: str | Path) -> None:
 
 
 def find_checkpoints(config: Config) -> list[Path]:
-    """The numbered checkpoints that the run of a configuration can go on from, newest first.
+    """The checkpoints that the run of a configuration can go on from, newest first.
 
-    These are the one that `last_checkpoint` names, what was written after that note, and the ones before by number.
+    These are the one that `last_checkpoint` names, what was written after that note, and the numbered ones before.
     Larger numbers from before the note are of an earlier run in the same folder.
     """
     options, work_dir = config.get("default_hooks", {}).get("checkpoint") or {}, config.work_dir
@@ -152,11 +175,13 @@ def find_checkpoints(config: Config) -> list[Path]:
     pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d+)"))
     folder = Path(options["out_dir"], Path(work_dir).name) if options.get("out_dir") else Path(work_dir)
     found = {int(match[1]): path for path in folder.glob("*") if (match := pattern.fullmatch(path.name))}
-    note = Path(work_dir, _NOTE)
-    if note.is_file() and (noted := pattern.fullmatch(Path(note.read_text().strip()).name)):
-        written = note.stat().st_mtime_ns
+    note, stopped = Path(work_dir, _NOTE), Path(work_dir, STOPPED)
+    name = Path(note.read_text().strip()).name if note.is_file() else STOPPED
+    written = note.stat().st_mtime_ns if note.is_file() else 0
+    if noted := pattern.fullmatch(name):
         found = {n: path for n, path in found.items() if n <= int(noted[1]) or path.stat().st_mtime_ns > written}
-    return [path for _, path in sorted(found.items(), reverse=True)]
+    is_newest = stopped.is_file() and (name == STOPPED or stopped.stat().st_mtime_ns > written)
+    return [stopped] * is_newest + [path for _, path in sorted(found.items(), reverse=True)]
 
 
 def training_state(content: object, path: str | Path) -> dict:
@@ -169,6 +194,9 @@ def training_state(content: object, path: str | Path) -> dict:
     wanted = {"meta": dict, "message_hub": dict, "state_dict": dict}
     lacking = [key for key, kind in wanted.items() if not isinstance(content.get(key), kind)]
     lacking += [f"meta.{key}" for key in ("epoch", "iter") if not lacking and type(content["meta"].get(key)) is not int]
+    place = content["meta"].get("place", [0, 1]) if not lacking else [0, 1]  # batches done and in all, of the epoch
+    if not (isinstance(place, list) and [type(n) for n in place] == [int, int] and 0 <= place[0] <= place[1] != 0):
+        lacking.append("meta.place")
     hub = ("log_scalars", "runtime_info", "resumed_keys")
     lacking += [
         f"message_hub.{key}" for key in hub if not lacking and not isinstance(content["message_hub"].get(key), dict)

@@ -2,12 +2,16 @@
 
 import difflib
 import json
+import multiprocessing
+import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend, register_backend
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -164,23 +168,67 @@ def check_classes(model: nn.Module, dataset: Dataset, phase: str, *, exact: bool
             )
 
 
+class _RegularFiles(LocalBackend):
+    """mmengine's local files, but none that a read may wait for forever."""
+
+    def get(self, filepath: str | Path) -> bytes:
+        """Read a file.
+
+        Raises:
+            UserError: it is a pipe, a socket or a device.
+        """
+        mode = os.stat(filepath).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{filepath} is not a file but a pipe, a socket or a device; replace it or leave it out")
+        return super().get(filepath)
+
+
+register_backend("local", _RegularFiles, force=True, prefixes="")
+
+
+_STATES = {"T": " (stopped)", "D": " (waiting for a file system)"}
+
+
+def _late_workers() -> str:
+    """The loaders' worker processes, and what Linux says of those that do not run."""
+    names = []
+    for worker in multiprocessing.active_children():
+        status = Path(f"/proc/{worker.pid}/stat")
+        state = status.read_text().rpartition(")")[2].split()[0] if status.exists() else ""
+        names.append(f"{worker.pid}{_STATES.get(state, '')}")
+    return ", ".join(names)
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn what bad data ends in, in this process or in a loader's, into a `UserError`.
 
     Raises:
-        UserError: an image or annotation file that is missing or cannot be read.
+        UserError: an image or annotation file that is missing or cannot be read, or a worker that gives no batch.
     """
     try:
         yield
+    except UserError as error:
+        # Of a worker's error torch makes one of the same kind from the text of its trace, the message in the last line.
+        if "Original Traceback" not in str(error):
+            raise
+        raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader timed out"):
+            raise
+        raise UserError(
+            f"{str(error).removeprefix('DataLoader ')}: no batch came from the loader's processes {_late_workers()}; "
+            "see whether they run and the file system answers, or wait longer with "
+            "--cfg-options train_dataloader.timeout=SECONDS (or val_, test_)"
+        ) from None
     except FileNotFoundError as error:
         paths = re.findall(r"No such file or directory: '([^']+)'", str(error))
         raise UserError(
             f"missing file {paths[-1] if paths else error}; the annotations name it: restore it or leave it out there"
         ) from error
     except AssertionError as error:
-        if found := re.search(r"failed to load image: (\S+)", str(error)):
-            raise UserError(f"{found[1]} is not a readable image; replace it or leave it out") from error
+        if found := re.findall(r"failed to load image: (\S+)", str(error)):  # the last: a trace shows the source, too
+            raise UserError(f"{found[-1]} is not a readable image; replace it or leave it out") from error
         raise
     except json.JSONDecodeError as error:
         raise UserError(f"an annotation file is not valid JSON ({error}); check the ann_file entries") from error

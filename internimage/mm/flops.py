@@ -23,35 +23,6 @@ __all__ = ["get_flops", "measure"]
 _BOXES, _MASKS = 1000, 100
 
 
-class _Backbone(nn.Module):
-    """Image to the feature maps that the heads get in evaluation."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.backbone = model.backbone
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        self.maps = self.backbone(images)
-        if isinstance(self.maps[0], tuple):  # composite
-            self.maps = self.maps[-1]
-        return self.maps
-
-
-class _Heads(nn.Module):
-    """Everything after the backbone, on feature maps that fit an image of this size."""
-
-    def __init__(self, model: nn.Module, shape: tuple[int, int]) -> None:
-        super().__init__()
-        for name, child in model.named_children():
-            if name != "backbone" and "auxiliary" not in name:
-                self.add_module(name, child)
-        self._forward = [_forward_of(model)]  # in a list, so that the backbone is no part of this module
-        self._model, self._shape = [model], shape
-
-    def forward(self, *maps: Tensor) -> None:
-        self._forward[0](self._model[0], maps, self._shape)
-
-
 def _two_stage(model: nn.Module, maps: tuple[Tensor, ...], shape: tuple[int, int]) -> None:
     maps = model.neck(maps)
     model.rpn_head(maps)
@@ -84,14 +55,6 @@ def _convolutional(model: nn.Module, maps: tuple[Tensor, ...], shape: tuple[int,
     model.decode_head(maps)
 
 
-def _forward_of(model: nn.Module):
-    if hasattr(model, "roi_head"):
-        return _two_stage
-    if hasattr(model, "encoder"):
-        return _dino
-    return _mask_transformer if hasattr(model.decode_head, "pixel_decoder") else _convolutional
-
-
 @torch.no_grad()
 def measure(config: Config, shape: tuple[int, int]) -> tuple[int, int]:
     """Return the parameters and FLOPs of the model of a configuration for one image of `shape` (height, width)."""
@@ -99,17 +62,26 @@ def measure(config: Config, shape: tuple[int, int]) -> tuple[int, int]:
     with torch.device("meta"):
         model = MODELS.build(copy.deepcopy(config.model)).eval()  # mmdet adds to what it builds from
     parameters = count_parameters(model)
-    backbone, heads = _Backbone(model), _Heads(model, shape)
-    flops = count_flops(backbone, torch.empty(1, 3, *shape, device="meta"))
-    maps = backbone.maps
-    if _forward_of(model) in (_dino, _mask_transformer):
-        heads.to_empty(device="cpu")
-        if "level_embed" in model._parameters:
-            model.level_embed = nn.Parameter(torch.zeros(model.level_embed.shape))
-        for tensor in (*heads.parameters(), *heads.buffers()):
+    maps: list[Tensor] = []
+
+    def backbone(images: Tensor) -> None:
+        found = model.backbone(images)
+        maps.extend(found[-1] if isinstance(found[0], tuple) else found)  # a composite's second
+
+    flops = count_flops(model, torch.empty(1, 3, *shape, device="meta"), forward=backbone)
+    if hasattr(model, "roi_head"):
+        heads = _two_stage
+    elif hasattr(model, "encoder"):
+        heads = _dino
+    else:
+        heads = _mask_transformer if hasattr(model.decode_head, "pixel_decoder") else _convolutional
+    if heads in (_dino, _mask_transformer):
+        model.backbone = nn.Identity()
+        model.to_empty(device="cpu")
+        for tensor in (*model.parameters(), *model.buffers()):
             tensor.zero_()
-        maps = tuple(torch.zeros(feature.shape) for feature in maps)
-    return parameters, flops + count_flops(heads, *maps)
+        maps = [torch.zeros(feature.shape) for feature in maps]
+    return parameters, flops + count_flops(model, forward=lambda: heads(model, tuple(maps), shape))
 
 
 @exit_on_user_error

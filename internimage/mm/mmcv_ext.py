@@ -8,6 +8,7 @@ it is called. Arguments and results are those of mmcv 2.1's compiled functions: 
 real `mmcv._ext` is installed, it is used.
 """
 
+import functools
 import importlib.machinery
 import importlib.util
 import sys
@@ -22,9 +23,9 @@ from torch import Tensor
 from ops_dcnv3 import attention
 
 from ..errors import UserError
-from .ms_deform_attn import has_kernel, ms_deform_attn
+from ..ms_deform_attn import has_kernel, ms_deform_attn
 
-__all__ = ["install"]
+__all__ = ["install", "speed_up_attention"]
 
 _NAME = "mmcv._ext"
 
@@ -221,3 +222,17 @@ def install() -> bool:
     module.__spec__ = importlib.machinery.ModuleSpec(_NAME, None)
     sys.modules[_NAME] = module
     return True
+
+
+def speed_up_attention() -> None:
+    """Let mmcv's `MultiScaleDeformableAttention` use our form where it has no kernel. Tracing keeps its own."""
+    from mmcv.ops import multi_scale_deform_attn as module
+
+    original = module.multi_scale_deformable_attn_pytorch
+
+    @functools.wraps(original, assigned=("__doc__",))
+    def attend(*args: Tensor) -> Tensor:
+        tracing = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+        return (original if tracing else ms_deform_attn)(*args)
+
+    module.multi_scale_deformable_attn_pytorch = attend

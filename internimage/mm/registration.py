@@ -1,25 +1,25 @@
-"""mmengine, mmdet and mmseg: backbones, learning-rate rule and checkpoints of InternImage in their registries.
+"""The backbones and the learning-rate rule of InternImage in mmengine's root registries.
 
-`setup()` does all of it; `import detection.models` and `import segmentation.models` call it, and configs name these in
-`custom_imports`. It must run before mmdet or mmseg is imported where mmcv-lite is installed.
+Models with such a backbone convert released checkpoints when they load them, whoever loads.
 """
 
 import difflib
-import functools
 import inspect
 from collections.abc import Mapping
 
-import torch
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from .. import backbone, composite, flash
 from ..checkpoint import install_layout_hook, load_pretrained, read_state_dict
 from ..errors import UserError
 from ..optim import mm_param_scales
 from ..zoo import local_checkpoint
-from . import mmcv_ext, ms_deform_attn
 
-__all__ = ["CBInternImage", "FlashInternImage", "InternImage", "setup"]
+__all__ = ["CBInternImage", "CustomLayerDecayOptimizerConstructor", "FlashInternImage", "InternImage"]
 
 
 class _MMBackbone:
@@ -54,8 +54,6 @@ class _MMBackbone:
     def init_weights(self) -> None:
         """Load the pretrained weights of `init_cfg`, if there are any. Random weights were drawn at construction."""
         if self.init_cfg and not self.is_init:
-            from mmengine.logging import print_log
-
             source = str(self.init_cfg["checkpoint"])
             print_log(f"{type(self).__name__}: pretrained weights from {source}", logger="current")
             state = read_state_dict(local_checkpoint(source))
@@ -65,6 +63,7 @@ class _MMBackbone:
         self.is_init = True
 
 
+@MODELS.register_module()
 class InternImage(_MMBackbone, backbone.InternImage):
     """`internimage.InternImage` giving the feature maps of `out_indices`, `(N, C, H, W)`."""
 
@@ -72,6 +71,7 @@ class InternImage(_MMBackbone, backbone.InternImage):
         super().__init__(out_indices=out_indices, **kwargs)
 
 
+@MODELS.register_module()
 class FlashInternImage(_MMBackbone, flash.FlashInternImage):
     """`internimage.FlashInternImage` giving the feature maps of `out_indices`, `(N, C, H, W)`."""
 
@@ -79,6 +79,7 @@ class FlashInternImage(_MMBackbone, flash.FlashInternImage):
         super().__init__(out_indices=out_indices, **kwargs)
 
 
+@MODELS.register_module()
 class CBInternImage(_MMBackbone, composite.CBInternImage):
     """`internimage.composite.CBInternImage`: a pair of tuples of feature maps, of the first and second backbone."""
 
@@ -92,40 +93,34 @@ class CBInternImage(_MMBackbone, composite.CBInternImage):
         return without_stem | {key: value for key, value in module.state_dict().items() if key.startswith("gamma")}
 
 
-def _layer_decay_constructor() -> type:
-    """Make the class; mmengine takes seconds to import, so only `setup` does."""
-    from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-    from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
+    """Layer-wise learning rates by the rule of the released recipes (`internimage.optim.mm_param_scales`).
 
-    class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
-        """Layer-wise learning rates by the rule of the released recipes (`internimage.optim.mm_param_scales`).
+    `paramwise_cfg` holds the rule's arguments. A model with a `decode_head` gets the segmentation variant.
+    """
 
-        `paramwise_cfg` holds the rule's arguments. A model with a `decode_head` gets the segmentation variant.
-        """
-
-        def __call__(self, model: nn.Module) -> OptimWrapper:
-            model = getattr(model, "module", model)
-            options = {"segmentation": hasattr(model, "decode_head")} | dict(self.paramwise_cfg)
-            _check_options(options)
-            base_lr = self.optimizer_cfg["lr"]
-            decay = self.optimizer_cfg.get("weight_decay", 0.0)
-            parameters = dict(model.named_parameters())
-            groups: dict[tuple[float, bool], dict] = {}
-            for name, (scale, decays) in mm_param_scales(parameters.items(), **options).items():
-                group = groups.setdefault(
-                    (scale, decays),
-                    {
-                        "params": [],
-                        "lr": base_lr * scale,
-                        "lr_scale": scale,
-                        "weight_decay": decay if decays else 0.0,
-                    },
-                )
-                group["params"].append(parameters[name])
-            optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": list(groups.values())})
-            return OPTIM_WRAPPERS.build({**self.optim_wrapper_cfg, "optimizer": optimizer})
-
-    return CustomLayerDecayOptimizerConstructor
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        model = getattr(model, "module", model)
+        options = {"segmentation": hasattr(model, "decode_head")} | dict(self.paramwise_cfg)
+        _check_options(options)
+        base_lr = self.optimizer_cfg["lr"]
+        decay = self.optimizer_cfg.get("weight_decay", 0.0)
+        parameters = dict(model.named_parameters())
+        groups: dict[tuple[float, bool], dict] = {}
+        for name, (scale, decays) in mm_param_scales(parameters.items(), **options).items():
+            group = groups.setdefault(
+                (scale, decays),
+                {
+                    "params": [],
+                    "lr": base_lr * scale,
+                    "lr_scale": scale,
+                    "weight_decay": decay if decays else 0.0,
+                },
+            )
+            group["params"].append(parameters[name])
+        optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": list(groups.values())})
+        return OPTIM_WRAPPERS.build({**self.optim_wrapper_cfg, "optimizer": optimizer})
 
 
 def _check_options(options: Mapping) -> None:
@@ -145,28 +140,4 @@ def _convert_detectors(parent: nn.Module, name: str, module: nn.Module) -> None:
         install_layout_hook(parent)
 
 
-@functools.cache
-def setup() -> None:
-    """Make mmengine, mmdet and mmseg know InternImage. Calling it again changes nothing.
-
-    - `mmcv._ext` from torchvision, unless the full mmcv is installed, and a faster deformable attention on the CPU;
-    - backbones `InternImage`, `FlashInternImage` and `CBInternImage` in mmengine's root registry, in which mmdet's and
-      mmseg's look up what they do not have;
-    - the optimizer-wrapper constructor `CustomLayerDecayOptimizerConstructor`;
-    - every model with such a backbone converts released checkpoints when it loads them, whoever loads;
-    - mmengine reads files through `internimage.checkpoint.load_file`, which compares their checksums.
-
-    Raises:
-        UserError: mmcv or mmengine is not installed.
-    """
-    mmcv_ext.install()
-    ms_deform_attn.install()
-    from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
-
-    for module in (InternImage, FlashInternImage, CBInternImage):
-        MODELS.register_module(module=module)
-    OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=_layer_decay_constructor())
-    from .checkpoints import read_through_our_loader
-
-    read_through_our_loader()
-    torch.nn.modules.module.register_module_module_registration_hook(_convert_detectors)
+register_module_module_registration_hook(_convert_detectors)

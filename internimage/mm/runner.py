@@ -6,244 +6,23 @@ none (`checkpoints`), and several processes work without a GPU, too (gloo, and B
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.dist import master_only
-from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
-from mmengine.runner import Runner
-from torch import Tensor, distributed, nn
+from torch import distributed
 
-from ..checkpoint import extract_state_dict, load_exact, load_file, load_pretrained
-from ..errors import CheckpointError, UserError, exit_on_user_error
-from ..files import atomic_path
-from ..integrity import mark_verified
+from ..errors import UserError, exit_on_user_error
+from ..preemption import leave
+from ..runlock import lock_run
 from ..zoo import local_checkpoint
-from .checkpoints import (
-    SafeCheckpointHook,
-    find_checkpoints,
-    newest_readable,
-    note_latest,
-    on_main,
-    training_state,
-)
+from .checked_runner import CheckedRunner, bare
+from .checkpoints import find_checkpoints, on_main
 from .checks import check_classes, check_data_files, explained, explained_empty, merge_options, read_config
+from .tasks import DETECTION, SEGMENTATION, Task
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "load_config", "test", "train"]
-
-
-# Tasks
-
-
-@dataclass(frozen=True)
-class Task:
-    """What differs between the frameworks.
-
-    Attributes:
-        name: detection or segmentation.
-        exact_classes: a head must have exactly as many classes as the data.
-        save_predictions: makes a runner's test loop write predictions to a path.
-        save_pictures: makes a configuration's test loop draw into a folder.
-        out_help: what `--out` is.
-        infer: runs a model of the framework's inference functions on an image `(H, W, 3)`, BGR uint8.
-        summary: says in words what `infer` found, with scores from a threshold on.
-    """
-
-    name: str
-    exact_classes: bool
-    save_predictions: Callable[[Runner, str], None]
-    save_pictures: Callable[[Config, str], None]
-    out_help: str
-    infer: Callable[[nn.Module, np.ndarray], object]
-    summary: Callable[[object, float], str]
-
-
-def _dump_detections(runner: Runner, path: str) -> None:
-    from mmdet.evaluation import DumpDetResults
-
-    if not path.endswith((".pkl", ".pickle")):
-        raise UserError(f"--out writes a pickle file; give a name that ends in .pkl, not {path}")
-    runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=path))
-
-
-def _dump_label_maps(runner: Runner, path: str) -> None:
-    for metric in runner.test_evaluator.metrics:
-        metric.output_dir = path
-        Path(path).mkdir(parents=True, exist_ok=True)
-
-
-def _draw_detections(config: Config, folder: str) -> None:
-    hook = config.default_hooks.visualization
-    hook.update(draw=True, test_out_dir=str(Path(folder).resolve()))
-
-
-def _draw_label_maps(config: Config, folder: str) -> None:
-    config.default_hooks.visualization.update(draw=True, interval=1)
-    # A name of its own: mmengine gives a visualizer of a known name as it is, with the folder of an earlier run.
-    config.visualizer.update(save_dir=folder, name=f"visualizer for {folder}")
-
-
-def _detect(model: nn.Module, image: np.ndarray) -> object:
-    from mmdet.apis import inference_detector
-
-    return inference_detector(model, image)
-
-
-def _segment(model: nn.Module, image: np.ndarray) -> object:
-    from mmseg.apis import inference_model
-
-    return inference_model(model, image)
-
-
-def _count_objects(sample: object, score_thr: float) -> str:
-    return f"{int((sample.pred_instances.scores >= score_thr).sum())} objects with a score of at least {score_thr}"
-
-
-def _count_labels(sample: object, score_thr: float) -> str:
-    return f"{len(sample.pred_sem_seg.data.unique())} classes"
-
-
-DETECTION = Task(
-    name="detection",
-    exact_classes=True,
-    save_predictions=_dump_detections,
-    save_pictures=_draw_detections,
-    out_help="pickle file for the predictions",
-    infer=_detect,
-    summary=_count_objects,
-)
-SEGMENTATION = Task(
-    name="segmentation",
-    exact_classes=False,
-    save_predictions=_dump_label_maps,
-    save_pictures=_draw_label_maps,
-    out_help="folder for the predicted label maps",
-    infer=_segment,
-    summary=_count_labels,
-)
-
-
-# Weights
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The detector inside wrappers of data parallelism and test-time augmentation."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
-
-
-def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Start a training from a file: the backbone must fit, of the rest what fits is taken; return notices.
-
-    Raises:
-        CheckpointError: the file has another backbone, or none.
-    """
-    inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    if not inside:  # a classifier, or a backbone alone
-        return load_pretrained(model.backbone, state)
-    load_exact(model.backbone, inside)
-    own = {key: value for key, value in model.state_dict().items() if not key.startswith("backbone.")}
-    rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
-    fitting = {key: value for key, value in rest.items() if key in own and own[key].shape == value.shape}
-    model.load_state_dict(fitting, strict=False)
-    notices = []
-    if left := [key for key in own if key not in fitting and not key.endswith("num_batches_tracked")]:
-        notices.append(f"{len(left)} entries of other shape, or not in the file, keep initial values: {left[0]}, ...")
-    if unused := [key for key in rest if key not in own]:
-        notices.append(f"{len(unused)} entries of the file are not in the model: {unused[0]}, ...")
-    return notices
-
-
-class CheckedRunner(Runner):
-    """mmengine's runner, reading and writing checkpoints by our rules.
-
-    `load_from` initialises (see `_initialise`); testing and resuming are strict. Resuming without a name takes the
-    newest checkpoint that can be read.
-    """
-
-    _testing = False
-
-    def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
-        """Register a hook; for mmengine's checkpoint hook, ours with the same options."""
-        if isinstance(hook, dict) and hook.get("type") in ("CheckpointHook", "mmengine.CheckpointHook", CheckpointHook):
-            hook = {**hook, "type": SafeCheckpointHook}
-        super().register_hook(hook, priority)
-
-    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes, which mmengine does on GPUs only."""
-        if not self.distributed or torch.cuda.is_available():
-            return super().wrap_model(model_wrapper_cfg, model)
-        unused = self.cfg.get("find_unused_parameters", False)
-        model = revert_sync_batchnorm(model)  # SyncBN has no CPU version
-        return MMDistributedDataParallel(module=model, broadcast_buffers=False, find_unused_parameters=unused)
-
-    def test(self) -> dict[str, float]:
-        """Test the weights of `load_from` and return the metrics."""
-        self._testing = True
-        return super().test()
-
-    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        """Load the weights of a file into the model and return the whole file.
-
-        Raises:
-            CheckpointError: it cannot be read or does not fit.
-        """
-        path = local_checkpoint(str(filename))
-
-        def check() -> None:
-            load_file(path)
-
-        on_main(check)
-        mark_verified(path)
-        content = load_file(path)
-        if self._resume:
-            content = training_state(content, filename)
-        extra = content if isinstance(content, dict) and "state_dict" in content else {}
-        checkpoint = {**extra, "state_dict": extract_state_dict(content)}
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # EMAHook takes its average from it
-        model = _bare(self.model)
-        try:
-            if self._testing or self._resume:
-                load_exact(model, checkpoint["state_dict"])
-            else:
-                for notice in _initialise(model, checkpoint["state_dict"]):
-                    self.logger.info(f"{filename}: {notice}")
-        except CheckpointError as error:
-            raise CheckpointError(f"{filename}: {error}") from None
-        return checkpoint
-
-    def load_or_resume(self) -> None:
-        """Load or resume what the configuration says, unless that has happened."""
-        if self._has_loaded or not self._resume or self._load_from is not None:
-            return super().load_or_resume()
-
-        def find() -> Path | None:
-            newest = newest_readable(find_checkpoints(self.cfg), self.logger.warning)
-            if newest is not None:
-                note_latest(self.work_dir, newest)
-            return newest
-
-        path = on_main(find)
-        if path is None:
-            self.logger.info(f"nothing to resume in {self.work_dir}; starting anew")
-            return None
-        self.logger.info(f"resuming from {path}")
-        self.resume(str(path))
-        self._has_loaded = True
-
-    @master_only
-    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save as mmengine does, but under the final name only once the file is whole."""
-        if "://" in str(out_dir):
-            return super().save_checkpoint(out_dir, filename, *args, **kwargs)
-        with atomic_path(Path(out_dir, filename)) as temporary:
-            super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
 
 
 # Configuration
@@ -280,11 +59,13 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
     """The runner, with the data of `phases` built and compared with the model."""
     check_data_files(config, tuple(phases))
     runner = CheckedRunner.from_cfg(config)
+    if "train" in phases:
+        on_main(lambda: lock_run(runner.work_dir))
     for phase in phases:
         if config.get(f"{phase}_dataloader"):
             with explained_empty(phase):
                 dataset = getattr(runner, f"{phase}_dataloader").dataset
-            check_classes(_bare(runner.model), dataset, phase, exact=task.exact_classes)
+            check_classes(bare(runner.model), dataset, phase, exact=task.exact_classes)
     return runner
 
 
@@ -331,7 +112,10 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
     if config.get("load_from") or (config.get("resume") and find_checkpoints(config)):
         config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
     with explained():
-        _build(config, task, ("train", "val")).train()
+        runner = _build(config, task, ("train", "val"))
+        runner.train()
+    if runner.stopped:
+        leave()
     _leave_together()
 
 

@@ -4,16 +4,15 @@ Importing this registers them; the configurations name it in `custom_imports`. `
 writes a configuration for label maps of your own.
 """
 
-import segmentation.models  # noqa: F401 - before mmseg is imported
+import internimage.mm  # noqa: F401 - before mmseg is imported
 
-from .labels import LabelError, LoadLabelMap
+from .labels import LoadLabelMap
 from .mapillary import MapillaryDataset, MapillaryToCityscapes
 from .nyu_depth_v2 import NYUDepthV2Dataset
 from .own_data import OwnDataset
 from .pascal_context import LazyPascalContextDataset59
 
 __all__ = [
-    "LabelError",
     "LazyPascalContextDataset59",
     "LoadLabelMap",
     "MapillaryDataset",

@@ -12,21 +12,9 @@ from mmseg.registry import TRANSFORMS
 
 from internimage.errors import UserError
 
-__all__ = ["IGNORE", "LabelError", "LoadLabelMap"]
+__all__ = ["IGNORE", "LoadLabelMap"]
 
 IGNORE = 255
-
-
-class LabelError(UserError):
-    """A label map that does not fit its data set.
-
-    A data loader's worker process passes an error on by making it anew from the text of the trace, whose last line is
-    the message.
-    """
-
-    def __init__(self, message: str) -> None:
-        last_line = message.strip().splitlines()[-1]
-        super().__init__(last_line.removeprefix(f"{type(self).__module__}.{type(self).__name__}: "))
 
 
 @TRANSFORMS.register_module()
@@ -47,23 +35,28 @@ class LoadLabelMap(LoadAnnotations):
         """Add `gt_seg_map` `(H, W)`, uint8; nothing where there is an image alone, as in mmseg's inference functions.
 
         Raises:
-            LabelError: not one number per pixel, another size than the image, or a label out of range; names the file.
+            UserError: no image, not one whole number per pixel, another size than the image, or a label out of range;
+                names the file.
         """
         if "seg_map_path" not in results:
             return
         path = results["seg_map_path"]
         content = fileio.get(path, backend_args=self.backend_args)
-        labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend)
+        try:
+            labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend)
+        except Exception as error:  # Pillow raises many kinds
+            raise UserError(f"{path} is not a readable label map ({error}); replace it or leave it out") from error
         if labels.ndim == 3 and labels.shape[2] == 1:
             labels = labels[..., 0]
-        if labels.ndim != 2:
-            raise LabelError(
-                f"{path} has {labels.shape[-1]} channels; a label map has one, holding class numbers: save it as an "
-                "8-bit grey or palette PNG"
+        if labels.ndim != 2 or labels.dtype.kind == "f":
+            what = f"{labels.shape[-1]} channels" if labels.ndim != 2 else "floating-point numbers"
+            raise UserError(
+                f"{path} has {what}; a label map has one channel of class numbers: save it as an 8-bit grey or palette "
+                "PNG"
             )
         expected = tuple(results.get("ori_shape", labels.shape))
         if labels.shape != expected:
-            raise LabelError(
+            raise UserError(
                 f"{path} is {labels.shape[1]}x{labels.shape[0]} pixels, but its image is {expected[1]}x{expected[0]}: "
                 "a label map has a label for every pixel of the image"
             )
@@ -73,7 +66,7 @@ class LoadLabelMap(LoadAnnotations):
             labels = np.where((labels == 0) | (labels == IGNORE), IGNORE, labels - 1)
         if (wrong := (labels != IGNORE) & ((labels < 0) | (labels >= self.num_classes))).any():
             first, last = (1, self.num_classes) if reduce else (0, self.num_classes - 1)
-            raise LabelError(
+            raise UserError(
                 f"{path} has label {labels[wrong].max() + reduce} in {wrong.sum()} pixels; labels are {first} to "
                 f"{last}{', 0' if reduce else ''} or {IGNORE} (ignored): correct the file or the number of classes"
             )

@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import segmentation.models  # noqa: F401 - isort: skip - before mmseg is imported
+import internimage.mm  # noqa: F401 - isort: skip - before mmseg is imported
 from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS

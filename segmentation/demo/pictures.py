@@ -12,7 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import segmentation.models  # noqa: F401 # isort: skip - before mmseg
+import internimage.mm  # noqa: F401 # isort: skip - before mmseg
 import mmcv
 import numpy as np
 from matplotlib.figure import Figure

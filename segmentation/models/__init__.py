@@ -1,13 +1,11 @@
-"""Importing this registers everything that the configs here need; name it in `custom_imports`."""
+"""The models of segmentation. Importing this, or `internimage.mm` alone, registers them with mmseg."""
 
-import warnings
-
-from .intern_image import CBInternImage, FlashInternImage, InternImage  # isort: skip - before mmseg is imported
-from .mask2former import EncoderDecoderMask2Former, UnnormalizedDeformableAttention, UnnormalizedPixelDecoder
-
-# mmseg warns of a call of its own, and of its default for ignored pixels, which the released configurations rely on.
-warnings.filterwarnings("ignore", message="``build_loss`` would be deprecated soon")
-warnings.filterwarnings("ignore", message="Default ``avg_non_ignore`` is False")
+from internimage.mm import CBInternImage, FlashInternImage, InternImage
+from internimage.mm.mask2former import (
+    EncoderDecoderMask2Former,
+    UnnormalizedDeformableAttention,
+    UnnormalizedPixelDecoder,
+)
 
 __all__ = [
     "CBInternImage",

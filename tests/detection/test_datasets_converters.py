@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mmcv
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from detection.datasets.crowd_human import main, to_coco
 from detection.datasets.openimages import image_metas
@@ -88,9 +89,23 @@ def test_the_converter_runs_as_a_script_and_mmdet_reads_its_output(tmp_path):
     assert first["instances"][0]["bbox"] == [-5, 10, 35, 100]
 
 
+def save_turned(path, size):
+    """A picture of this size when it is upright, stored lying down as cameras do."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", size[::-1]).save(path, exif=exif)
+
+
+def test_sizes_are_those_of_the_upright_image_as_it_is_loaded(tmp_path):
+    odgt, images = write_crowd(tmp_path)
+    save_turned(images / "273271,b.jpg", (160, 101))
+    assert mmcv.imread(str(images / "273271,b.jpg")).shape == (101, 160, 3)
+    assert (to_coco(odgt, images)["images"][1]["width"], to_coco(odgt, images)["images"][1]["height"]) == (160, 101)
+
+
 def test_openimages_sizes_follow_the_order_of_the_annotations(tmp_path):
-    for name, size in (("b", (64, 48)), ("a", (32, 80))):
-        Image.new("RGB", size).save(tmp_path / f"{name}.jpg")
+    Image.new("RGB", (64, 48)).save(tmp_path / "b.jpg")
+    save_turned(tmp_path / "a.jpg", (32, 80))
     header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,Occluded,Truncated,GroupOf,Depiction,Inside"
     boxes = (("b", "0,0.5,0,1"), ("b", "0,1,0,1"), ("a", "0,1,0,1"))
     rows = [f"{name},x,/m/1,1,{box},0,0,0,0,0" for name, box in boxes]

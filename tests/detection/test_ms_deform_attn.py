@@ -1,18 +1,18 @@
 """Deformable attention by the DCNv3 operator against mmcv's form with grid_sample."""
 
-import detection.models  # noqa: F401 - isort: skip - before mmcv.ops
+import internimage.mm  # noqa: F401 - isort: skip - before mmcv.ops
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmcv.ops import MultiScaleDeformableAttention, multi_scale_deform_attn
+from mmcv.ops import MultiScaleDeformableAttention
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from internimage.mm import ms_deform_attn as ours
-from internimage.mm.ms_deform_attn import ms_deform_attn
+from internimage.mm import mmcv_ext
+from internimage.ms_deform_attn import ms_deform_attn
 
 
 def by_grid_sample(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def test_shapes_may_be_python_integers_and_then_no_tensor_is_read_or_copied_from
 
 def test_mmcvs_layer_uses_it_except_in_tracing(monkeypatch):
     calls = []
-    monkeypatch.setattr(ours, "ms_deform_attn", lambda *args: calls.append(args) or ms_deform_attn(*args))
+    monkeypatch.setattr(mmcv_ext, "ms_deform_attn", lambda *args: calls.append(args) or ms_deform_attn(*args))
     layer = MultiScaleDeformableAttention(embed_dims=8, num_heads=2, num_levels=1, batch_first=True).eval()
     layer.init_weights()
     query, shapes = torch.randn(1, 12, 8), torch.tensor([[3, 4]])
@@ -111,9 +111,3 @@ def test_mmcvs_layer_uses_it_except_in_tracing(monkeypatch):
     monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
     torch.testing.assert_close(layer(query, value=query, **options), out)
     assert len(calls) == 1
-
-
-def test_installing_twice_changes_nothing():
-    installed = multi_scale_deform_attn.multi_scale_deformable_attn_pytorch
-    ours.install()
-    assert multi_scale_deform_attn.multi_scale_deformable_attn_pytorch is installed

@@ -17,7 +17,7 @@ from forged import write
 from in_children import ENVIRONMENT, ROOT, results_of
 from mmengine.logging import HistoryBuffer
 
-import internimage.mm.registration as mm
+import internimage.mm  # noqa: F401 - lets mmengine's own loader read through ours
 from internimage.checkpoint import load_file
 
 
@@ -53,7 +53,6 @@ def test_numbers_of_numpy_are_read_and_saved_again_as_numpys(tmp_path):
 
 @pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
 def test_a_log_history_of_numpy_1_or_2_is_read_as_mmengines(core, tmp_path):
-    mm.setup()
     own = np.float64(0).__reduce__()[0].__module__  # of this numpy
 
     class Naming(pickle._Pickler):

@@ -11,15 +11,13 @@ from mmengine.fileio import LocalBackend
 from mmengine.runner import CheckpointLoader, Runner
 from toy import toy_config
 
-import internimage.mm.registration as mm
 from internimage.checkpoint import load_file, read_state_dict, save_atomic
 from internimage.errors import CheckpointError, UserError
 from internimage.mm.checkpoints import find_checkpoints
+from internimage.mm.runner import CheckedRunner
 from quick_mmengine import make_quick
 
-mm.setup()
 make_quick()
-from internimage.mm.runner import CheckedRunner  # noqa: E402 - after setup
 
 
 def train(

@@ -18,7 +18,6 @@ from pathlib import Path
 from in_children import in_child
 from mmengine.fileio import LocalBackend
 
-from internimage.mm import registration as mm
 from internimage.mm import runner
 
 TASK, FOLDER, MOMENTS = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
@@ -27,15 +26,9 @@ sys.path += [str(TESTS), str(TESTS / TASK)]
 
 if TASK == "toy":
     from toy import toy_config
-
-    import internimage.mm.registration as mm
-
-    mm.setup()
 elif TASK == "detection":
-    import detection.models  # noqa: F401 - isort: skip - before mmdet
     from tiny_coco import make_config, make_data
 else:
-    import segmentation.models  # noqa: F401 - isort: skip - before mmseg
     from tiny_scenes import make_config, make_data
 
 from quick_mmengine import make_quick  # noqa: E402 - after the path

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from gpu_cases import DEVICE, DTYPES, HALF, TOLERANCE, dtype_id
 
-from internimage.mm.ms_deform_attn import ms_deform_attn
+from internimage.ms_deform_attn import ms_deform_attn
 
 LEVELS = [(12, 17), (6, 9), (3, 5), (2, 3)]
 NAMES = ("output", "gradient of value", "gradient of locations", "gradient of weights")

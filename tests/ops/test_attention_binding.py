@@ -181,7 +181,7 @@ def test_mmcvs_autograd_function_uses_the_kernels(emulated_backend, monkeypatch,
     mmcv_ext.install()
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
-    module = sys.modules["internimage.mm.ms_deform_attn"]
+    module = sys.modules["internimage.ms_deform_attn"]
     monkeypatch.setattr(module, "dcnv3", None)  # what computes it without the kernels
     for place in (module, mmcv_ext):
         monkeypatch.setattr(place, "has_kernel", lambda value: True)

@@ -3,7 +3,7 @@
 import pytest
 from mmengine.registry import init_default_scope
 
-import segmentation.models  # noqa: F401 - registers the models
+import internimage.mm  # noqa: F401 - registers the models
 from quick_mmengine import make_quick
 
 make_quick()

@@ -17,7 +17,7 @@ from tiny_scenes import make_data
 
 from internimage.errors import UserError
 from mm_recipes.segmentation import CONFIGS, config, parts
-from segmentation.datasets import LabelError, LoadLabelMap, MapillaryToCityscapes, NYUDepthV2Dataset
+from segmentation.datasets import LoadLabelMap, MapillaryToCityscapes, NYUDepthV2Dataset
 from segmentation.datasets.own_data import main, own_config, read_classes
 
 register_all_modules()
@@ -115,16 +115,35 @@ def test_custom_classes_are_picked_after_the_check(tmp_path):
     results = {"seg_map_path": str(tmp_path / "a.png"), "reduce_zero_label": False, "seg_fields": []}
     mapped = LoadLabelMap(num_classes=3)(results | {"label_map": {0: 255, 1: 0, 2: 1}, "seg_fields": []})
     assert mapped["gt_seg_map"].tolist() == [[255, 0, 1, 255]]
-    with pytest.raises(LabelError, match="has label 2 in 1 pixels; labels are 0 to 1 or 255"):
+    with pytest.raises(UserError, match="has label 2 in 1 pixels; labels are 0 to 1 or 255"):
         LoadLabelMap(num_classes=2)(results)
-    with pytest.raises(LabelError, match="has label 2 in 1 pixels; labels are 1 to 1, 0 or 255"):
+    with pytest.raises(UserError, match="has label 2 in 1 pixels; labels are 1 to 1, 0 or 255"):
         LoadLabelMap(num_classes=1)(results | {"reduce_zero_label": True})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([[0, 10**9]], np.int32), "a.png has label 1000000000 in 1 pixels; labels are 0 to 2 or 255"),
+        (np.array([[0, 1.5]], np.float32), "a.png has floating-point numbers; a label map has one channel"),
+        (np.zeros((1, 2, 3), np.uint8), "a.png has 3 channels; a label map has one channel"),
+        (None, "a.png is not a readable label map"),
+    ],
+    ids=["large", "fractions", "colours", "no image"],
+)
+def test_a_label_map_that_cannot_hold_classes_is_refused_by_name(labels, message, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    if labels is not None:
+        Image.fromarray(labels).save(tmp_path / "a.png", format="TIFF")
+    results = {"seg_map_path": str(tmp_path / "a.png"), "reduce_zero_label": False, "seg_fields": []}
+    with pytest.raises(UserError, match=message):
+        LoadLabelMap(num_classes=3)(results)
 
 
 def test_a_label_map_of_another_size_than_its_image_is_named(tmp_path):
     Image.fromarray(np.zeros((4, 6), dtype=np.uint8)).save(tmp_path / "a.png")
     results = {"seg_map_path": str(tmp_path / "a.png"), "reduce_zero_label": False, "seg_fields": []}
-    with pytest.raises(LabelError, match="a.png is 6x4 pixels, but its image is 12x8"):
+    with pytest.raises(UserError, match="a.png is 6x4 pixels, but its image is 12x8: a label map has"):
         LoadLabelMap(num_classes=3)(results | {"ori_shape": (8, 12)})
 
 

@@ -1,7 +1,7 @@
 """What every configuration here shares: registration of our modules, hooks, logging, environment."""
 
 default_scope = "mmdet"
-custom_imports = dict(imports=["detection.models"], allow_failed_imports=False)
+custom_imports = dict(imports=["internimage.mm"], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

@@ -2,7 +2,7 @@
 
 _base_ = ["../_base_/dino_cbinternimage_h.py", "../_base_/coco_detection_large.py"]
 
-custom_imports = dict(imports=["detection.models", "detection.datasets"], allow_failed_imports=False)
+custom_imports = dict(imports=["internimage.mm", "detection.datasets"], allow_failed_imports=False)
 
 model = dict(bbox_head=dict(num_classes=1203))
 

@@ -6,7 +6,7 @@ average precision means something only where the annotations are there.
 
 _base_ = "./dino_4scale_cbinternimage_h_objects365_voc07.py"
 
-custom_imports = dict(imports=["detection.models", "detection.datasets"], allow_failed_imports=False)
+custom_imports = dict(imports=["internimage.mm", "detection.datasets"], allow_failed_imports=False)
 
 test_dataloader = dict(
     dataset=dict(

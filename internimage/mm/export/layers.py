@@ -37,7 +37,7 @@ class DeformableAttention(nn.Module):
     def __init__(self, layer: MultiScaleDeformableAttention) -> None:
         super().__init__()
         self.layer = layer
-        # FlashInternImage's attention (segmentation.models) has weights without softmax.
+        # FlashInternImage's attention (internimage.mm.mask2former) has weights without softmax.
         self.softmax = type(layer) is MultiScaleDeformableAttention
 
     def forward(

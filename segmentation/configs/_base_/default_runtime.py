@@ -1,7 +1,7 @@
 """What every configuration here shares: registration of our modules, hooks, logging, environment."""
 
 default_scope = "mmseg"
-custom_imports = dict(imports=["segmentation.models", "segmentation.datasets"], allow_failed_imports=False)
+custom_imports = dict(imports=["internimage.mm", "segmentation.datasets"], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

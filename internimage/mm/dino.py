@@ -3,6 +3,8 @@
 DINO (Zhang et al., ICLR 2023) as in InternImage's original project; CBDINO is its version for `CBInternImage`.
 """
 
+import warnings
+
 import torch
 from mmdet.models import DINO
 from mmdet.models.dense_heads import DINOHead
@@ -13,6 +15,8 @@ from torch import Tensor
 __all__ = ["CBDINO", "CBDINOHead", "InternImageDINOHead"]
 
 _EDGE = 1e-3
+
+warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")  # of a call in mmdet
 
 
 @MODELS.register_module()

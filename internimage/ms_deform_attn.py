@@ -10,7 +10,6 @@ points; one core of an AMD EPYC): 0.10 s forward and 0.22 s with backward; mmcv'
 and 2.7 s (benchmarks/ms_deform_attn.py).
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -21,7 +20,7 @@ from torch import Tensor
 import ops_dcnv3
 from ops_dcnv3 import backends, dcnv3
 
-__all__ = ["has_kernel", "install", "ms_deform_attn"]
+__all__ = ["has_kernel", "ms_deform_attn"]
 
 
 def has_kernel(value: Tensor) -> bool:
@@ -102,19 +101,3 @@ def ms_deform_attn(
                 heads,
             )
     return output.to(value.dtype)
-
-
-def install() -> None:
-    """Let mmcv's `MultiScaleDeformableAttention` use this where it has no kernel of its own. Tracing keeps its form."""
-    from mmcv.ops import multi_scale_deform_attn as module
-
-    original = module.multi_scale_deformable_attn_pytorch
-    if original.__module__ == __name__:
-        return
-
-    @functools.wraps(original, assigned=("__doc__",))
-    def attend(*args: Tensor) -> Tensor:
-        tracing = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-        return (original if tracing else ms_deform_attn)(*args)
-
-    module.multi_scale_deformable_attn_pytorch = attend

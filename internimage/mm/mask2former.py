@@ -3,6 +3,8 @@
 Mask2Former (Cheng et al., CVPR 2022) as in InternImage's and FlashInternImage's original projects.
 """
 
+import warnings
+
 import torch
 from mmcv.ops.multi_scale_deform_attn import (
     MultiScaleDeformableAttention,
@@ -17,6 +19,10 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 __all__ = ["EncoderDecoderMask2Former", "UnnormalizedDeformableAttention", "UnnormalizedPixelDecoder"]
+
+# mmseg warns of a call of its own, and of its default for ignored pixels, which the released configurations rely on.
+warnings.filterwarnings("ignore", message="``build_loss`` would be deprecated soon")
+warnings.filterwarnings("ignore", message="Default ``avg_non_ignore`` is False")
 
 
 @MODELS.register_module()
