@@ -30,7 +30,7 @@ code=0
 # shellcheck disable=SC2086
 srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
     --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-12}" --kill-on-bad-exit=1 --signal=USR1@120 \
-    ${SRUN_ARGS:-}     "${PYTHON:-python}" -u "$(dirname "$0")/train.py" --cfg "$config" --launcher slurm "$@" || code=$?
+    ${SRUN_ARGS:-} "${PYTHON:-python}" -u "$(dirname "$0")/train.py" --cfg "$config" --launcher slurm "$@" || code=$?
 
 if [[ $code == 75 ]] && ! { [[ -n ${SLURM_JOB_ID:-} ]] && scontrol requeue "$SLURM_JOB_ID"; }; then
     echo "stopped and saved; start the same command again to go on" >&2
