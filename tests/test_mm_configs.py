@@ -23,7 +23,7 @@ import mm_recipes.detection
 import mm_recipes.segmentation
 from internimage.checkpoint import to_current
 from internimage.optim import mm_param_scales
-from mm_recipes import DETECTION, ROOT, SEGMENTATION, Released, differences, load
+from mm_recipes import DETECTION, SEGMENTATION, Released, differences, load
 
 mmdet.utils.register_all_modules(init_default_scope=False)
 mmseg.utils.register_all_modules(init_default_scope=False)
@@ -183,30 +183,6 @@ def test_flash_upernets_are_about_as_large_as_internimages():
         letter = re.search(r"flash_internimage_([tsbl])_", name)[1]
         expected = MILLIONS[SEGMENTATION][f"upernet_internimage_{letter}_"]
         assert size(meta_model(SEGMENTATION, name)) / 1e6 == pytest.approx(expected, rel=0.04), name
-
-
-def table_row(name: str) -> str:
-    whole = DETECTION.config(name)
-    rule, loop = whole["optim_wrapper"]["paramwise_cfg"], whole["train_cfg"]
-    layers = f"{rule['layer_decay_rate']:g}" if "layer_decay_rate" in rule else "backbone x 0.1"
-    layers += f", offsets x {rule['offset_lr_scale']:g}" if "offset_lr_scale" in rule else ""
-    optimizer = whole["optim_wrapper"]["optimizer"]
-    cells = (
-        f"`{name.removesuffix('.py')}`",
-        f"{loop['max_epochs']} epochs" if "max_epochs" in loop else f"{loop['max_iters'] // 1000}k iterations",
-        whole["train_dataloader"]["batch_size"],
-        f"{optimizer['lr']:g}",
-        f"{optimizer['weight_decay']:g}",
-        layers,
-        whole["model"]["backbone"]["drop_path_rate"],
-    )
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def test_the_documented_table_is_that_of_the_configurations():
-    lines = (ROOT / "docs" / "detection.md").read_text().splitlines()
-    rows = [line for line in lines if line.startswith("| `") and "/" in line.split("`")[1]]
-    assert rows == [table_row(name) for name in DETECTION.names]
 
 
 # Learning rates
