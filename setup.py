@@ -25,13 +25,19 @@ build = importlib.import_module("ops_dcnv3.build")
 
 
 def extensions() -> list[Extension]:
-    """Return the libraries to compile here: the CPU kernels, and the CUDA kernels where there is a toolkit."""
+    """Return the libraries to compile here: the CPU kernels, and the CUDA kernels if there is a GPU and a toolkit.
+
+    For machines with other GPUs, or from one without, `TORCH_CUDA_ARCH_LIST` says that they are wanted: compiling them
+    takes minutes.
+    """
     if importlib.util.find_spec("torch") is None:
         print("ops_dcnv3: torch is not importable here, so no kernels are built now; they are at their first use")
         return []
     wanted = {"ops_dcnv3._cpu": build.sources()}
     if os.environ.get("OPS_DCNV3_NO_CUDA") == "1":
         print("ops_dcnv3: the CUDA kernels are switched off (OPS_DCNV3_NO_CUDA=1)")
+    elif not (os.environ.get("TORCH_CUDA_ARCH_LIST") or importlib.import_module("torch").cuda.is_available()):
+        print("ops_dcnv3: no GPU, so no CUDA kernels are built now; to build them, set TORCH_CUDA_ARCH_LIST")
     else:
         try:
             build.find_toolkit()

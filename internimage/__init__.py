@@ -7,7 +7,7 @@ from .flash import FlashInternImage
 from .meta_former import InternImageMetaFormer
 from .variants import create_model, list_models
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CheckpointError",
