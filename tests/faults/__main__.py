@@ -53,12 +53,12 @@ class Report:
         self.say(f"{name}: {result}")
 
 
-def _mutations(target: str, count: int, folder: Path, say: Callable[[str], None]) -> str:
+def _mutations(target: str, count: int, seed: int, folder: Path, say: Callable[[str], None]) -> str:
     def report(done: int) -> None:
         if done % 500 == 0:
             say(f"{target}: {done} of {count} files")
 
-    mutate_often(target, count, folder, seeded=False, report=report)
+    mutate_often(target, count, folder, seed=seed, report=report)
     return f"{count} files, no traceback, no silent difference"
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="for each task and number of processes")
     parser.add_argument("--mutations", type=int, default=5000, help="files in all")
     parser.add_argument("--cases", type=int, default=50_000, help="calls of the operator")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the calls")
+    parser.add_argument("--seed", type=int, default=0, help="of moments, changes and calls")
     args = parser.parse_args()
     if args.markdown:
         print(markdown())
@@ -109,7 +109,7 @@ def main() -> None:
             count = args.mutations // len(TARGETS)
             report.attempt(
                 f"random changes: {target}, long form",
-                lambda: _mutations(target, count, folder, report.say),  # noqa: B023
+                lambda: _mutations(target, count, args.seed, folder, report.say),  # noqa: B023
             )
     if "cases" in args.only:
         report.attempt("operator: random calls, long form", lambda: _cases(args.cases, args.seed, report.say))

@@ -5,6 +5,7 @@ The ordinary commands run, in one process or two, on the tiny data of the tests;
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,22 @@ def _wait_for_files(run: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+def _kill_one(command: list[str], run: Path, log: Path, choose: Callable[[], float]) -> float:
+    """Start a training and kill it at the moment chosen; return it. A training that ended before is started anew."""
+    while True:
+        process = _start(command, log)
+        _wait_for_files(run, process)
+        moment = choose()
+        try:
+            code = process.wait(moment)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            return moment
+        if code:
+            raise RuntimeError(f"a training failed before it was killed; see {log}")
+        shutil.rmtree(run)
+
+
 def _last(task: str, run: Path) -> dict[str, torch.Tensor] | None:
     pattern = {"classification": "ckpt_epoch_5.pth", "detection": "epoch_6.pth", "segmentation": "iter_20.pth"}[task]
     files = list(run.rglob(pattern))
@@ -107,15 +124,8 @@ def kill_often(
     choose = random.Random(seed)
     for number in range(count):
         name, log = f"killed{number}", folder / f"killed{number}.log"
-        first = _start(run(name), log)
-        _wait_for_files(folder / name, first)
-        moment = choose.uniform(0, length)
-        try:
-            first.wait(moment)
-            what = "ended before it was killed"
-        except subprocess.TimeoutExpired:
-            _kill(first)
-            what = f"killed {moment:.2f} s into it"
+        moment = _kill_one(run(name), folder / name, log, lambda: choose.uniform(0, length))
+        what = f"killed {moment:.2f} s into it"
         again = _start(run(name), log)
         try:
             code = again.wait(20 * length + 300)

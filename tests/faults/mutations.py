@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -125,11 +126,11 @@ TARGETS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
 }
 
 
-def mutate_often(target: str, count: int, folder: Path, *, seeded: bool = True, report: Callable = str) -> None:
+def mutate_often(target: str, count: int, folder: Path, *, seed: int | None = None, report: Callable = str) -> None:
     """Read `count` changed files of a kind. Raises what a reader raises, unless it is a `UserError`.
 
     Args:
-        seeded: take the same changes each time.
+        seed: of the changes; without one they are the same each time.
         report: called with the number of files so far.
     """
     original, read = TARGETS[target]
@@ -138,10 +139,10 @@ def mutate_often(target: str, count: int, folder: Path, *, seeded: bool = True, 
 
     @settings(
         max_examples=count,
-        derandomize=seeded,
+        derandomize=seed is None,
         database=None,
         deadline=None,
-        phases=[Phase.generate] if seeded else [Phase.generate, Phase.shrink],
+        phases=[Phase.generate] if seed is None else [Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
     @given(_changed(original()))
@@ -155,4 +156,4 @@ def mutate_often(target: str, count: int, folder: Path, *, seeded: bool = True, 
         except UserError as error:
             assert "\n" not in str(error), "a message of more than one line"
 
-    attempt()
+    (attempt if seed is None else hypothesis.seed(seed)(attempt))()

@@ -2,11 +2,7 @@
 // or undefined behaviour, ends the program. In calls whose values are all finite no result may be left unwritten.
 //
 //     operator_cases COUNT SEED
-#if __has_include("cpu/types.h")
 #include "cpu/types.h"
-#else
-#include "cpu_types.h"
-#endif
 
 #include <cmath>
 #include <cstdio>

@@ -1,13 +1,17 @@
 """The table of faults: what goes wrong, how the tests make it go wrong, and what must hold nevertheless.
 
-To add a fault, append a row to one of the lists below: a `check` that injects it in an empty folder and asserts, or the
-name of a `test` elsewhere in the suite that does. `python tests/faults --markdown` prints the table.
+To add a fault, append a row to one of the lists below, with a `check` that injects it in an empty folder and asserts,
+or to `elsewhere.md`, with the name of a test that does. `python tests/faults --markdown` prints the table.
 """
 
 import functools
+import io
+import resource
 import tempfile
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +27,8 @@ from sanitized import run_operator_cases
 from classification.config import get_config, parse_args
 from classification.data.samples import read_list
 from classification.inference import read_image
+from classification.trainer.distributed import World
+from classification.trainer.tracking import Tracker, prepare_folder
 from internimage import integrity
 from internimage.checkpoint import load_file, save_atomic
 from internimage.errors import CheckpointError, UserError
@@ -158,30 +164,6 @@ DAMAGED_CHECKPOINTS = [
             ("a broken header", "a zero byte in its JSON", lambda raw: raw[:20] + b"\0" + raw[21:]),
         )
     ),
-    Fault(
-        "damaged checkpoint: 200 flipped bits",
-        "one bit at each of 200 places, half of them outside the data",
-        "refused, or all values as they were",
-        test="faults/test_damaged_checkpoints.py::test_a_flipped_bit_is_found_or_lies_where_there_is_no_data",
-    ),
-    Fault(
-        "damaged checkpoint: before zip archives",
-        "the format of old torch, cut",
-        "read if whole, refused if cut",
-        test="faults/test_damaged_checkpoints.py::test_a_file_from_before_zip_archives_is_read_and_its_truncation_found",
-    ),
-    Fault(
-        "forged checkpoint at every entry point",
-        "given to each script of the three tasks",
-        "exit code 2 and one line",
-        test="faults/test_forged_checkpoints.py::test_every_entry_point_refuses_forged_checkpoints",
-    ),
-    Fault(
-        "configuration inside a checkpoint",
-        "meta.config holds Python that writes a file",
-        "it is not run",
-        test="faults/test_killed_saves.py::test_a_configuration_inside_a_checkpoint_is_not_run",
-    ),
 ]
 
 # Configurations and lists
@@ -252,131 +234,63 @@ def _image(content: bytes, folder: Path) -> None:
         read_image(folder / "hurt.png")
 
 
-def _images_test(name: str, injection: str, holds: str, test: str) -> Fault:
-    return Fault(f"image: {name}", injection, holds, test=f"faults/test_unsuitable_images.py::{test}")
-
-
 IMAGES = [
     Fault("image: empty", "no bytes", "an error that names the file", partial(_image, b"")),
     Fault(
         "image: text", "words under the name of an image", "an error that names the file", partial(_image, b"not me")
     ),
-    _images_test(
-        "turned",
-        "all eight orientations of EXIF in four formats",
-        "read upright by every reader",
-        "test_a_turned_photograph_is_read_upright",
-    ),
-    _images_test(
-        "damaged EXIF", "three kinds of nonsense", "the image is read", "test_damaged_exif_data_lose_no_image"
-    ),
-    _images_test(
-        "EXIF that cannot be written",
-        "a width of type text",
-        "turned",
-        "test_an_exif_entry_that_cannot_be_written_again_does_not_hinder_turning",
-    ),
-    _images_test("16 bits", "PNG, TIFF and PGM", "divided by 257", "test_16_bit_grey_is_divided_by_257"),
-    _images_test(
-        "32 bits", "int32 and float TIFF", "refused by name and mode", "test_32_bit_pixels_are_refused_by_name_and_mode"
-    ),
-    _images_test(
-        "a line",
-        "12000 x 1 in 115 bytes",
-        "refused before a pixel is read",
-        "test_an_extreme_aspect_ratio_is_refused_before_any_pixel_is_read",
-    ),
-    _images_test(
-        "a decompression bomb",
-        "50000 x 50000 in 100 bytes",
-        "refused by name",
-        "test_a_decompression_bomb_is_refused_by_name",
-    ),
-    _images_test(
-        "palettes, CMYK and others",
-        "seven modes",
-        "the same pixels in every reader",
-        "test_all_readers_give_the_same_pixels_of_every_other_kind",
-    ),
 ]
 
-# Runs that are killed, full disks, what is left behind
+# Runs on full disks and in read-only folders; what kills them is in elsewhere.md
 
 
-def _saves_test(name: str, injection: str, holds: str, test: str) -> Fault:
-    return Fault(name, injection, holds, test=f"faults/test_killed_saves.py::{test}")
+@contextmanager
+def _limited_files(size: int) -> Iterator[None]:
+    """Let no file become larger than this, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _full_disk_of_tensorboard(folder: Path) -> None:
+    tracker = Tracker(folder, World())
+    tracker.begin(0, 0)
+    said = io.StringIO()
+    with _limited_files(20_000), redirect_stderr(said), pytest.MonkeyPatch.context() as patches:
+        patches.setattr(threading, "excepthook", lambda _: None)  # TensorBoard's thread ends with the same error
+        for step in range(1000):
+            tracker.scalars(step, {"train/loss": 1.0})
+        tracker.epoch({"epoch": 0})
+        tracker.close()
+    assert said.getvalue().count("training goes on") == 1
+    assert (folder / "history.jsonl").read_text() == '{"epoch": 0}\n'
+
+
+def _full_disk_of_history(folder: Path) -> None:
+    (folder / "history.jsonl").write_text('{"epoch": 0}\n' * 2000)
+    said = io.StringIO()
+    with _limited_files(20_000), redirect_stderr(said):
+        tracker = Tracker(folder, World())
+        tracker.begin(1, 0)
+        tracker.epoch({"epoch": 1})
+        tracker.close()
+    assert said.getvalue().count("training goes on") == 1
+
+
+def _folder_that_is_read_only(_: Path) -> None:
+    with pytest.raises(UserError, match="cannot write to the output folder /proc/run"):
+        prepare_folder(Path("/proc/run"), "")
 
 
 RUNS = [
-    _saves_test(
-        "kill while a checkpoint is saved",
-        "SIGKILL before each file operation",
-        "started again, the same weights",
-        "test_killed_in_any_moment_of_a_save_and_started_again_a_run_ends_the_same",
+    *(
+        Fault(f"full disk: {name}", "a limit on the size of files", "one message, training goes on", check)
+        for name, check in (("TensorBoard", _full_disk_of_tensorboard), ("history", _full_disk_of_history))
     ),
-    _saves_test(
-        "too few checkpoints kept",
-        "max_keep_ckpts=1",
-        "two are kept and the best",
-        "test_at_least_two_checkpoints_are_kept_and_the_best",
-    ),
-    _saves_test(
-        "deleted too early",
-        "reads before each removal",
-        "what replaces a file is there",
-        "test_nothing_is_deleted_before_what_replaces_it_is_there",
-    ),
-    _saves_test(
-        "files of a killed run", "temporary files in its folder", "removed", "test_what_a_killed_run_left_is_removed"
-    ),
-    _saves_test(
-        "full disk",
-        "ENOSPC after 100 bytes",
-        "one line; the old files stay",
-        "test_a_full_disk_is_one_line_and_leaves_what_was_there",
-    ),
-    _saves_test(
-        "unreadable latest checkpoint",
-        "a flipped bit",
-        "passed over with a notice",
-        "test_an_unreadable_checkpoint_is_passed_over_with_a_notice",
-    ),
-    _saves_test(
-        "no readable checkpoint",
-        "all cut",
-        "the run does not start anew",
-        "test_if_none_can_be_read_the_run_does_not_start_anew",
-    ),
-    _saves_test(
-        "note of a file that is gone",
-        "the newest deleted",
-        "the one before is found",
-        "test_a_note_of_a_file_that_is_gone_does_not_hide_the_others",
-    ),
-    _saves_test(
-        "weights without a run",
-        "parts of the checkpoint deleted",
-        "says what is missing",
-        "test_resuming_from_weights_alone_says_what_is_missing",
-    ),
-    Fault(
-        "kill in mid-epoch (classification)",
-        "SIGKILL",
-        "bit-equal to the undisturbed run",
-        test="classification/test_resume_training.py::test_a_run_killed_in_mid_epoch_ends_as_if_nothing_had_happened",
-    ),
-    Fault(
-        "cut latest checkpoint (classification)",
-        "100 bytes lost",
-        "the one before, the same end",
-        test="classification/test_resume_training.py::test_a_run_whose_latest_checkpoint_was_cut_ends_the_same",
-    ),
-    Fault(
-        "one of two processes fails",
-        "an error in rank 0",
-        "every process ends",
-        test="classification/test_distributed_training.py::test_a_failure_of_rank_0_reaches_every_process",
-    ),
+    Fault("read-only folder of a run", "a folder below /proc", "an error that names it", _folder_that_is_read_only),
 ]
 
 # Everything at random; the long form does more of each
@@ -404,15 +318,19 @@ RANDOM = [
         "no report of AddressSanitizer or UBSan, every result written",
         _operator_cases,
     ),
-    Fault(
-        "operator: CUDA kernels under emulation",
-        "every type, group size, window and switch, with sanitizers",
-        "no access outside a tensor",
-        test="ops/test_cuda_emulation.py::test_no_kernel_touches_memory_outside_its_tensors",
-    ),
 ]
 
-FAULTS = [*FORGED_CHECKPOINTS, *DAMAGED_CHECKPOINTS, *CONFIGURATIONS, *IMAGES, *RUNS, *RANDOM]
+# What tests elsewhere inject
+
+
+def _elsewhere() -> list[Fault]:
+    """The rows of `elsewhere.md`."""
+    lines = (Path(__file__).parent / "elsewhere.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return [Fault(*row[:3], test=row[3]) for row in rows if row[0] != "fault"]
+
+
+FAULTS = [*FORGED_CHECKPOINTS, *DAMAGED_CHECKPOINTS, *CONFIGURATIONS, *IMAGES, *RUNS, *RANDOM, *_elsewhere()]
 
 
 def markdown(results: dict[str, str] | None = None) -> str:
