@@ -119,11 +119,12 @@ def run_on_main(world: World, work: Callable[[], T]) -> T:
     return message[0]
 
 
-def gather(world: World, value: T) -> list[T]:
-    """The (picklable) value of every process, by rank, on every process."""
-    values = [value] * world.size
-    if world.size > 1:
-        dist.all_gather_object(values, value)
+def gather(value: T) -> list[T]:
+    """The (picklable) value of every process, by rank, on every process. Also a barrier."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
     return values
 
 

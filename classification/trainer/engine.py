@@ -24,7 +24,7 @@ from internimage.seeding import sample_seed, seed_generators
 from .acceleration import compile_model
 from .distributed import World, gather, wrap_model
 from .evaluation import evaluate_all, forward_precision, to_device
-from .optimizer import build_optimizer, build_scheduler, scaled_learning_rates
+from .optimizer import build_optimizer, build_scheduler, learning_rate_scale
 from .resume import RunState, save
 from .tracking import EpochMeter, Tracker, duration
 
@@ -74,13 +74,13 @@ class Trainer:
         self.updates = -(-self.steps // self.accumulation)  # per epoch; the last may take fewer steps
         model.freeze_levels(config.TRAIN.OPTIMIZER.FREEZE_BACKBONE or 0)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        rates = scaled_learning_rates(config, world.size)
-        optimizer = build_optimizer(config, model, rates, world.size)
+        scale = learning_rate_scale(config, world.size)
+        optimizer = build_optimizer(config, model, scale, world.size)
         self.state = RunState(
             model=model,
             optimizer=optimizer,
             epoch=config.TRAIN.START_EPOCH - 1,
-            scheduler=build_scheduler(config, optimizer, rates, self.updates),
+            scheduler=build_scheduler(config, optimizer, scale, self.updates),
             scaler=torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16),
             ema=ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY) if config.TRAIN.EMA.ENABLE else None,
             layout={
@@ -190,7 +190,7 @@ class Trainer:
             "step": step,
             "layout": state.layout,
             "meter": meter.state_dict(),
-            "buffers": gather(self.world, buffers),
+            "buffers": gather(buffers),
         }
         self._save()
         state.progress = None

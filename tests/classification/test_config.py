@@ -15,7 +15,7 @@ from classification.config import amp_dtype, get_config, parse_args
 from classification.configs.defaults import DEFAULTS, SETTINGS
 from classification.data.transforms import build_transform
 from classification.models import build_model
-from classification.trainer.optimizer import build_optimizer, build_scheduler, scaled_learning_rates
+from classification.trainer.optimizer import build_optimizer, build_scheduler, learning_rate_scale
 from internimage.errors import UserError
 from tools.configuration_page import PAGE, configuration_page
 
@@ -318,8 +318,8 @@ def test_no_mutation_of_a_file_ends_in_a_traceback(tmp_path):
             if builds:
                 with torch.device("meta"):
                     model = build_model(config)
-                rates = scaled_learning_rates(config, 1)
-                build_scheduler(config, build_optimizer(config, model, rates, 1), rates, 10).step_update(3)
+                scale = learning_rate_scale(config, 1)
+                build_scheduler(config, build_optimizer(config, model, scale, 1), scale, 10).step_update(3)
                 build_transform(config, train=True)
                 build_transform(config, train=False)
             outcomes["loaded"] += 1
