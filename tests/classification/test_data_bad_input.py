@@ -107,7 +107,7 @@ def test_skipped_images_are_counted_once_and_replaced(folder, workers):
     loaders = build_loaders(configure(folder, workers=workers, flags=["--skip-bad-images"]))
     batches = list(loaders.train) + list(loaders.train)
     assert [len(targets) for _, targets in batches] == [4] * 12
-    assert loaders.skipped == 2
+    assert len(loaders.bad_images) == 2
     assert all("dog" in line for line in loaders.bad_images)
 
 
@@ -124,7 +124,7 @@ def test_skipped_images_are_left_out_of_evaluation(folder):
     loaders = build_loaders(configure(folder, batch=1, flags=["--skip-bad-images", "--eval"]))
     assert len(list(loaders.val)) == len(good) - 1
     assert pixels_and_labels(loaders.val) < good
-    assert loaders.skipped == 1
+    assert len(loaders.bad_images) == 1
 
 
 def test_a_substitute_is_the_next_good_image_in_its_own_augmentation(folder):

@@ -215,7 +215,7 @@ def test_history_drops_epochs_that_run_again_and_lines_that_are_no_records(tmp_p
     tracker.epoch({"epoch": 1, "top1": 50.0})
     tracker.close()
     assert (tmp_path / "history.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1, "top1": 50.0}\n'
-    assert "history.jsonl: leaving out 4 lines" in capsys.readouterr().out
+    assert "history.jsonl: skipping 4 of 6 lines" in capsys.readouterr().out
 
 
 def test_seeds_differ_between_epochs_steps_and_ranks_and_repeat():
