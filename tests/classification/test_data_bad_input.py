@@ -51,7 +51,7 @@ def test_an_empty_class_folder_is_named(folder):
     (folder / "train" / "fox").mkdir()
     (folder / "train" / "fox" / "notes.txt").write_text("")
     message = message_of(lambda: build_loaders(configure(folder)))
-    assert f"class folder {folder / 'train' / 'fox'} holds no images" in message
+    assert f"class folder {folder / 'train' / 'fox'} has no images" in message
 
 
 def test_a_split_without_class_folders_is_named(folder):
@@ -62,7 +62,7 @@ def test_a_split_without_class_folders_is_named(folder):
 
 def test_a_class_unknown_in_training_is_named(folder):
     (folder / "val" / "eel").rename(folder / "val" / "elk")
-    assert "has a class elk that the training set has not" in message_of(lambda: build_loaders(configure(folder)))
+    assert "has a class elk that is not in the training set" in message_of(lambda: build_loaders(configure(folder)))
 
 
 def test_hidden_folders_are_no_classes(folder):

@@ -277,7 +277,7 @@ def test_a_second_start_of_a_living_run_is_refused(undisturbed, tmp_path, capsys
     owner = multiprocessing.get_context("fork").Process(target=hold, daemon=True)
     owner.start()
     here.recv()
-    with user_error(capsys, "another run is at work", f"process {owner.pid} on"):
+    with user_error(capsys, "another run uses", f"process {owner.pid} on"):
         run_here(config, tmp_path)
     assert not (tmp_path / "tiny" / "config.yaml").exists()
     owner.kill()
@@ -294,7 +294,7 @@ def test_a_run_whose_latest_checkpoint_was_cut_ends_the_same(undisturbed, tmp_pa
     capsys.readouterr()
     run_here(config, tmp_path)
     printed = capsys.readouterr().out
-    assert printed.count("passing over an unreadable checkpoint") == 2
+    assert printed.count("skipping an unreadable checkpoint") == 2
     assert_same_files(folder, expected)
     assert history(folder) == history(expected)
 
