@@ -1,4 +1,4 @@
-"""The configuration's MODEL section turned into `internimage` models."""
+"""Build `internimage` models from the MODEL section of the configuration."""
 
 from torch import nn
 from yacs.config import CfgNode

@@ -100,7 +100,7 @@ def test_collecting_points_leaves_the_model_as_it_was():
 def test_models_with_another_operator_are_refused_in_one_line():
     model = tiny_model()
     model.levels[2].blocks[-1].dcn = nn.Identity()
-    with pytest.raises(UserError, match="DCNv3, but this model is made of Identity layers"):
+    with pytest.raises(UserError, match="DCNv3, but this model has Identity layers"):
         collect_points(model, torch.rand(3, 64, 64))
 
 

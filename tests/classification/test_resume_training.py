@@ -216,7 +216,7 @@ def test_a_run_stops_on_a_signal_and_goes_on_at_the_exact_step(
         with pytest.raises(SystemExit) as exit_info:
             run_here(config, tmp_path, *options)
     assert exit_info.value.code == EXIT_CODE
-    assert f"stopped as asked by {number.name}" in capsys.readouterr().out
+    assert f"stopped by {number.name}" in capsys.readouterr().out
     folder = tmp_path / "tiny"
     assert list_checkpoints(folder)[0].name == saved
     run_here(config, tmp_path, *options)
