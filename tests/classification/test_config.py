@@ -179,7 +179,7 @@ MISTAKES = {
     "DATA: {BATCH_SIZE: 0}": "DATA.BATCH_SIZE is 0, expected int in [1, 1e6]",
     "DATA: [": "is not valid YAML",
     "hello": "is a str, expected sections",
-    "BASE: [a.yaml]": "BASE names this file itself",
+    "BASE: [a.yaml]": "BASE refers to this file itself",
     "BASE: [missing.yaml]": "missing.yaml: No such file",
     "BASE: {a: 1}": "BASE is {'a': 1}, expected list of 0 to 10 strs",
 }
