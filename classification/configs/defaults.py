@@ -144,7 +144,7 @@ SETTINGS = {
     "DATA.PIN_MEMORY": Setting(True, "page-locked batches, which a GPU copies faster"),
     "DATA.NUM_WORKERS": Setting(8, "data workers of each process, at most its share of the CPUs", "[0, 1000]"),
     "DATA.IMG_ON_MEMORY": Setting(False, "keep the encoded training images in memory, once a machine"),
-    "DATA.TIMEOUT": Setting(300, "seconds to wait for a batch of the workers; 0: for ever", "[0, 1000000]"),
+    "DATA.TIMEOUT": Setting(300, "seconds to wait for a batch of the workers; 0: forever", "[0, 1000000]"),
     "DATA.SKIP_BAD_IMAGES": Setting(False, "count images that cannot be read and go on without them"),
     "MODEL.TYPE": Setting("INTERN_IMAGE", "the architecture", _TYPES),
     "MODEL.NAME": Setting("intern_image", "always the name of the YAML file, without its suffix"),

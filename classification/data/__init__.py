@@ -45,18 +45,12 @@ class Loaders:
 
     def start_workers(self) -> None:
         """Start the workers of both loaders for all epochs. Call this before training starts."""
-        for loader in (self.train, self.val):
-            if loader is not None:
-                loader.start_workers()
+        self.train.start_workers()
+        self.val.start_workers()
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Set the epoch, which determines order and augmentation, and the first batch of the next pass over `train`."""
         self.train.sampler.set_epoch(epoch, first_step)
-
-    @property
-    def bad_images(self) -> list[str]:
-        """One line per bad image that this process has skipped so far."""
-        return [line for loader in (self.train, self.val) if loader is not None for line in loader.bad_images]
 
 
 def build_loaders(config: CfgNode) -> Loaders:
@@ -83,7 +77,12 @@ def build_loaders(config: CfgNode) -> Loaders:
     }
     train = mixup = None
     if splits.train is not None:
-        _check_size(config, len(splits.train), world_size)
+        batch = config.DATA.BATCH_SIZE * world_size
+        if len(splits.train) < batch:
+            raise UserError(
+                f"the training set has {len(splits.train)} images, fewer than one batch of {batch} "
+                f"({config.DATA.BATCH_SIZE} x {world_size} processes); lower --batch-size"
+            )
         mixup = _mixup(config, splits.num_classes)
         if config.DATA.IMG_ON_MEMORY or (config.DATA.ZIP_MODE and config.DATA.CACHE_MODE != "no"):
             splits.train = hold_in_memory(splits.train, report)
@@ -101,15 +100,6 @@ def _workers(config: CfgNode, world_size: int) -> int:
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(config.DATA.NUM_WORKERS, max(1, cpus // processes_here))
-
-
-def _check_size(config: CfgNode, images: int, world_size: int) -> None:
-    batch = config.DATA.BATCH_SIZE * world_size
-    if images < batch:
-        raise UserError(
-            f"the training set has {images} images, fewer than one batch of {batch} "
-            f"({config.DATA.BATCH_SIZE} x {world_size} processes); lower --batch-size"
-        )
 
 
 def _mixup(config: CfgNode, num_classes: int) -> Mixup | None:
