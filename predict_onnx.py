@@ -1,10 +1,10 @@
-"""Run an exported classifier, detector or segmentor on an image, with nothing but onnxruntime, numpy and Pillow.
+"""Run an exported classifier, detector or segmentor on an image. Needs only onnxruntime, numpy and Pillow.
 
     python predict_onnx.py model.onnx photo.jpg
     python predict_onnx.py model.onnx photo.jpg --out picture.png --threshold 0.5
 
-How to resize and normalise the image, class names and colours are in the model's metadata, where `export.py` put them.
-This file may be copied beside a model and needs nothing else of the project.
+Pre-processing, class names and colours are read from the metadata that `export.py` writes into the model. This file can
+be copied and used without the rest of the project.
 """
 
 import argparse
@@ -18,28 +18,23 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 
-__all__ = ["Mistake", "Model", "Prepared", "paste_mask", "prepare", "read_picture", "show"]
+__all__ = ["Mistake", "Model", "Prepared", "open_picture", "paste_mask", "prepare", "show"]
 
-_MOST_PIXELS = 2**26  # of the network's input: damaged metadata may ask for any size
+_MAX_PIXELS = 2**26  # of the network's input: damaged metadata may ask for any size
 
 
 class Mistake(Exception):
-    """Bad input, in one line."""
+    """Bad input. The message is one line."""
 
 
 def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-# From files to pictures, by the rules of internimage/images.py, which says why
+# From files to pictures: the rules of internimage/images.py
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """An image file as RGB of 8 bits, turned upright by its EXIF orientation; 16-bit grey is divided by 257.
-
-    Raises:
-        ValueError: pixels of 32 bits, or an aspect ratio over 100. Damaged files raise any of Pillow's exceptions.
-    """
+def _read_picture(path: str | Path) -> Image.Image:
     with Image.open(path) as image:
         shorter, longer = sorted(image.size)
         if longer > 100 * shorter:
@@ -54,7 +49,7 @@ def read_picture(path: str | Path) -> Image.Image:
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # damaged EXIF data
-            return rgb
+            orientation = 1
     if orientation != 1:
         rgb.info.clear()
         rgb.getexif()[ExifTags.Base.Orientation] = orientation
@@ -63,9 +58,13 @@ def read_picture(path: str | Path) -> Image.Image:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """`read_picture`, whose errors are one line that names the file."""
+    """Read an image file as 8-bit RGB, rotated by its EXIF orientation; 16-bit grey values are divided by 257.
+
+    Raises:
+        Mistake: a damaged file, 32-bit pixels, or an aspect ratio over 100.
+    """
     try:
-        return read_picture(path)
+        return _read_picture(path)
     except Exception as error:
         raise Mistake(f"{path} is not a readable image: {_reason(error)}") from error
 
@@ -74,36 +73,37 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 class Prepared(NamedTuple):
-    """What a network takes: `images` `(1, 3, H, W)`, and the picture's width and height in it, without padding."""
+    """Input of a network: `images` `(1, 3, H, W)`, and the width and height of the picture in it, without padding."""
 
     images: np.ndarray
     size: tuple[int, int]
 
 
-def _between(pixels: np.ndarray, length: int) -> np.ndarray:
-    """Resize the first axis: a mixture of the two nearest pixels, however much shorter the result is."""
-    old = pixels.shape[0]
-    place = np.clip((np.arange(length, dtype=np.float32) + 0.5) * old / length - 0.5, 0, old - 1)
-    low = place.astype(np.int64)
-    share = (place - low)[:, None, None].astype(np.float32)
-    return pixels[low] * (1 - share) + pixels[np.minimum(low + 1, old - 1)] * share
+def _sample(pixels: Image.Image, size: tuple[int, int], scale: tuple[float, float], start=(0.0, 0.0)) -> np.ndarray:
+    """Bilinear samples `(height, width)` of an image of one channel; `scale` and `start` are pixels along x and y."""
+    where = (scale[0], 0, start[0], 0, scale[1], start[1])
+    return np.asarray(pixels.convert("F").transform(size, Image.Transform.AFFINE, where, Image.Resampling.BILINEAR))
 
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
-    """Resize to (width, height). OpenCV, which mmdet and mmseg use, takes no mean where it makes an image smaller."""
-    if size[0] * size[1] > _MOST_PIXELS:
+    """Resize to (width, height). OpenCV, which mmdet and mmseg use, does not average when it shrinks an image."""
+    if size[0] * size[1] > _MAX_PIXELS:
         raise ValueError(f"it asks for images of {size[0]} x {size[1]} pixels")
     if image.size == size:
         return image
     if interpolation != "opencv bilinear":
         return image.resize(size, Image.Resampling[interpolation.upper()])
-    rows = _between(np.asarray(image, dtype=np.float32), size[1])
-    pixels = _between(rows.transpose(1, 0, 2), size[0]).transpose(1, 0, 2)
-    return Image.fromarray(np.rint(pixels).astype(np.uint8))
+    scale = image.width / size[0], image.height / size[1]
+    channels = [_sample(channel, size, scale) for channel in image.split()]
+    return Image.fromarray(np.rint(np.stack(channels, -1)).astype(np.uint8))
 
 
 def prepare(image: Image.Image, meta: dict, fixed: tuple[int, int] | None = None) -> Prepared:
-    """Resize, normalise and pad a picture as the metadata say; `fixed` is the height and width of a static model."""
+    """Resize, normalise and pad a picture as the metadata say; `fixed`: height and width of a static model.
+
+    Raises:
+        ValueError: metadata with impossible values.
+    """
     rule, interpolation, image = meta["resize"], meta["interpolation"], image.convert("RGB")
     size = image.size
     if rule in ("stretch", "shorter side, centre crop"):
@@ -126,7 +126,7 @@ def prepare(image: Image.Image, meta: dict, fixed: tuple[int, int] | None = None
             size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
         image = _resize(image, size, interpolation)
     else:
-        raise ValueError(f"its rule for resizing, {rule!r}, is unknown")
+        raise ValueError(f"its metadata have an unknown resize rule, {rule!r}")
     pixels = np.asarray(image, dtype=np.float32)
     pixels = pixels[..., ::-1] if meta.get("channels") == "BGR" else pixels
     mean, std = (np.float32(meta[name]) * np.float32(255) for name in ("mean", "std"))
@@ -138,11 +138,11 @@ def prepare(image: Image.Image, meta: dict, fixed: tuple[int, int] | None = None
 
 
 class Model:
-    """An exported model and its metadata. Raises `ValueError` if it is none of this project."""
+    """An exported model and its metadata. Raises `ValueError` for a model that this project did not export."""
 
     def __init__(self, path: str | Path) -> None:
         try:
-            import onnxruntime  # here, since an export to another format needs `prepare` alone
+            import onnxruntime  # here, because exports to other formats import this file for `prepare` only
         except ImportError:
             raise Mistake("onnxruntime is not installed; pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
@@ -157,7 +157,7 @@ class Model:
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def read_metadata(self, texts: dict[str, str]) -> None:
-        """Take over the metadata, whose values are words or JSON."""
+        """Set `meta` from texts, which are JSON or plain words."""
         self.meta: dict = {}
         for key, text in texts.items():
             try:
@@ -170,12 +170,12 @@ class Model:
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """The outputs for one image `(1, 3, H, W)`."""
-        if self.batch * images[0].size > 3 * _MOST_PIXELS:
+        if self.batch * images[0].size > 3 * _MAX_PIXELS:
             raise ValueError(f"it takes batches of {self.batch} images")
         return self.session.run(None, {self.input: images.repeat(self.batch, 0)})
 
     def __call__(self, image: Image.Image) -> tuple[dict[str, np.ndarray], Prepared]:
-        """The outputs for one picture by name, and what the network was given."""
+        """The outputs for one picture by name, and the network's input."""
         prepared = prepare(image, self.meta, self.fixed)
         outputs = {name: value[0] for name, value in zip(self.outputs, self.run(prepared.images))}
         for name, value in outputs.items():
@@ -189,7 +189,7 @@ class Model:
         return str(names[label]) if label < len(names) else f"class {label}"
 
     def color(self, label: int) -> tuple[int, int, int]:
-        """The colour of a class: the data set's, or one of a circle that steps by the golden ratio."""
+        """The colour of a class: from the metadata's palette, else generated."""
         palette = self.meta.get("palette") or []
         if label < len(palette):
             return tuple(palette[label])
@@ -198,18 +198,14 @@ class Model:
 
 # From tensors to results
 
-_LABEL = {"fill": "white", "stroke_width": 2, "stroke_fill": "black"}  # to be read on any picture
+_LABEL = {"fill": "white", "stroke_width": 2, "stroke_fill": "black"}  # readable on any picture
 
 
 def paste_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndarray:
     """Probabilities `(height, width)` of a mask `(h, w)` that covers `box` (x1, y1, x2, y2); zero outside."""
-
-    def weights(low: float, high: float, cells: int, length: int) -> np.ndarray:
-        place = (np.arange(length) + 0.5 - low) / max(high - low, 1e-6) * cells - 0.5
-        return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells)))
-
-    rows, columns = weights(box[1], box[3], mask.shape[0], height), weights(box[0], box[2], mask.shape[1], width)
-    return rows @ mask @ columns.T
+    scale = np.array(mask.shape[::-1]) / np.maximum(box[2:] - box[:2], 1e-6)
+    padded = Image.fromarray(np.pad(mask, 1).astype(np.float32))  # the border of zeros shifts the mask by 1
+    return _sample(padded, (width, height), tuple(scale), tuple(1 - scale * box[:2]))
 
 
 def _tint(image: Image.Image, where: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
@@ -219,7 +215,7 @@ def _tint(image: Image.Image, where: np.ndarray, color: tuple[int, int, int]) ->
 
 
 def classify(model: Model, image: Image.Image, threshold: float) -> Image.Image:
-    """Print the five likeliest classes; return the picture with the first one's name."""
+    """Print the five most probable classes; return the picture with the name of the first."""
     logits = model(image)[0]["logits"].astype(np.float64)
     scores = np.exp(logits - logits.max())
     scores /= scores.sum()
@@ -252,7 +248,7 @@ def detect(model: Model, image: Image.Image, threshold: float) -> Image.Image:
 
 
 def segment(model: Model, image: Image.Image, threshold: float) -> Image.Image:
-    """Print each class's share of the picture; return it with the classes' colours where the score is high enough."""
+    """Print the share of each class; return the picture, coloured where the score is at least `threshold`."""
     outputs, _ = model(image)
     labels = np.where(outputs["scores"] >= threshold, outputs["labels"], -1).astype(np.int32)
     labels = np.asarray(Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST))
@@ -267,10 +263,10 @@ _TASKS = {"classification": classify, "detection": detect, "segmentation": segme
 
 
 def show(load: Callable[[], Model], path: str, image: str, out: Path | None, threshold: float | None) -> None:
-    """Print what the model `load()` of the file `path` finds in an image, and draw it to `out`.
+    """Print the results of the model `load()`, made from the file `path`, for an image, and draw them to `out`.
 
     Raises:
-        Mistake: the image, the model or `out` cannot be used. A damaged model may raise anything anywhere.
+        Mistake: the image, the model or `out` cannot be used.
     """
     picture = open_picture(image)
     try:
@@ -279,26 +275,26 @@ def show(load: Callable[[], Model], path: str, image: str, out: Path | None, thr
         picture = _TASKS[model.meta["task"]](model, picture, threshold)
     except Mistake:
         raise
-    except Exception as error:
+    except Exception as error:  # a damaged model may raise any exception anywhere
         raise Mistake(f"{path} cannot be used: {_reason(error)}; export the model again") from error
     if out:
         try:
             picture.save(out)
         except (OSError, ValueError) as error:
             raise Mistake(f"cannot write {out}: {error}; choose another file") from error
-        print(f"drawn to {out}")
+        print(f"wrote {out}")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="ONNX file from an export.py")
     parser.add_argument("image", help="image file")
-    parser.add_argument("--out", type=Path, help="picture to write with the result drawn into it")
+    parser.add_argument("--out", type=Path, help="write the picture with the results drawn into it")
     parser.add_argument("--threshold", type=float, help="lowest score shown; default: the model's (detectors 0.3)")
     args = parser.parse_args(argv)
     try:
         if Path(args.model).suffix != ".onnx":
-            raise Mistake(f"{args.model} is no .onnx file; this script runs ONNX models alone")
+            raise Mistake(f"{args.model} is not a .onnx file; this script supports ONNX models only")
         for path, what in ((args.model, "model"), (args.image, "image")):
             if not Path(path).is_file():
                 raise Mistake(f"no {what} at {path}")

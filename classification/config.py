@@ -1,4 +1,4 @@
-"""Configuration of classification: YAML files and command line over `configs/defaults.py`.
+"""Configuration of classification: `configs/defaults.py`, YAML files and the command line.
 
 The format is the original project's yacs configuration (OpenGVLab InternImage, MIT licence); its released YAML files
 run unchanged.
@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = self.values = 0
-        self.values_below: dict[yaml.Node, int] = {}  # of finished nodes, which aliases repeat
+        self.values_below: dict[yaml.Node, int] = {}  # of finished nodes; an alias counts them again
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
         alias, mark, before = self.check_event(yaml.AliasEvent), self.peek_event().start_mark, self.values
@@ -79,17 +79,17 @@ def load_yaml(path: str | Path) -> dict:
         values = yaml.load(data.decode(), Loader=_Loader)
     except UnicodeDecodeError:
         raise UserError(f"the configuration {path} is not a text file; --cfg expects YAML") from None
-    except Exception as error:  # of malformed values PyYAML raises ValueError, IndexError and more
+    except Exception as error:  # for malformed values PyYAML raises ValueError, IndexError and more
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, expected sections such as DATA: and MODEL:")
+        raise UserError(f"{path} is a {type(values).__name__}, expected sections such as DATA: and MODEL:")
     return values
 
 
 def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The values of a tree under their dotted keys; an empty section is a value."""
+    """Dotted keys and values of a tree; an empty section is a value."""
     for name, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{name}.")
@@ -98,7 +98,7 @@ def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _nearest_key(key: str) -> str:
-    """The known key that looks most like `key`, preferring one whose last part does."""
+    """The known key most similar to `key`; one with a similar last part takes precedence."""
     last_parts = {name.rpartition(".")[2] for name in SETTINGS}
     alike = difflib.get_close_matches(key.rpartition(".")[2].upper(), last_parts, n=1, cutoff=0.7)
     candidates = [name for name in SETTINGS if name.rpartition(".")[2] in alike] or list(SETTINGS)
@@ -106,7 +106,7 @@ def _nearest_key(key: str) -> str:
 
 
 def _set(config: CfgNode, key: str, value: object, source: str) -> None:
-    """Set one value. Raises `UserError`, which names `source`, for an unknown key or a value that it cannot have."""
+    """Set one value. Raises `UserError`, which names `source`, for an unknown key or an invalid value."""
     if key not in SETTINGS:
         if any(known.startswith(f"{key}.") for known in SETTINGS):
             if value == {}:
@@ -120,7 +120,7 @@ def _set(config: CfgNode, key: str, value: object, source: str) -> None:
 
 
 def _read(key: str, value: object, source: str) -> object:
-    """The value in the type of its key. Raises `UserError` if the key cannot have it."""
+    """Convert a value to the type of its key. Raises `UserError` for an invalid value."""
     setting = SETTINGS[key]
     try:
         return setting.read(value)
@@ -131,10 +131,10 @@ def _read(key: str, value: object, source: str) -> object:
 
 
 def _files(path: Path, chain: tuple[Path, ...] = ()) -> Iterator[tuple[str, dict]]:
-    """(source, contents) of the files that BASE names, directly or through another file, then of the file itself."""
+    """(source, contents) of all files that BASE refers to, then of the file itself."""
     values = load_yaml(path)
     if path.resolve() in chain or len(chain) == _MAX_DEPTH:
-        raise UserError(f"{path}: BASE names this file itself, or leads here over {_MAX_DEPTH} others; remove it")
+        raise UserError(f"{path}: BASE refers to this file itself, or is nested in {_MAX_DEPTH} files; remove it")
     bases = values.pop("BASE", None) or []
     bases = _read("BASE", [bases] if isinstance(bases, str) else bases, str(path))
     for base in filter(None, bases):
@@ -143,7 +143,7 @@ def _files(path: Path, chain: tuple[Path, ...] = ()) -> Iterator[tuple[str, dict
 
 
 def _check_relations(config: CfgNode, source: str) -> None:
-    """Raise `UserError` for values that are good one by one, but not together."""
+    """Raise `UserError` for values that are valid separately, but not together."""
     name = "FLASH_INTERN_IMAGE" if config.MODEL.TYPE == "flash_intern_image" else "INTERN_IMAGE"
     levels, aug, size = config.MODEL[name], config.AUG, config.DATA.IMG_SIZE
     widths = [levels.CHANNELS * 2**level for level in range(len(levels.DEPTHS))]
@@ -168,12 +168,12 @@ def _check_relations(config: CfgNode, source: str) -> None:
     if config.COMPILE in CUDA_GRAPH_MODES and config.TRAIN.ACCUMULATION_STEPS > 1:
         # Every replay of a graph writes its gradients to the same memory (pytorch issue 169545).
         raise UserError(
-            f"--compile {config.COMPILE} uses CUDA graphs, which cannot accumulate gradients; leave out "
+            f"--compile {config.COMPILE} uses CUDA graphs, which do not support gradient accumulation; omit "
             "--accumulation-steps, or use --compile default"
         )
 
 
-# Options of the command line that are a key by another name; help and choices are the key's.
+# Command-line options for configuration keys, with the help and the choices of the key.
 _OPTIONS = {
     "--data-path": "DATA.DATA_PATH",
     "--dataset": "DATA.DATASET",
@@ -201,7 +201,7 @@ _OPTIONS = {
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line of `classification/train.py` (`sys.argv` if `argv` is None).
 
-    Options are spelled with dashes or underscores.
+    Option names have dashes or underscores.
     """
     parser = argparse.ArgumentParser(description="Train and evaluate InternImage classifiers.", allow_abbrev=False)
 
@@ -221,7 +221,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", dest="OUTPUT", default="output", metavar="DIR", help=SETTINGS["OUTPUT"].doc)
     modes = SETTINGS["COMPILE"].choices
     add("--compile", dest="COMPILE", nargs="?", const="default", choices=modes, help=SETTINGS["COMPILE"].doc)
-    add("--no-tf32", dest="TF32", action="store_false", help="float32 products on GPUs in full float32")
+    add("--no-tf32", dest="TF32", action="store_false", help="do not use TF32")
     add("--disable-amp", dest="AMP", action="store_const", const="off", help="the same as --amp off")
     add("--amp-opt-level", choices=("O0", "O1", "O2"), help="older spelling: O0 is --amp off, the others --amp auto")
     return parser.parse_args(argv)
@@ -230,22 +230,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def get_config(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration for parsed arguments: defaults, then the YAML file, then --opts, then options.
 
-    Afterwards `MODEL.NAME` is the YAML file's name and `OUTPUT` is `<output>/<name>`, or `<output>/<name>/<tag>` if a
-    tag was given.
+    `MODEL.NAME` is set to the name of the YAML file and `OUTPUT` to `<output>/<name>`, or `<output>/<name>/<tag>` if
+    there is a tag.
 
     Raises:
-        UserError: an unreadable file, an unknown key, a value that its key cannot have, values that do not fit.
+        UserError: an unreadable file, an unknown key, an invalid value, values that do not fit together.
     """
     config = CfgNode(DEFAULTS)
     path = Path(args.cfg)
     for count, (source, values) in enumerate(_files(path)):
         if count == _MAX_FILES:
-            raise UserError(f"{path}: it starts from more than {_MAX_FILES} files, by BASE")
+            raise UserError(f"{path}: BASE includes more than {_MAX_FILES} files")
         for key, value in _leaves(values):
             _set(config, key, value, source)
     options = args.opts or []
     if len(options) % 2:
-        raise UserError(f"--opts expects KEY VALUE pairs, but {options[-1]!r} has no partner")
+        raise UserError(f"--opts expects KEY VALUE pairs, but {options[-1]!r} has no value")
     for key, value in zip(options[::2], options[1::2]):
         _set(config, key, value, "--opts")
     for key, value in vars(args).items():
@@ -264,10 +264,10 @@ def get_config(args: argparse.Namespace) -> CfgNode:
 
 
 def amp_dtype(config: CfgNode, device: torch.device | str) -> torch.dtype | None:
-    """The autocast dtype for a device, or None for plain fp32.
+    """The autocast dtype for a device, or None for fp32.
 
-    `AMP: auto` means `AMP_TYPE` on a GPU and fp32 on a CPU. `AMP_OPT_LEVEL` has no say: in the original the command
-    line's default always replaced it.
+    `AMP: auto` is `AMP_TYPE` on a GPU and fp32 on a CPU. `AMP_OPT_LEVEL` has no effect: in the original project the
+    default of the command line always replaced it.
     """
     if config.AMP == "auto":
         return getattr(torch, config.AMP_TYPE) if torch.device(device).type == "cuda" else None

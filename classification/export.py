@@ -1,12 +1,12 @@
-r"""Write a classifier for another runtime, compare it with PyTorch, and time both.
+r"""Export a classifier to another runtime, compare it with PyTorch, and time both.
 
     python classification/export.py --model internimage_t_1k_224 --output internimage_t.onnx
     python classification/export.py --cfg classification/configs/demo.yaml \
         --checkpoint output/demo/ckpt_epoch_best.pth --images data/fashion_mnist/val --output demo.onnx
     python classification/export.py --cfg F.yaml --random-weights --static --core deform_conv --output test.onnx
 
-The file takes normalised images and gives logits. Mean, standard deviation, resizing and class names are in its
-metadata. Batch and size are free unless --static. A file that disagrees with PyTorch is renamed to *.failed.
+Input: normalised images; output: logits. Mean, standard deviation, resizing and class names are in the metadata. Batch
+and image size are dynamic unless --static. A file whose results differ from PyTorch's is renamed to *.failed.
 """
 
 import argparse
@@ -42,7 +42,7 @@ _VALIDATION_BATCH = 50
 
 
 def _random_weights(args: argparse.Namespace) -> Classifier:
-    """The classifier of the options with random weights, whose sampling points are spread like a trained one's."""
+    """The classifier of the options with random weights and sampling points spread like those of a trained one."""
     classifier = load_classifier(args, weights=False)
     torch.manual_seed(0)
     model = create_model(args.model) if args.model else build_model(classifier.config)
@@ -64,7 +64,7 @@ def _metadata(classifier: Classifier, size: tuple[int, int]) -> dict[str, str]:
 
 
 def _samples(real: Tensor, size: tuple[int, int], args: argparse.Namespace) -> list[Tensor]:
-    """Samples of the check from three images of `size`: one and three images, of three sizes if they are free."""
+    """Samples of the check from three images of `size`: one and three images, of three sizes if these are dynamic."""
     if args.static:
         return [real.repeat(-(-args.batch // len(real)), 1, 1, 1)[: args.batch]]
     if find_format(args.format).one_size:
@@ -78,7 +78,7 @@ def _samples(real: Tensor, size: tuple[int, int], args: argparse.Namespace) -> l
 
 
 def _reader(classifier: Classifier, size: tuple[int, int]) -> Callable[[Path], Tensor]:
-    """Reads an image file as the normalised `(1, 3, H, W)` of `size` that the model is evaluated with."""
+    """A function that reads an image file as a normalised `(1, 3, H, W)` of `size`, with the evaluation transform."""
     config = classifier.config.clone()
     config.defrost()
     config.DATA.IMG_SIZE = min(size)
@@ -92,10 +92,10 @@ def _reader(classifier: Classifier, size: tuple[int, int]) -> Callable[[Path], T
 
 
 def _labelled(folder: Path, classifier: Classifier, size: tuple[int, int], batch: int) -> Iterator:
-    """Batches of the images in `folder/<class>/` with their labels, in the order of the class folders' names.
+    """Batches of the images in `folder/<class>/` with their labels: the indices of the sorted class folders.
 
     Raises:
-        UserError: a folder that does not have as many classes as the model.
+        UserError: the folder and the model have different numbers of classes.
     """
     names, count = class_folders(folder) if folder.is_dir() else [], len(classifier.class_names)
     if len(names) != count:
@@ -108,7 +108,7 @@ def _labelled(folder: Path, classifier: Classifier, size: tuple[int, int], batch
 
 
 class _Exported(nn.Module):
-    """An exported file as a model for `evaluate`; fills the last batch, since the file may take full ones only."""
+    """An exported file as a model for `evaluate`; pads the last batch, because the batch may be static."""
 
     def __init__(self, runtime: Runtime, batch: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Exported(nn.Module):
 def _print_accuracy(
     classifier: Classifier, exportable: Exportable, runtimes: dict[str, Runtime], args: argparse.Namespace
 ) -> None:
-    """Print the accuracy of PyTorch and of the files on the images of --validation, in Markdown."""
+    """Print the accuracy of PyTorch and of the files on the images of --validation as a Markdown table."""
     batch = args.batch if args.static else _VALIDATION_BATCH
     runtimes = {"PyTorch": lambda images: [exportable.reference(torch.from_numpy(images))[0].numpy()], **runtimes}
     print("\n| model | top-1 | top-5 | images |\n|---|--:|--:|--:|")
@@ -133,7 +133,7 @@ def _print_accuracy(
 
 
 def _images(args: argparse.Namespace, classifier: Classifier, size: tuple[int, int]) -> tuple[list[Tensor], str]:
-    """Normalised images `(1, 3, H, W)` and what they are: real ones from --images, else noise."""
+    """Normalised images `(1, 3, H, W)` and their kind: "real" ones from --images, else "noise"."""
     if not args.images:
         generator = torch.Generator().manual_seed(0)
         return [torch.randn(1, 3, *size, generator=generator) for _ in range(3)], "noise"
@@ -147,10 +147,10 @@ def _images(args: argparse.Namespace, classifier: Classifier, size: tuple[int, i
 
 
 def build_exportable(classifier: Classifier, args: argparse.Namespace) -> tuple[Exportable, Check, list[Tensor]]:
-    """The model to write, how to check the file, and images for --int8.
+    """The model to export, how to check the file, and images for --int8.
 
     Raises:
-        UserError: bad sizes or images.
+        UserError: invalid sizes or images.
     """
     size = image_size(args, (classifier.config.DATA.IMG_SIZE,) * 2)
     images, source = _images(args, classifier, size)
@@ -164,19 +164,19 @@ def build_exportable(classifier: Classifier, args: argparse.Namespace) -> tuple[
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
-    parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for trying out and timing")
-    parser.add_argument("--validation", metavar="FOLDER", type=Path, help="folder of class folders: report accuracy")
+    parser.add_argument("--random-weights", action="store_true", help="no checkpoint, for tests and timing")
+    parser.add_argument("--validation", metavar="FOLDER", type=Path, help="folder of class folders: print the accuracy")
     add_arguments(parser, checkpoint=False)
     args = parser.parse_args(argv)
     check_arguments(args)
     if args.random_weights and args.checkpoint:
-        raise UserError("--random-weights and --checkpoint exclude each other; give one of them")
+        raise UserError("--random-weights and --checkpoint exclude each other; pass one of them")
     if args.cfg and not (args.random_weights or args.checkpoint):
-        raise UserError("--cfg needs --checkpoint, the file of the trained weights, or --random-weights for a trial")
+        raise UserError("--cfg needs --checkpoint, the file of the trained weights, or --random-weights")
     classifier = _random_weights(args) if args.random_weights else load_classifier(args)
     classifier.model.cpu()
     if isinstance(classifier.model, InternImageMetaFormer):
-        print("Place and date are no inputs of the exported model: they count as unknown (zeros).")
+        print("The exported model has no inputs for place and date: they are unknown (zeros).")
     exportable, check, images = build_exportable(classifier, args)
     runtimes = run(exportable, check, args, images)
     if args.validation:

@@ -1,11 +1,11 @@
-r"""Write what named layers of a model give for some images to one file.
+r"""Write the outputs of named layers of a model for some images to a file.
 
     python classification/extract_feature.py --model internimage_t_1k_224 --list-layers
     python classification/extract_feature.py --cfg F.yaml --checkpoint C.pth --folder images \
         --layers patch_embed levels.3 conv_head --output features.npz
 
-The file (.npz, .pt or .safetensors) maps each layer's name to one array, the images in its first dimension. A layer
-with several outputs, such as `levels.0` (its feature map, then the downsampled one), gives `levels.0[0]` and so on.
+The file (.npz, .pt or .safetensors) maps each layer's name to one array; its first dimension is the images. A layer
+with several outputs, such as `levels.0` (feature map, downsampled map), has the entries `levels.0[0]`, `levels.0[1]`.
 The paths of the images are in `image_names` (in .safetensors: in the metadata, as JSON).
 """
 
@@ -37,7 +37,7 @@ SUFFIXES = (".npz", ".pt", ".safetensors")
 
 
 def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules of those names. Raises `UserError` naming the nearest ones for a name that does not exist."""
+    """The modules with these names. Raises `UserError` with similar names for a name that does not exist."""
     modules = {name: module for name, module in model.named_modules() if name}
     for name in names:
         if name not in modules:
@@ -78,13 +78,13 @@ def extract_features(
     found = {name.partition("[")[0] for name in parts}
     if unused := [name for name in layers if name not in found]:
         raise UserError(
-            f"layer {unused[0]!r} gave no tensor: the model does not call it; choose one inside or around it"
+            f"layer {unused[0]!r} has no output tensor: the model does not call it; choose one inside or around it"
         )
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of `path`. Raises `UserError` if no file can be written there."""
+    """Create the folder of `path`. Raises `UserError` if it is not writable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path.parent).close()
@@ -93,10 +93,10 @@ def check_writable(path: Path) -> None:
 
 
 def write_features(path: Path, features: dict[str, Tensor], image_names: Sequence[str]) -> None:
-    """Write the features and the names of their images, in the format that the suffix of `path` names.
+    """Write the features and the names of their images in the format given by the suffix of `path`.
 
     Raises:
-        UserError: the file cannot be written; what was there is whole.
+        UserError: the file cannot be written; an existing file is unchanged.
     """
     names = list(image_names)
     with atomic_path(path) as temporary:
@@ -121,8 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--image", metavar="FILE", type=Path, nargs="+")
     source.add_argument("--folder", metavar="DIR", type=Path, help="all images below this folder")
-    parser.add_argument("--layers", metavar="NAME", nargs="+", help="names as --list-layers prints them")
-    parser.add_argument("--list-layers", action="store_true", help="print the names of all layers and stop")
+    parser.add_argument("--layers", metavar="NAME", nargs="+", help="names of layers (see --list-layers)")
+    parser.add_argument("--list-layers", action="store_true", help="print the names of all layers and exit")
     parser.add_argument("--output", metavar="FILE", type=Path, help=f"one of {', '.join('*' + s for s in SUFFIXES)}")
     parser.add_argument("--batch-size", type=int, default=8)
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""A trained classifier and its images, for the scripts that look at a model: predict, extract_feature, pictures."""
+"""A trained classifier and its images, for the scripts predict, extract_feature, pictures and export."""
 
 import argparse
 import re
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from internimage import InternImageMetaFormer, create_model
-from internimage.checkpoint import load_exact, read_state_dict
-from internimage.errors import CheckpointError, UserError
+from internimage.checkpoint import load_exact, naming, read_state_dict
+from internimage.errors import UserError
 from internimage.images import decode_rgb
 from internimage.zoo import local_checkpoint
 
@@ -28,7 +28,7 @@ __all__ = ["Classifier", "add_model_arguments", "load_classifier", "read_image",
 
 
 class Classifier(NamedTuple):
-    """A model in evaluation mode with what it needs to read an image and to name its classes."""
+    """A model in evaluation mode with its transform and class names."""
 
     model: nn.Module
     transform: Callable[[Image.Image], Tensor]  # RGB image to a normalised (3, H, W)
@@ -51,26 +51,26 @@ class Classifier(NamedTuple):
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which model: --cfg and --checkpoint, or --model."""
+    """Add the options that select a model: --cfg and --checkpoint, or --model."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--cfg", metavar="FILE", help="YAML file of the model; needs --checkpoint")
     which.add_argument("--model", metavar="NAME", help="released model, such as internimage_t_1k_224")
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="weights: a path, a URL or a released name (default with --model: its own)",
+        help="weights: a path, a URL or a released name; defaults to those of --model",
     )
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights of the checkpoint")
+    parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
     parser.add_argument("--opts", nargs="+", metavar="KEY VALUE", help="change configuration keys of --cfg")
     parser.add_argument("--class-names", metavar="FILE", help="text file with one class name per line")
 
 
 def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classifier:
-    """Build the model that the options of `add_model_arguments` ask for and load its weights, strictly.
+    """Build the model of the options of `add_model_arguments` and load its weights, strictly.
 
     Args:
         args: with `cfg` or `model`, and `checkpoint`, `ema`, `opts`, `class_names`.
-        weights: False for the model's structure alone, on the meta device, in no memory.
+        weights: False to build the model on the meta device, without weights.
 
     Raises:
         UserError: options, names or files that do not exist.
@@ -87,14 +87,12 @@ def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classi
             config.DATA.IMG_SIZE = int(re.search(r"\d*$", args.model)[0] or 224)  # released names end with it
         else:
             config = get_config(parse_args(["--cfg", args.cfg, *(["--opts", *args.opts] if args.opts else [])]))
-            # The classes of a folder data set are counted when it is read; here the checkpoint knows.
+            # The checkpoint determines the number of classes: the data set is not read here.
             head = (state or {}).get("head.weight", torch.empty(0))
             model = build_model(config, head.shape[0] if head.ndim else None)
     if state is not None:
-        try:
+        with naming(args.checkpoint):
             load_exact(model, state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{args.checkpoint}: {error}") from None
     names = _class_names(config, model.num_classes, args.class_names)
     return Classifier(model.eval().to(device), build_transform(config, train=False), names, config, device)
 
@@ -120,17 +118,17 @@ def _class_names(config: CfgNode, count: int, file: str | None) -> list[str]:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The image in `path` as RGB, upright. Raises `UserError` if it is missing, damaged, or not fit (`images.py`)."""
+    """Read an image by `decode_rgb`. Raises `UserError` if it is missing, damaged or not supported."""
     try:
         return decode_rgb(path)
     except FileNotFoundError:
         raise UserError(f"no image at {path}; check the path") from None
-    except Exception as error:  # Pillow raises many kinds for damaged files, SyntaxError and struct.error among them
-        raise UserError(f"{path} cannot be read as an image ({error}); give a good image") from None
+    except Exception as error:  # Pillow raises many types for damaged files
+        raise UserError(f"{path} cannot be read as an image ({error}); choose another image") from None
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files below `folder`, sorted by path; linked ones once. Raises `UserError` if there are none."""
+    """All image files below `folder`, sorted by path, each once. Raises `UserError` if there are none."""
     paths = sorted(path for path in map(Path, ImageFiles(folder).paths) if path.is_file())
     if not paths:
         raise UserError(f"{folder} has no images ({', '.join(EXTENSIONS)}); check the path")

@@ -1,14 +1,13 @@
-r"""Pictures of a training run: predictions on the validation set, the training curve, and the learned sampling points.
+r"""Draw pictures of a training run: predictions on the validation set, the training curve and the sampling points.
 
     python classification/pictures.py --cfg classification/configs/demo.yaml \
         --checkpoint output/demo/ckpt_epoch_best.pth --output output/demo/pictures
 
-Writes predictions.png, training_curve.png (if the run's history.jsonl lies beside the checkpoint) and
-sampling_points_<class>_<image>.png for some validation images, or for those given with --image.
+Writes predictions.png, training_curve.png (if history.jsonl is in the checkpoint's folder) and
+sampling_points_<class>_<image>.png for some validation images, or for the images of --image.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -27,10 +26,11 @@ from classification.data.splits import open_splits
 from classification.figures.predictions import prediction_grid, training_curve
 from classification.figures.sampling_points import collect_points, pick_queries, sampling_figure
 from classification.inference import Classifier, add_model_arguments, load_classifier, read_image
+from classification.trainer.tracking import read_history
 from internimage.errors import UserError, exit_on_user_error
 from internimage.figures import save_figure
 
-__all__ = ["validation_images", "draw_sampling_points", "read_history"]
+__all__ = ["validation_images", "draw_sampling_points"]
 
 CLASSES, PER_CLASS = 10, 5
 
@@ -38,7 +38,7 @@ CLASSES, PER_CLASS = 10, 5
 def validation_images(classifier: Classifier) -> tuple[list[Tensor], list[int], list[str]]:
     """The first images of some classes of the validation set: normalised images, their classes, their file names.
 
-    They come in `PER_CLASS` rounds with one image of each class, so that a column of the grid shows one class.
+    The order is one image of each class, `PER_CLASS` times: a column of the grid shows one class.
     """
     config = classifier.config.clone()
     config.defrost()
@@ -59,7 +59,7 @@ def validation_images(classifier: Classifier) -> tuple[list[Tensor], list[int], 
 def draw_sampling_points(
     classifier: Classifier, image: Tensor, title: str, queries: Sequence[tuple[float, float]] = ()
 ) -> Figure:
-    """The sampling points of the last block of each level for `queries` (default: chosen by contrast).
+    """The sampling points of the last block of each level for `queries` (defaults to `pick_queries`).
 
     Args:
         classifier: the model.
@@ -70,21 +70,6 @@ def draw_sampling_points(
     rgb = classifier.to_rgb(image)
     levels = collect_points(classifier.model, image.to(classifier.device))
     return sampling_figure(rgb, levels, list(queries) or pick_queries(rgb), title)
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """The records of a run's history.jsonl. Lines that are none, as a kill or a full disk leaves them, are counted."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    records = []
-    for line in lines:
-        try:
-            record = {key: float(value) for key, value in json.loads(line).items()}
-            records.append(record | {"epoch": int(record["epoch"])})
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            continue
-    if len(records) < len(lines):
-        print(f"{path}: {len(lines) - len(records)} of {len(lines)} lines are no records of an epoch; left out")
-    return records
 
 
 def _query(text: str) -> tuple[float, float]:
@@ -99,7 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, required=True)
-    parser.add_argument("--image", metavar="FILE", type=Path, nargs="+", help="draw the sampling points on these")
+    parser.add_argument(
+        "--image", metavar="FILE", type=Path, nargs="+", help="draw the sampling points on these images"
+    )
     parser.add_argument(
         "--query", metavar="X,Y", type=_query, nargs="+", default=(), help="query pixels (of the model's input)"
     )
@@ -122,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         save_figure(figure, args.output / f"sampling_points_{name.parent.name}_{name.stem}.png")
     history = Path(args.checkpoint).with_name("history.jsonl") if args.checkpoint else None
     if history and history.is_file():
-        save_figure(training_curve(read_history(history)), args.output / "training_curve.png")
+        save_figure(training_curve(read_history(history, print)), args.output / "training_curve.png")
 
 
 if __name__ == "__main__":

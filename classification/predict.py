@@ -1,4 +1,4 @@
-r"""Classify one image: the five most probable classes, printed and as a picture.
+r"""Classify one image: print the five most probable classes and, with --output, write a picture.
 
     python classification/predict.py --model internimage_t_1k_224 --image photo.jpg --output prediction.png
     python classification/predict.py --cfg classification/configs/demo.yaml \
@@ -23,7 +23,7 @@ __all__ = ["predict"]
 
 
 def predict(classifier: Classifier, image: Image.Image, count: int = 5) -> list[tuple[str, float]]:
-    """The `count` most probable classes of an RGB image, as (name, probability), the first the most probable."""
+    """The `count` most probable classes of an RGB image, as (name, probability), in descending order."""
     probabilities = classifier.logits(classifier.transform(image)[None])[0].softmax(0)
     values, indices = probabilities.topk(min(count, len(probabilities)))
     return [(classifier.class_names[index], value) for index, value in zip(indices.tolist(), values.tolist())]

@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -> bool:
-    """Train from a checkpoint of this run, from --resume, from --pretrained, or from nothing, in this order.
+    """Train from a checkpoint of this run, else from --resume, else from --pretrained, else from random weights.
 
-    Returns whether the training is finished; `stop` may end it before.
+    Returns whether the training is finished; `stop` may end it earlier.
     """
     folder = Path(config.OUTPUT)
     distributed.run_on_main(world, lambda: prepare_folder(folder, config.dump()))
@@ -70,7 +70,7 @@ def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -
             path = resume.locate(world, config.MODEL.RESUME)
             found = path, load_file(path)
         else:
-            tracker.log(f"not resuming from {config.MODEL.RESUME}: this run has gone on and has checkpoints of its own")
+            tracker.log(f"not resuming from {config.MODEL.RESUME}: this run has newer checkpoints of its own")
     elif found is None and config.MODEL.PRETRAINED:
         weights = resume.locate(world, config.MODEL.PRETRAINED)
         resume.initialise(model, weights, tracker.log, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD)
@@ -85,10 +85,10 @@ def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -
 
 
 def run_evaluation(config: CfgNode, world: distributed.World) -> None:
-    """Evaluate the weights of --resume or --pretrained, and the averaged ones if the file has them."""
+    """Evaluate the weights of --resume or --pretrained, and the averaged weights if the file has them."""
     weights = config.MODEL.RESUME or config.MODEL.PRETRAINED
     if not weights:
-        raise UserError("--eval needs weights to evaluate; name a checkpoint with --resume FILE")
+        raise UserError("--eval needs a checkpoint; pass --resume FILE")
     weights = resume.locate(world, weights)
     loaders = build_loaders(config)
     models = []

@@ -26,7 +26,7 @@ _CLIP_TOKENS, _CLIP_HEADS, _CLIP_EMBED = 1024, 16, 768
 
 
 class InternImage(nn.Module):
-    """The backbone and, unless only features are asked for, the classification head.
+    """The backbone and, without `features_only`, the classification head.
 
     Args:
         core_op: `DCNv3`, or `DCNv3_pytorch` for the pure-PyTorch backend.
@@ -47,14 +47,14 @@ class InternImage(nn.Module):
         res_post_norm: norms before and after operator and MLP (H).
         cls_scale: channels of the convolutional head relative to the last level.
         with_cp: gradient checkpointing of every block.
-        dw_kernel_size: of the operator's depthwise branch; default that of the operator, 3.
+        dw_kernel_size: of the operator's depthwise branch; defaults to 3.
         use_clip_projector: the attention-pooling head (H, G).
-        level2_post_norm, level2_post_norm_block_ids: further norms after these blocks of level 2 (H, G).
+        level2_post_norm, level2_post_norm_block_ids: additional norms after these blocks of level 2 (H, G).
         center_feature_scale, remove_center: of the operator.
         features_only: no head; `forward` returns the feature maps of `out_indices`, which `feature_info` describes
             (`feature_info.channels()`, `.reduction()`).
-        out_indices: levels to return; giving them implies `features_only`. Default all four.
-        use_dcn_v4_op: accepted for the released config that has it; the kernels here serve both operators.
+        out_indices: levels to return; implies `features_only`. Defaults to all four.
+        use_dcn_v4_op: no effect; a released config has it.
 
     Raises:
         ValueError: arguments that do not fit together.
@@ -178,7 +178,7 @@ class InternImage(nn.Module):
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
-        # Called from the leaves up: an operator layer resets its own projections after their general initialisation.
+        # `apply` visits children first, so an operator layer resets its projections after their general initialization.
         if isinstance(module, nn.Linear):
             trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
@@ -196,11 +196,11 @@ class InternImage(nn.Module):
         return features
 
     def _pre_head(self, features: list[Tensor]) -> Tensor:
-        """What the head pools, `(N, C, H, W)`: the last level, or with attention pooling the last two joined."""
+        """The input of the head, `(N, C, H, W)`: the last level, or with attention pooling the sum of the last two."""
         if not self.use_clip_projector or self.features_only:
             return features[-1]
         x3 = self.dcnv3_head_x3(features[-2])
-        # For sizes that are no multiple of 32 the shuffled map is up to one row and column larger than level 2.
+        # If the image size is not a multiple of 32, the shuffled map is up to one row and column larger than level 2.
         return self.dcnv3_head_x4(features[-1])[..., : x3.shape[-2], : x3.shape[-1]] + x3
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -241,11 +241,11 @@ class InternImage(nn.Module):
 
         Args:
             x: image `(N, in_chans, H, W)`.
-            indices: levels; an int for the last so many; None for all.
-            norm: accepted for compatibility; the maps are always those after the level's own norm.
-            stop_early: stop after the last level asked for (with `intermediates_only`).
+            indices: levels; an int n for the last n; None for all.
+            norm: no effect: the maps are always those after the level's norm.
+            stop_early: stop after the last requested level (with `intermediates_only`).
             output_fmt: `NCHW` or `NHWC`.
-            intermediates_only: leave out the result of `forward_features`.
+            intermediates_only: return only the maps, without the result of `forward_features`.
 
         Raises:
             ValueError: an index or a format that does not exist.
@@ -268,29 +268,29 @@ class InternImage(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; 0 for none. The pooling is part of the head and stays as it is."""
+        """Replace the classifier by a new one; 0 for none. `global_pool` has no effect: the pooling does not change."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
         self.head.apply(self._init_weights)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every block in the backward pass instead of keeping its activations."""
+        """Recompute every block in the backward pass instead of storing its activations."""
         for level in self.levels:
             for block in level.blocks:
                 block.with_cp = enable
 
     def freeze_levels(self, count: int) -> None:
-        """Stop training the first `count` levels, not the stem (as `FREEZE_BACKBONE` of the released recipes)."""
+        """Freeze the first `count` levels, but not the stem (`FREEZE_BACKBONE` of the released recipes)."""
         for level in self.levels[:count]:
             level.requires_grad_(False)
 
     def optimize_for_inference(self) -> nn.Module:
-        """A copy for inference only that computes the same faster; see `internimage.inference`."""
+        """A faster copy for inference; see `internimage.inference.optimize_for_inference`."""
         return optimize_for_inference(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters exempt from weight decay by name: none (those of one dimension are exempt by shape)."""
+        """Names of parameters without weight decay: none (one-dimensional parameters have none by their shape)."""
         return set()
 
 

@@ -1,14 +1,15 @@
-"""Reading and writing checkpoints: the one place that knows the layouts weights come in.
+"""Read and write checkpoints in every known layout.
 
 Layouts: the released classification files (a training state with a yacs config), mm files (`state_dict`, keys under
 `backbone.`, heads of mmdet 2 and mmseg 0: `layouts`), DeepSpeed files (`module`), the Hugging Face models (`model.`
 prefix, `layer_scale1`), safetensors, and plain state dicts. Files are always read with `weights_only=True`, and their
-checksums compared (`integrity`).
+checksums are verified (`integrity`).
 """
 
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "load_exact",
     "load_file",
     "load_pretrained",
+    "naming",
     "read_state_dict",
     "save_atomic",
     "to_current",
@@ -44,17 +46,17 @@ _HEAD_PREFIXES = ("head.", "conv_head.", "dcnv3_head_x3.", "dcnv3_head_x4.", "cl
 # Files
 
 
-# torch's words for what its unpickler does not make or call.
+# torch's messages about objects that its unpickler does not load.
 _UNSAFE = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]*\w)|((?:Can only|Trying to call) [^\n]*)")
 
 
 def load_file(path: str | Path) -> object:
     """Read a `.pth`, `.pt`, `.bin` or `.safetensors` file, or a folder of (sharded) safetensors, onto the CPU.
 
-    The checksums in the file are compared, once in a process.
+    The checksums in the file are verified, once per process.
 
     Raises:
-        CheckpointError: no such file, truncated, damaged, not a checkpoint, or one that holds arbitrary Python objects.
+        CheckpointError: a missing, truncated or damaged file, not a checkpoint, or one with arbitrary Python objects.
     """
     path = Path(path)
     if path.is_dir() and (shards := sorted(path.glob("*.safetensors"))):
@@ -66,16 +68,16 @@ def load_file(path: str | Path) -> object:
             return load_safetensors(path)
         if archive := zipfile.is_zipfile(path):
             verify_archive(path)
-        # Memory mapping halves the memory that the 12 GB of InternImage-G need.
+        # Memory mapping halves the memory needed for the 12 GB of InternImage-G.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # torch, pickle, zipfile and safetensors each have errors of their own
+    except Exception as error:  # torch, pickle, zipfile and safetensors raise many types
         reason = f"{type(error).__name__}: {error}"
         if unsafe := _UNSAFE.search(reason):
             raise CheckpointError(
-                f"{path} holds Python objects that are not loaded for safety ({unsafe[1] or unsafe[2]}); save its "
-                "weights alone with torch.save(model.state_dict(), ...) where it was made"
+                f"{path} holds Python objects that are not loaded for safety ({unsafe[1] or unsafe[2]}); save only its "
+                "weights with torch.save(model.state_dict(), ...) on the machine where it was made"
             ) from error
         first_sentence = re.split(r"[.] |\n", reason)[0]
         raise CheckpointError(
@@ -85,12 +87,12 @@ def load_file(path: str | Path) -> object:
 
 
 def save_atomic(obj: object, path: str | Path) -> None:
-    """`torch.save` so that `path` holds either its old content or all of the new (`files.atomic_path`)."""
+    """`torch.save`, atomically: `path` has either its old content or the complete new one (`files.atomic_path`)."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         torch.save(obj, file)
 
 
-# Layouts. Each function turns one layout into the present one and leaves the others alone.
+# Layouts. Each function converts one layout to the current one and leaves other layouts unchanged.
 
 
 def _strip(state: StateDict, prefix: str) -> StateDict:
@@ -106,12 +108,12 @@ def _from_wrappers(state: StateDict) -> StateDict:
 
 
 def _from_ema_hook(state: StateDict) -> StateDict:
-    """mm files of EMA runs: the plain keys hold the average, the `ema_*` buffers the last weights."""
+    """mm files of EMA runs: the plain keys are the average, the `ema_*` buffers the last weights."""
     return {key: value for key, value in state.items() if not key.startswith("ema_")}
 
 
 def _from_mm_backbone(state: StateDict) -> StateDict:
-    """A backbone saved under `backbone.` and nothing else. Whole detectors keep their keys."""
+    """Only a backbone, under `backbone.`. Complete detectors keep their keys."""
     return _strip(state, "backbone.") if all(key.startswith("backbone.") for key in state) else state
 
 
@@ -133,9 +135,9 @@ LAYOUTS: list[Callable[[StateDict], StateDict]] = [
 
 
 def to_current(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """Return the state dict under present-day keys, whatever known layout it is in.
+    """Convert a state dict of any known layout to the current keys.
 
-    Only keys and views change, so meta tensors work too; what is current already comes back unchanged.
+    Only keys and views change, so meta tensors are supported; a current state dict is returned unchanged.
     """
     state = dict(state_dict)
     for layout in LAYOUTS:
@@ -157,14 +159,14 @@ def _unwrap(checkpoint: Mapping, ema: bool = False) -> Mapping:
 
 
 def extract_state_dict(checkpoint: object, *, ema: bool = False) -> StateDict:
-    """Return the weights in a loaded checkpoint under present-day keys.
+    """Return the weights of a loaded checkpoint with the current keys.
 
     Args:
-        checkpoint: what `load_file` returned.
+        checkpoint: result of `load_file`.
         ema: take the averaged weights (`model_ema`) of a training checkpoint.
 
     Raises:
-        CheckpointError: there are no weights in it, or no averaged ones.
+        CheckpointError: the checkpoint has no weights, or no averaged ones.
     """
     state = _unwrap(checkpoint, ema) if isinstance(checkpoint, Mapping) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -176,20 +178,26 @@ def extract_state_dict(checkpoint: object, *, ema: bool = False) -> StateDict:
     return to_current(state)
 
 
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Put the file's name into the `CheckpointError` of functions that see only its contents."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
+
+
 def read_state_dict(path: str | Path, *, ema: bool = False) -> StateDict:
     """`extract_state_dict(load_file(path))`; errors name the file."""
-    checkpoint = load_file(path)
-    try:
-        return extract_state_dict(checkpoint, ema=ema)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    with naming(path):
+        return extract_state_dict(load_file(path), ema=ema)
 
 
 # Loading into a model
 
 
 def _without_centre(state: StateDict, model: nn.Module) -> StateDict:
-    """Drop the centre point's rows of full-size offsets and masks where the model's kernels have no centre."""
+    """Drop the rows of the centre point from offsets and masks if the model has `remove_center`."""
     for name, module in model.named_modules():
         if not getattr(module, "remove_center", False):
             continue
@@ -205,7 +213,7 @@ def _without_centre(state: StateDict, model: nn.Module) -> StateDict:
 
 
 def _fit(state_dict: Mapping[str, Tensor], model: nn.Module) -> StateDict:
-    """Present-day keys, cut to what this model is: a detector's backbone for a bare model, centres removed."""
+    """Current keys, restricted to this model: a detector's backbone for a bare model, centres removed."""
     state = to_current(state_dict)
     if not any(name == "backbone" for name, _ in model.named_children()):
         inside = {key: value for key, value in state.items() if key.startswith("backbone.")}
@@ -223,12 +231,12 @@ def _convert_before_loading(module: nn.Module, state_dict: dict, prefix: str, *_
 
 
 def install_layout_hook(module: nn.Module) -> None:
-    """Make plain `module.load_state_dict` (and so mmengine's and timm's loaders) accept every known layout."""
+    """Let `module.load_state_dict` (and so mmengine's and timm's loaders) accept every known layout."""
     module.register_load_state_dict_pre_hook(_convert_before_loading)
 
 
 def _bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
+    """Unwrap DistributedDataParallel and torch.compile."""
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return _bare(model.module)
     return _bare(model._orig_mod) if hasattr(model, "_orig_mod") else model
@@ -241,7 +249,7 @@ def _shorten(items: Iterable[str], limit: int = 3) -> str:
 
 def _load_strictly(model: nn.Module, state: StateDict) -> None:
     own = model.state_dict()
-    # torch fills in batch counters, which files from before torch 0.4.1 and some converters lack.
+    # torch fills in batch counters, which are missing in files of torch before 0.4.1 and of some converters.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     shapes = [
@@ -256,12 +264,12 @@ def _load_strictly(model: nn.Module, state: StateDict) -> None:
             f"the checkpoint does not fit {type(model).__name__} ({len(own)} entries; {listed}); "
             "use the checkpoint of this model, or the configuration that made the checkpoint"
         )
-    # Copying into meta parameters would silently do nothing.
+    # Copying into meta parameters has no effect.
     model.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
 
 
 def load_exact(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load for evaluating or resuming: every entry must be there and fit.
+    """Load for evaluating or resuming: every entry must be present and have the right shape.
 
     Raises:
         CheckpointError: lists what is missing, unexpected or of another shape.
@@ -273,7 +281,7 @@ def load_exact(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 def fit_pretrained(
     model: nn.Module, state_dict: Mapping[str, Tensor], *, rand_init_head: bool = False
 ) -> tuple[StateDict, list[str]]:
-    """Apply the rules of `load_pretrained` without loading: return what to load strictly, and the notices."""
+    """Apply the rules of `load_pretrained` without loading: return the state dict to load strictly, and the notices."""
     own = model.state_dict()
     state = _fit(state_dict, model)
     notices = []
@@ -290,11 +298,11 @@ def fit_pretrained(
 
 
 def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor], *, rand_init_head: bool = False) -> list[str]:
-    """Initialise from a pretrained file; return one-line notices about what was not taken from it.
+    """Initialize from a pretrained file; return a one-line notice for each part that was not loaded.
 
-    - A model without a classifier (`head.weight`) takes the backbone alone.
-    - Layer scales that the file lacks keep their initial value.
-    - A head of another class count is kept as initialised; 21841 to 1000 classes take the rows of
+    - A model without a classifier (`head.weight`) loads only the backbone.
+    - Missing layer scales keep their initial value.
+    - A head of another class count keeps its initial values; from 21841 to 1000 classes it loads the rows of
       `imagenet.in22k_to_1k`.
     - `rand_init_head`: the head is the model's own, multiplied by 0.001 (`TRAIN.RAND_INIT_FT_HEAD`).
     - Encoders of image metadata, which only the iNaturalist model has, may be missing.

@@ -1,9 +1,8 @@
-"""What checkpoints hold beside tensors and plain containers, rebuilt from plain numbers only.
+"""Safe replacements for the numpy and mmengine objects in checkpoints.
 
-`torch.load(weights_only=True)` calls whatever is on its allow-list with arguments that the file chooses. numpy's own
-functions do not belong there: a dtype of object fields turns bytes of the file into pointers. So the names that numpy
-writes into a pickle are bound to the stand-ins below, which know numbers, and refuse the rest. They are bound for the
-whole process: other loaders (timm's, mmengine's) read the same files.
+`torch.load(weights_only=True)` calls everything on its allow-list with arguments from the file. numpy's own functions
+are not safe there: a dtype with object fields turns bytes of the file into pointers. The replacements below accept only
+numbers. They are registered for the whole process, because other loaders (timm's, mmengine's) read the same files.
 """
 
 import math
@@ -23,13 +22,13 @@ _NUMBERS = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")
 
 def _refuse(what: str) -> CheckpointError:
     return CheckpointError(
-        f"it holds {what}, which is not loaded for safety; save its weights alone with "
-        "torch.save(model.state_dict(), ...) where it was made"
+        f"it holds {what}, which is not loaded for safety; save only its weights with "
+        "torch.save(model.state_dict(), ...) on the machine where it was made"
     )
 
 
 class _DType:
-    """Stands for a `numpy.dtype`. numpy takes an object with the attribute `dtype` wherever it takes a dtype."""
+    """Replaces `numpy.dtype`. numpy accepts an object with the attribute `dtype` as a dtype."""
 
     def __init__(self, name: object, align: object = False, copy: object = False) -> None:
         if not isinstance(name, str) or not _NUMBERS.fullmatch(name):
@@ -37,7 +36,7 @@ class _DType:
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state: object) -> None:
-        # Version, byte order, then what only dtypes with parts have: sub-array, names, fields, size, alignment, flags.
+        # Version, byte order, then entries of structured dtypes: sub-array, names, fields, size, alignment, flags.
         plain = isinstance(state, tuple) and len(state) == 8 and state[2:] == (None, None, None, -1, -1, 0)
         if not plain or state[0] != 3 or state[1] not in ("<", ">", "|"):
             raise _refuse("a numpy dtype of several parts")
@@ -48,7 +47,7 @@ class _DType:
 
 
 class _Array(np.ndarray):
-    """An array of numbers that comes out of a pickle; saved again it is a plain array."""
+    """Replaces `numpy.ndarray` in a pickle; saved again it is a plain array."""
 
     def __new__(cls, *args: object) -> "_Array":
         raise _refuse("a numpy array made in an unusual way")
@@ -57,7 +56,7 @@ class _Array(np.ndarray):
         if not isinstance(state, tuple) or len(state) != 5:
             raise _refuse("a numpy array in an unknown form")
         _, shape, dtype, fortran, data = state
-        # A second state would free the memory that a tensor or a view may share with the first one.
+        # A second state would free memory that a tensor or a view may share with the first one.
         if vars(self).setdefault("_is_set", False) or not isinstance(dtype, _DType) or not isinstance(data, bytes):
             raise _refuse("a numpy array of something else than numbers")
         sizes = shape if isinstance(shape, tuple) else (-1,)
@@ -73,7 +72,7 @@ class _Array(np.ndarray):
 
 
 def _reconstruct(kind: object, *_: object) -> _Array:
-    """numpy's function of this name: an empty array, whose state follows."""
+    """Replaces numpy's function of this name: returns an empty array; `__setstate__` follows."""
     if kind is not _Array:
         raise _refuse("a numpy array of an unknown class")
     return np.ndarray.__new__(_Array, 0)
@@ -86,11 +85,11 @@ def _scalar(dtype: object, data: object = None) -> np.generic:
 
 
 class _History:
-    """A log history of mmengine: two lists of numbers. It becomes mmengine's own once it has them, if that is there."""
+    """Replaces mmengine's `HistoryBuffer`, two arrays of numbers; becomes one if mmengine is imported."""
 
     def __setstate__(self, state: object) -> None:
         keys = {"max_length", "_log_history", "_count_history"}
-        # Its methods, which are saved too, every history has.
+        # The saved methods are the same for every history.
         if not isinstance(state, dict) or not keys <= state.keys() <= keys | {"statistics_methods"}:
             raise _refuse("a log history with other contents than mmengine writes")
         arrays = [state[key] for key in ("_log_history", "_count_history")]

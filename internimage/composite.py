@@ -18,13 +18,13 @@ __all__ = ["CBInternImage"]
 
 
 class CBInternImage(nn.Module):
-    """Two backbones of one kind; the second has no stem and starts from what the first one's stem gives.
+    """Two backbones with the same architecture; the second has no stem and uses the output of the first one's stem.
 
-    Level i of the second takes `x + gamma_i * sum over j >= i of cb_linears[i][j - i](level j of the first)`, where
-    level j is brought to the size of level i by nearest neighbour and `cb_linears[i][0]` is the identity.
+    The input of level i of the second is `x + gamma_i * sum over j >= i of cb_linears[i][j - i](level j of the first)`;
+    level j is resized to the size of level i by nearest neighbour, and `cb_linears[i][0]` is the identity.
 
     Args:
-        out_indices: levels that the two return. If the first has one more, its first one is left out.
+        out_indices: levels to return of both. If the first has one more, its first one is omitted.
         kwargs: as `InternImage`.
     """
 
@@ -49,21 +49,21 @@ class CBInternImage(nn.Module):
         install_layout_hook(self)
 
     def _feed(self, level: int, features: list[Tensor]) -> Tensor:
-        """What the first backbone's levels (`(N, C, H, W)`) give to a level of the second, `(N, H, W, C)`."""
+        """The sum of the first backbone's levels (`(N, C, H, W)`) for a level of the second, `(N, H, W, C)`."""
         size = features[level].shape[-2:]
         feed = sum(
             F.interpolate(linear(feature), size=size, mode="nearest")
             for linear, feature in zip(self.cb_linears[level], features[level:])
         )
         gamma = getattr(self.cb_modules[1], f"gamma{level}")
-        # The released weights were trained with gamma in half precision; unrounded, logits move by up to 8e-4.
+        # The released weights were trained with gamma in half precision; without rounding, logits differ by up to 8e-4.
         return gamma.half().to(gamma.dtype) * feed.permute(0, 2, 3, 1)
 
     def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Image `(N, 3, H, W)`, H and W multiples of 32, to the feature maps of the first and of the second backbone.
 
         Raises:
-            UserError: another image size, for which the levels of the two would not meet.
+            UserError: another image size, for which the sizes of the levels would not match.
         """
         if x.shape[-2] % 32 or x.shape[-1] % 32:
             raise UserError(
@@ -83,6 +83,6 @@ class CBInternImage(nn.Module):
         return tuple(first[i] for i in self.out_indices[0]), tuple(second[i] for i in self.out_indices[1])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every block in the backward pass instead of keeping its activations."""
+        """Recompute every block in the backward pass instead of storing its activations."""
         for module in self.cb_modules:
             module.set_grad_checkpointing(enable)

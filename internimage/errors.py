@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how command-line scripts report them."""
+"""Errors that a user can correct, and how command-line scripts report them."""
 
 import functools
 import sys
@@ -11,15 +11,15 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Bad input. The message says in one line what was wrong, what was expected and what to do next."""
+    """Bad input. The message is one line: what was wrong, what was expected, what to do."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read, or that does not fit the model."""
+    """A checkpoint that cannot be read or does not fit the model."""
 
 
 def exit_on_user_error(main: Callable[..., T]) -> Callable[..., T]:
-    """Decorate a script's `main` so that a `UserError` ends in one line on stderr and exit code 2, Ctrl-C in 130."""
+    """Decorate a script's `main`: print a `UserError` to stderr and exit with code 2; on Ctrl-C, exit with 130."""
 
     @functools.wraps(main)
     def wrapper(*args: object, **kwargs: object) -> T:

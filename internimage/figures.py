@@ -1,4 +1,4 @@
-"""Write figures. They are made without pyplot, so that importing this never touches matplotlib's back end."""
+"""Write figures, without pyplot, so that matplotlib's backend does not change."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ __all__ = ["save_figure"]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, making its folder, and say so. Raises `UserError` for an unwritable path or unknown type."""
+    """Write a figure and print its path. Raises `UserError` if the path is not writable or its type is unknown."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)

@@ -1,4 +1,4 @@
-"""Files written so that neither a kill nor a full disk leaves half of one, and read without waiting for a pipe."""
+"""Write files atomically, and open files without blocking on pipes."""
 
 import os
 import re
@@ -15,12 +15,12 @@ __all__ = ["atomic_path", "open_regular", "remove_leftovers"]
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Write a file so that `path` holds either its old content or all of the new, even if the process is killed.
+    """Write a file atomically: `path` has either its old content or the complete new one, even after a kill.
 
-    Gives the path to write to, in the same folder; at the end that file gets its name.
+    Yields a temporary path in the same folder, which is renamed to `path` at the end.
 
     Raises:
-        UserError: the file cannot be written. What was there is whole.
+        UserError: the file cannot be written. The old content is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -29,9 +29,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        # Make the new name survive a power failure before the caller deletes an older file.
+        with suppress(OSError):  # some network file systems cannot open folders
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except (OSError, RuntimeError) as error:
-        # torch.save turns a full disk into a RuntimeError about file positions.
+        # On a full disk torch.save raises a RuntimeError about file positions.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
@@ -43,18 +49,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a new name survive a power failure, too, before an older file is deleted for it."""
-    with suppress(OSError):  # some network file systems do not open folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def remove_leftovers(folder: str | Path) -> None:
-    """Delete the temporary files that `atomic_path` of killed processes left in a folder."""
+    """Delete the temporary files of `atomic_path` that killed processes left in a folder."""
     for path in Path(folder).glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
@@ -64,7 +60,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     """Open a file to read bytes.
 
     Raises:
-        OSError: it cannot be opened, or is a pipe, a socket or a device, which might be waited for in vain.
+        OSError: the file cannot be opened, or is a pipe, a socket or a device, which could block forever.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -21,8 +21,8 @@ class FlashInternImage(InternImage):
         core_op: `DCNv4`.
         dcn_output_bias: bias of the operator's output projection.
         mlp_fc2_bias: bias of the MLPs' second linear layer.
-        kwargs: as `InternImage`; `dw_kernel_size=None` here means no depthwise branch, and there is no
-            centre feature scale.
+        kwargs: as `InternImage`; with `dw_kernel_size=None` there is no depthwise branch, and
+            `center_feature_scale` is not supported.
 
     Raises:
         ValueError: arguments that do not fit together.

@@ -1,7 +1,7 @@
 """Size of a model: parameters, and FLOPs by the convention of the published tables.
 
-That convention counts multiply-adds of convolutions and linear layers once, five operations per sampled point and
-channel for the deformable operator, and nothing else. On the meta device neither memory nor arithmetic is needed.
+The convention counts a multiply-add of convolutions and linear layers as one, five operations per sampled point and
+channel of the deformable operator, and nothing else. A model on the meta device needs no memory and no computation.
 """
 
 import math
@@ -19,7 +19,7 @@ _COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameter elements; buffers do not count."""
+    """Number of elements of all parameters, without buffers."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -27,7 +27,7 @@ def count_parameters(model: nn.Module) -> int:
 def count_flops(model: nn.Module, *inputs: object, forward: Callable | None = None) -> int:
     """FLOPs of `model(*inputs)` by the published convention; the model may be on the meta device.
 
-    The model is run once, in evaluation mode; with `forward`, that is called in its place and uses parts of the model.
+    The model is run once, in evaluation mode. `forward`, if given, is called instead of `model`.
     """
     operator = 0
 
@@ -49,4 +49,4 @@ def count_flops(model: nn.Module, *inputs: object, forward: Callable | None = No
         for hook in hooks:
             hook.remove()
     counts = counter.get_flop_counts()["Global"]
-    return operator + sum(counts.get(op, 0) for op in _COUNTED) // 2  # torch counts multiply and add apart
+    return operator + sum(counts.get(op, 0) for op in _COUNTED) // 2  # torch counts multiply and add separately

@@ -1,6 +1,6 @@
 """Classification heads of InternImage: convolution and pooling (T to XL), attention pooling (H and G).
 
-Attribute names that become state-dict keys are those of the released checkpoints.
+Attribute names are the state-dict keys of the released checkpoints.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""ImageNet-22K and ImageNet-1K: which of the 21841 classes is which of the 1000.
+"""Map the 1000 classes of ImageNet-1K to the 21841 classes of ImageNet-22K.
 
-Both class lists are the synset lists that timm ships, in the order of the released heads (22K as in the
-fall 2011 archive, 1K as in ILSVRC 2012).
+Both class lists are timm's synset lists, in the order of the released heads (22K as in the fall 2011 archive, 1K as in
+ILSVRC 2012).
 """
 
 import functools
@@ -11,8 +11,8 @@ from timm.data import ImageNetInfo
 
 __all__ = ["in22k_to_1k"]
 
-# 22K lacks the synset of 1K class 850 (teddy bear). The original project gives that class the row of its
-# neighbour 849 (teapot); kept, since the released fine-tuning and 22K evaluation did the same.
+# 22K does not have the synset of 1K class 850 (teddy bear). The original project uses the row of class 849 (teapot) in
+# fine-tuning and in 22K evaluation.
 _SUBSTITUTES = {850: 11136}
 
 

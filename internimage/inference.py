@@ -1,7 +1,4 @@
-"""Rewriting a trained model for inference: fewer and larger steps, the same result.
-
-What is done, and what each step brings, is measured in docs/performance.md.
-"""
+"""Rewrite a trained model for faster inference with the same result. Measurements: docs/performance.md."""
 
 import copy
 
@@ -18,12 +15,12 @@ __all__ = ["fold_layer_scale", "optimize_for_inference"]
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
-    """Return a copy of `model`, in evaluation mode and without gradients, that computes the same faster.
+    """Return a faster copy of `model` with the same results, in evaluation mode and without gradients.
 
-    Layer scales and the head's BatchNorm go into neighbouring weights, GELUs into the linear layers before them. One
-    product gives offsets and masks. Weights are laid out for oneDNN when first used (a second copy of them). Unchanged
-    weights are shared with `model`: call this again after training on. The copy can be compiled and exported, but its
-    state dict is no checkpoint.
+    Layer scales and the head's BatchNorm are folded into neighbouring weights, GELUs into the preceding linear layers.
+    One matrix product computes offsets and masks. Weights are packed for oneDNN at first use (a second copy of them).
+    Unchanged weights are shared with `model`: call this function again after further training. The copy can be compiled
+    and exported, but its state dict is not a checkpoint.
     """
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     model = copy.deepcopy(model, shared).eval()
@@ -50,7 +47,7 @@ def _predictors(layer: DCNv3 | DCNv4) -> list[nn.Module]:
 
 
 def _is_plain(layer: nn.Module, activation: nn.Module | None = None) -> bool:
-    """Whether these are the layers that the model was built with, unobserved."""
+    """Whether these are the original layers of the model, without hooks."""
     return (
         type(layer) in (nn.Linear, Linear, nn.Conv2d)
         and type(activation) in (type(None), nn.GELU)
@@ -76,7 +73,7 @@ def fold_layer_scale(block: Block) -> None:
         for key, parameter in list(last.named_parameters()):
             setattr(last, key, _scaled(parameter, getattr(block, name)))
         delattr(block, name)
-    block.layer_scale = block.res_post_norm = False  # layer scales come in place of these norms
+    block.layer_scale = block.res_post_norm = False  # layer scales replace these norms
 
 
 def _folded_head(head: nn.Sequential) -> nn.Sequential:

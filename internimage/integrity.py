@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what was written: the checksums in PyTorch's zip archives, which `torch.load` ignores.
+"""Verify the checksums in PyTorch's zip archives, which `torch.load` ignores.
 
 `torch.save` writes a zip archive of uncompressed members, each with its CRC-32. Files of PyTorch before 1.6 and
 safetensors files have no checksums; those saved with `torch.utils.serialization.config.save.compute_crc32 = False`
@@ -24,18 +24,18 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def mark_verified(path: Path) -> None:
-    """Note that this process need not check the file again, as long as it does not change."""
+    """Mark a file as verified in this process, until it changes."""
     _verified.add(_identity(path))
 
 
 def is_verified(path: Path) -> bool:
-    """Whether the present content of the file has been compared with a checksum in this process."""
+    """Whether this process has verified the current content of the file."""
     return _identity(path) in _verified
 
 
 def _is_whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bool:
     try:
-        with archive.open(info) as member:  # compares names here, checksums at the end
+        with archive.open(info) as member:  # checks the name here, the checksum at the end
             while member.read(_CHUNK):
                 pass
     except (zipfile.BadZipFile, EOFError, RuntimeError):  # RuntimeError: its flags say that it is encrypted
@@ -44,22 +44,22 @@ def _is_whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bool:
 
 
 def verify_archive(path: Path) -> None:
-    """Compare every member of a zip archive that `torch.save` wrote with its checksum, once a process.
+    """Verify the checksum of every member of a zip archive written by `torch.save`, once per process.
 
     Raises:
-        CheckpointError: one differs, or is compressed.
+        CheckpointError: a checksum differs, or a member is compressed.
         zipfile.BadZipFile: the table of members is damaged.
     """
     if is_verified(path):
         return
     identity = _identity(path)
-    # Several threads: zlib lets others run while it computes a checksum.
+    # Several threads: zlib releases the GIL while it computes a checksum.
     with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
         members = archive.infolist()
         if compressed := [info.filename for info in members if info.compress_type != zipfile.ZIP_STORED]:
             raise CheckpointError(
-                f"{len(compressed)} of its {len(members)} parts are compressed ({compressed[0]}), as torch.save never "
-                "writes them; save it again with torch.save"
+                f"{len(compressed)} of its {len(members)} parts are compressed ({compressed[0]}), which torch.save "
+                "never does; save it again with torch.save"
             )
         if any(info.CRC for info in members):
             whole = list(threads.map(lambda info: _is_whole(archive, info), members))

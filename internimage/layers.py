@@ -1,7 +1,7 @@
 """Building blocks of InternImage, from small to large: stem, downsampling, MLP, block, level.
 
-InternImage (Wang et al., CVPR 2023, section 3.2); module names are those of the released state dicts. Activations are
-`(N, H, W, C)` between blocks.
+InternImage (Wang et al., CVPR 2023, section 3.2); module names are those of the released state dicts. Activations
+between blocks are `(N, H, W, C)`.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class StemLayer(nn.Module):
         self.norm2 = build_norm_layer(out_chans, norm_layer, "channels_first", "channels_last")
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels-last from the first convolution on, so that every later permute is a view.
+        # Channels-last, so that all later permutes are views.
         x = x.contiguous(memory_format=torch.channels_last)
         fused = fused_conv_norm_act(x, self.conv1, self.norm1, self.act)
         x = self.act(self.norm1(self.conv1(x))) if fused is None else fused.permute(0, 3, 1, 2)
@@ -79,7 +79,7 @@ class MLPLayer(nn.Module):
 
 
 class Pending(NamedTuple):
-    """What is still to be added to a block's input: `keep * gamma * branch`, with None for a factor of 1."""
+    """A residual branch that is not added yet: `keep * gamma * branch`, with None for a factor of 1."""
 
     branch: Tensor
     gamma: Tensor | None
@@ -95,7 +95,7 @@ def _settled(x: Tensor, pending: Pending | None) -> Tensor:
 
 
 def _normed(x: Tensor, pending: Pending | None, norm: LayerNorm, as_input: bool) -> tuple[Tensor, Tensor]:
-    """`x` with what was pending added, and its norm, on a GPU."""
+    """`x` with the pending branch added, and its norm, on a GPU."""
     if pending is None:
         return x, layer_norm(x, norm, as_input)
     return pre_norm(x, pending.branch, norm, pending.gamma, pending.keep, as_input)
@@ -104,8 +104,8 @@ def _normed(x: Tensor, pending: Pending | None, norm: LayerNorm, as_input: bool)
 class Block(nn.Module):
     """DCNv3 and MLP, each in a residual branch: `(N, H, W, C)` to `(N, H, W, C)`.
 
-    The branch's norm stands before the operator (pre-norm), after it (`post_norm`), or on both sides
-    (`res_post_norm`, which layer scale and `post_norm` override as in the original project).
+    The norm is before the operator (pre-norm), after it (`post_norm`), or on both sides (`res_post_norm`, which layer
+    scale and `post_norm` override, as in the original project).
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Block(nn.Module):
         return y
 
     def _served_norms(self, x: Tensor) -> list[LayerNorm] | None:
-        """The norms of this block if `ops_dcnv3.norm` computes them together with the sums beside them, else None."""
+        """The norms of this block if `ops_dcnv3.norm` can fuse them with the adjacent sums, else None."""
         if not is_candidate(x) or type(self)._branch is not Block._branch:
             return None
         names = ("norm1", "norm2", "res_post_norm1", "res_post_norm2")[: 4 if self.res_post_norm else 2]
@@ -157,7 +157,7 @@ class Block(nn.Module):
         return norms if known and serves(x, norms[0], *gammas) else None
 
     def chainable_norms(self, x: Tensor) -> list[LayerNorm] | None:
-        """What `chained` takes if it may stand for a call of this block, else None."""
+        """The argument `norms` of `chained` if that can replace a call of this block, else None."""
         norms = self._served_norms(x)
         called = self._compiled_call_impl is not None or (self.with_cp and x.requires_grad) or not has_no_hooks(self)
         return None if called else norms
@@ -179,7 +179,7 @@ class Block(nn.Module):
         return post_norm(x, y, after, gamma, keep), None
 
     def chained(self, x: Tensor, pending: Pending | None, norms: list[LayerNorm]) -> tuple[Tensor, Pending | None]:
-        """The block on `x` with `pending` added. Its own last sum may be left to whoever computes the next norm."""
+        """The block on `x` with `pending` added. Its last sum may stay pending, to be fused with the next norm."""
         x, pending = self._fused_branch(x, pending, norms, 0)
         return self._fused_branch(x, pending, norms, 1)
 
@@ -213,17 +213,14 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        if norm:
-            self.norm = build_norm_layer(channels)
-        else:
-            self.norm = None
+        self.norm = build_norm_layer(channels) if norm else None
         self.post_norm_block_ids = tuple(post_norm_block_ids)
         if self.post_norm_block_ids:
             self.post_norms = nn.ModuleList([build_norm_layer(channels) for _ in self.post_norm_block_ids])
         self.downsample = DownsampleLayer(channels, norm_layer) if downsample else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        pending = None  # the sum that a block leaves to the next norm
+        pending = None  # the branch that the next norm adds
         for index, block in enumerate(self.blocks):
             if type(block) is Block and (norms := block.chainable_norms(x)):
                 x, pending = block.chained(x, pending, norms)

@@ -1,8 +1,8 @@
-"""Released detectors and segmentors in the layout of mmdet 2 and mmseg 0, renamed to that of mmdet 3 and mmseg 1.
+"""Rename the keys of released detectors and segmentors from mmdet 2 and mmseg 0 to mmdet 3 and mmseg 1.
 
-Only transformer heads changed their names: DINO became a detector of its own, attentions and feed-forward blocks got
-names instead of numbers. Mask R-CNN, Cascade, UperNet and SegFormer are identical. Every function takes a whole
-detector's or segmentor's state dict and returns it renamed, or unchanged if the layout is another one.
+Only transformer heads changed: DINO is a detector, attentions and feed-forward blocks have names instead of numbers.
+Mask R-CNN, Cascade, UperNet and SegFormer are identical. Every function takes the state dict of a complete detector or
+segmentor and returns it renamed, or unchanged if it has another layout.
 """
 
 import re
@@ -17,7 +17,7 @@ StateDict = dict[str, Tensor]
 
 _OLD_TRANSFORMER = "bbox_head.transformer."
 
-# In this order; a key may match several.
+# Applied in this order; several may match a key.
 _DINO_RULES = (
     (r"^bbox_head\.transformer\.level_embeds$", "level_embed"),
     (r"^bbox_head\.transformer\.enc_output_norm\.", "memory_trans_norm."),
@@ -55,9 +55,9 @@ def _renamed(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) ->
 
 
 def _from_split_feed_forward(state: StateDict) -> StateDict:
-    """DINO of InternImage-G: feed-forward blocks stored in parts (`fc1_0` ..., `fc2_0` ..., `fc2_bias`) become whole.
+    """DINO of InternImage-G: join the parts of feed-forward blocks (`fc1_0` ..., `fc2_0` ..., `fc2_bias`).
 
-    The hidden units are cut into parts that are summed in the end, which is the ordinary two-layer block.
+    The hidden units are split into parts whose results are summed, which is equal to the ordinary two-layer block.
     """
     joined = {}
     for key, value in state.items():
@@ -77,14 +77,14 @@ def _from_split_feed_forward(state: StateDict) -> StateDict:
 
 
 def from_mmdet2_dino(state: StateDict) -> StateDict:
-    """DINO, whose transformer was a part of its `bbox_head`."""
+    """DINO: the transformer was part of `bbox_head`."""
     if not any(key.startswith(_OLD_TRANSFORMER) for key in state):
         return state
     return _renamed(_from_split_feed_forward(state), _DINO_RULES)
 
 
 def from_mask2former(state: StateDict) -> StateDict:
-    """Mask2Former of mmseg 0, whose attentions were numbered in the order in which they run."""
+    """Mask2Former of mmseg 0: the attentions were numbered in execution order."""
     if not any(key.startswith("decode_head.transformer_decoder.layers.0.attentions.") for key in state):
         return state
     return _renamed(state, _MASK2FORMER_RULES)

@@ -33,7 +33,7 @@ def _meta_head(in_channels: int) -> nn.Sequential:
 
 
 class InternImageMetaFormer(InternImage):
-    """`InternImage` whose logits also see when and where the picture was taken. Arguments as `InternImage`."""
+    """`InternImage` with date and location as additional inputs. Arguments as `InternImage`."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""Parameter groups: which learning rate and which weight decay every parameter gets.
+"""Parameter groups: the learning rate and weight decay of every parameter.
 
-Two rules, both from the original project: one for classification (`param_groups`) and one for the detection and
-segmentation recipes (`mm_param_scales`). They differ in where the decay starts and in which parameters take part.
+Two rules of the original project: one for classification (`param_groups`) and one for the detection and segmentation
+recipes (`mm_param_scales`). They differ in where layer decay starts and which parameters it includes.
 """
 
 import re
@@ -41,20 +41,20 @@ def param_groups(
 ) -> list[dict]:
     """Group a classifier's parameters by learning-rate scale and weight decay.
 
-    No weight decay for one-dimensional parameters, biases and the names in `model.no_weight_decay()`. Frozen
-    parameters are left out.
+    One-dimensional parameters, biases and the names in `model.no_weight_decay()` have no weight decay. Frozen
+    parameters are excluded.
 
     Args:
         model: an InternImage classifier; with `layer_decay` it must have `depths`.
         base_lr: learning rate of the head and the last block.
         weight_decay: decay of all other parameters.
         layer_decay: ratio between the learning rates of neighbouring blocks; None for one rate everywhere.
-        dcn_lr_mul: further factor for offsets and centre feature scales. As in the original, it counts only where
-            layer decay is on.
+        dcn_lr_mul: additional factor for offsets and centre feature scales. As in the original project, it has no
+            effect without layer decay.
 
     Returns:
         Groups with `params`, `name`, `names`, `weight_decay`, `lr_scale` and `lr` = base_lr * lr_scale.
-        `initial_lr` is the unscaled rate, because timm's schedulers start from it and apply `lr_scale` themselves.
+        `initial_lr` is the unscaled rate: timm's schedulers start from it and apply `lr_scale` themselves.
     """
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     groups: dict[tuple[float, bool], dict] = {}
@@ -71,7 +71,7 @@ def param_groups(
             groups[scale, decays] = {
                 "params": [],
                 "name": f"lr x {scale:.3g}, {'decay' if decays else 'no decay'}",
-                "names": [],  # not torch's `param_names`, which optimizers that shard the groups would reject
+                "names": [],  # not torch's `param_names`: optimizers that shard the groups reject it
                 "weight_decay": weight_decay if decays else 0.0,
                 "lr_scale": scale,
                 "lr": base_lr * scale,
@@ -99,7 +99,7 @@ def _mm_layer_id(name: str, depths: Sequence[int], num_layers: int, segmentation
             level, block = map(int, match.groups())
             return 1 + block + sum(depths[:level])
         if match := _LEVEL_END.match(inside):
-            # The last level's norm has no next level: it counts as that level's own first block.
+            # The norm of the last level has the id of that level's first block.
             level = min(int(match[1]) + 1, len(depths) - 1)
             return 1 + sum(depths[:level])
     return num_layers + 1
@@ -116,20 +116,20 @@ def mm_param_scales(
     backbone_small_lr: bool = False,
     segmentation: bool = False,
 ) -> dict[str, tuple[float, bool]]:
-    """Return `{name: (learning-rate scale, takes weight decay)}` by the rule of the detection and segmentation recipes.
+    """Return `{name: (learning-rate scale, has weight decay)}` by the rule of the detection and segmentation recipes.
 
-    The keyword arguments are the recipes' `paramwise_cfg`. Names are those of the whole detector or segmentor
-    (`backbone.levels...`). Frozen parameters are left out.
+    The keyword arguments are the recipes' `paramwise_cfg`. Names are those of the complete detector or segmentor
+    (`backbone.levels...`). Frozen parameters are excluded.
 
     Args:
         named_params: `model.named_parameters()`.
         num_layers: number of blocks as the recipe counts them.
         layer_decay_rate: scale = rate ** (num_layers + 1 - layer id).
         depths: blocks per level of the backbone.
-        offset_lr_scale: factor for `sampling_offsets` and `reference_points`; in segmentation only inside the backbone.
-        dino_head: take 0.1 as that factor outside the backbone.
-        backbone_small_lr: a further 0.1 for every scale below 1.
-        segmentation: use the segmentation recipes' variant of the rule.
+        offset_lr_scale: factor for `sampling_offsets` and `reference_points`; in segmentation only in the backbone.
+        dino_head: use 0.1 as that factor outside the backbone.
+        backbone_small_lr: an additional factor of 0.1 for every scale below 1.
+        segmentation: use the variant of the segmentation recipes.
     """
     scales = {}
     for name, parameter in named_params:

@@ -1,8 +1,8 @@
-"""Stopping a training when it is asked to, so that it can be saved and go on later.
+"""Stop a training on a signal, so that it can be saved and resumed.
 
-Slurm sends a signal some time before a job's time ends (`--signal=USR1@120`), and SIGTERM when a job must make room. A
-training asks `StopRequest.agreed` after every update, saves if the answer is yes, and exits with `EXIT_CODE`, on which
-`slurm_train.sh` puts the job into the queue again.
+Slurm sends a signal before the time limit of a job (`--signal=USR1@120`), and SIGTERM when it preempts it. A training
+calls `StopRequest.agreed` after every update; if the result is true it saves and exits with `EXIT_CODE`, for which
+`slurm_train.sh` requeues the job.
 """
 
 import signal
@@ -18,19 +18,22 @@ __all__ = ["EXIT_CODE", "StopRequest", "ignore_in_worker", "leave"]
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
-_OTHERS_NEED = 5  # seconds to end
+_OTHERS_NEED = 5  # seconds to exit
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-class StopRequest:
-    """Whether this run has been asked to stop by SIGTERM or SIGUSR1, which no longer end the process.
+def _has_peers() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
-    A context manager, for the main thread. Enter it before workers are forked, and give each of them
-    `ignore_in_worker`.
+
+class StopRequest:
+    """Context manager that turns SIGTERM and SIGUSR1 into a request to stop, instead of ending the process.
+
+    Enter it in the main thread before workers are forked, and give the workers `ignore_in_worker`.
     """
 
     def __init__(self) -> None:
-        self.signal: str | None = None  # that this process got
+        self.signal: str | None = None  # received by this process
         self._before: dict[int, object] = {}
         self._group: dist.ProcessGroup | None = None
         self._vote: tuple[torch.Tensor, dist.Work] | None = None
@@ -41,7 +44,7 @@ class StopRequest:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self._count()  # a process must not leave while the last vote is on its way
+            self._count()  # a process must not exit while its last vote is in transit
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -49,12 +52,12 @@ class StopRequest:
         self.signal = signal.Signals(number).name
 
     def agreed(self) -> bool:
-        """Whether to stop now: the same answer in all processes, though only some of them may get the signal.
+        """Whether to stop now. The result is the same in all processes, even if only some received the signal.
 
-        All must call it equally often. Among several processes the answer is that to the vote of the call before: it
-        was counted during the step in between, so nobody waits, and no GPU is made to wait (the votes are on the CPU).
+        All processes must call this method equally often. With several processes it returns the result of the previous
+        vote, which was counted during the step in between: no process and no GPU waits.
         """
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not _has_peers():
             return self.signal is not None
         self._group = self._group or dist.new_group(backend="gloo")
         agreed = self._count()
@@ -71,13 +74,13 @@ class StopRequest:
 
 
 def leave() -> NoReturn:
-    """End a run that was stopped and saved: the first process last, and it alone with `EXIT_CODE`.
+    """Exit after a run was stopped and saved: rank 0 last, with `EXIT_CODE`, the others with 0.
 
-    srun kills all processes at the first exit code that is not 0, and then returns the code of that kill.
+    At the first other code srun kills all processes and returns the code of the kill.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if _has_peers():
         first = dist.get_rank() == 0
-        dist.barrier()  # gloo may abort a process whose peer has gone first
+        dist.barrier()  # gloo may abort a process if a peer exits first
         dist.destroy_process_group()
         if not first:
             sys.exit(0)
@@ -86,10 +89,10 @@ def leave() -> NoReturn:
 
 
 def ignore_in_worker(_: int) -> None:
-    """A DataLoader's `worker_init_fn`: leaves the signals, which Slurm sends to every process, to the main process.
+    """`worker_init_fn` of a DataLoader: ignore the signals, which Slurm sends to every process.
 
-    A worker that died of them would end the training at any place. `Process.terminate` has no effect on such a worker:
-    end it through its queue, as DataLoader does, or by `Process.kill`.
+    `Process.terminate` has no effect on such a worker: end it through its queue, as DataLoader does, or by
+    `Process.kill`.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""One run per folder."""
+"""Lock the output folder of a run."""
 
 import os
 import socket
@@ -15,36 +15,35 @@ except ImportError:  # Windows
 
 __all__ = ["lock_run"]
 
-_NAME = "run.lock"
-_held: list[TextIO] = []  # a closed file is no longer locked
+_held: list[TextIO] = []  # closing a file releases its lock
 
 
 def lock_run(folder: str | Path) -> None:
-    """Keep other runs out of a folder for as long as this process lives.
+    """Lock a folder against other runs until this process exits.
 
-    The operating system holds the lock, on `run.lock`: it ends with its owner, however that ended, and worker processes
-    do not inherit it. On network file systems it works between machines if they share locks: NFS does, Lustre if
-    mounted with `flock`. Where there are no locks, nothing is kept out.
+    The operating system releases the lock on `run.lock` when its owner ends, however it ends; worker processes do not
+    inherit it. It works between machines if the network file system shares locks: NFS does, Lustre if mounted with
+    `flock`. Without locks (Windows, some file systems) this function has no effect.
 
     Raises:
         UserError: another process holds the lock, or the file cannot be written.
     """
     if fcntl is None:
         return
-    path = Path(folder, _NAME)
+    path = Path(folder, "run.lock")
     try:
         file = open(path, "a+")  # noqa: SIM115 (lives as long as the run)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; change the output folder or its permissions") from None
     try:
-        # Not flock, whose locks live on in forked workers.
+        # Not flock: forked workers would inherit the lock.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()
         raise UserError(
-            f"another run is at work in {folder}: {owner}; wait for its end or stop it, or choose another folder"
+            f"another run uses {folder}: {owner}; wait until it ends, stop it, or choose another folder"
         ) from None
     except OSError:  # a file system without locks
         file.close()

@@ -1,9 +1,8 @@
-"""Randomness that depends on the sample, not on who draws it.
+"""Seeds per sample, so that random augmentation does not depend on the number of workers and processes.
 
-timm's and torchvision's augmentations draw from three global generators (`random`, numpy, torch). Seeding all three
-before each sample with a hash of (seed, epoch, sample index) makes a sample's augmentation independent of the number
-of workers and processes, and exact after a resume. It costs about 10 microseconds a sample, because torch's default
-generator is seeded directly: `torch.manual_seed` also visits every accelerator and takes ten times as long.
+timm's and torchvision's augmentations draw from three global generators (`random`, numpy, torch). All three are seeded
+before each sample with a hash of (seed, epoch, sample index), which is also exact after a resume. It takes about 10
+microseconds per sample, because only torch's CPU generator is seeded: `torch.manual_seed` takes ten times as long.
 """
 
 import random
@@ -19,7 +18,7 @@ _MASK = (1 << 64) - 1
 
 
 def _mix(x: int) -> int:
-    """The finaliser of SplitMix64 (Steele et al., 2014): every input bit moves every output bit."""
+    """The finalizer of SplitMix64 (Steele et al., 2014): every input bit affects every output bit."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -43,7 +42,7 @@ def seed_generators(seed: int) -> None:
 
 @contextmanager
 def isolated_randomness() -> Iterator[None]:
-    """Leave the three global CPU generators as they were found."""
+    """Restore the states of the three global CPU generators at exit."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         yield

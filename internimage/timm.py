@@ -1,10 +1,10 @@
-"""timm: every released name works with `timm.create_model` once `internimage` is imported.
+"""Register every released model with timm, for `timm.create_model` after `import internimage`.
 
     timm.create_model("internimage_t_1k_224", pretrained=True, num_classes=10)
     timm.create_model("internimage_b_1k_224", features_only=True, out_indices=(1, 2, 3))
 
-Weights go through `internimage.checkpoint`, downloads through `internimage.zoo`; sources that timm itself knows
-(`hf-hub:`, `local-dir:`, another `url`) through timm.
+Weights are loaded by `internimage.checkpoint` and downloaded by `internimage.zoo`, or by timm for its own sources
+(`hf-hub:`, `local-dir:`, another `url`).
 """
 
 import logging
@@ -29,7 +29,7 @@ _URLS = {release.name: release.url(release.checkpoint) for release in releases()
 
 
 def _default_cfg(name: str) -> dict:
-    """What timm wants to know about a model: its weights, its input, and the layers that fine-tuning replaces."""
+    """timm's description of a model: weights, input, and the layers that fine-tuning replaces."""
     size = int(name.rsplit("_", 1)[1].split("to")[-1])
     flash = name.startswith("flash")
     return {
@@ -53,7 +53,7 @@ default_cfgs = generate_default_cfgs({name: _default_cfg(name) for name in VARIA
 
 
 def _checkpoint_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Any layout to the model's keys, so that timm's strict loading applies."""
+    """Convert any layout to the model's keys, so that timm can load it strictly."""
     state, notices = fit_pretrained(model, extract_state_dict(state_dict))
     for notice in notices:
         _logger.info(notice)
@@ -68,7 +68,7 @@ def _load(name: str, model: nn.Module, cache_dir: str | None) -> None:
         elif cfg.get("url") == default_cfgs[name].default.url:
             cfg["state_dict"] = read_state_dict(checkpoint_path(name))
     in_chans = model.patch_embed.conv1.in_channels
-    # The filter has fitted the head to the model already, so timm must not take the class count for different.
+    # The filter has already fitted the head to the model, so timm must not see a different class count.
     load_pretrained(
         model, cfg, num_classes=cfg["num_classes"], in_chans=in_chans, filter_fn=_checkpoint_filter, cache_dir=cache_dir
     )

@@ -69,7 +69,7 @@ VARIANTS: dict[str, dict] = {
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` takes."""
+    """Names of the models that `create_model` builds."""
     return list(VARIANTS)
 
 
@@ -87,15 +87,15 @@ def create_model(name: str, pretrained: bool | str | os.PathLike = False, **over
         name: one of `list_models()`.
         pretrained: True to download and load the released weights; a path, a URL or a released name to load
             those; False for random weights.
-        overrides: keyword arguments of `InternImage`, over those of the variant: `num_classes=37` for a new classifier,
-            `features_only=True` or `out_indices=(1, 2, 3)` for feature maps, `drop_path_rate=0.1`, ...
+        overrides: keyword arguments of `InternImage` that replace those of the variant: `num_classes=37` for a new
+            classifier, `features_only=True` or `out_indices=(1, 2, 3)` for feature maps, `drop_path_rate=0.1`, ...
 
     Returns:
-        The model, in training mode as PyTorch modules are made. Without overrides every weight must come from the
-        file; with them the rules for initialising hold (a dropped or reset classifier), each said in one line.
+        The model, in training mode. Without overrides the file must have every weight; with overrides the rules of
+        `load_pretrained` apply, and each part that is not loaded is printed.
 
     Raises:
-        UserError: an unknown name, a failed download.
+        UserError: an unknown name, or a failed download.
         CheckpointError: a file that does not fit.
     """
     if name not in VARIANTS:

@@ -1,4 +1,4 @@
-"""DCNv3, the deformable convolution of InternImage (Wang et al., CVPR 2023), for every device."""
+"""DCNv3, the deformable convolution of InternImage (Wang et al., CVPR 2023), for CPUs, GPUs and other devices."""
 
 from .attention import ms_deform_attn
 from .backends import BackendError

@@ -1,4 +1,4 @@
-"""`python -m ops_dcnv3`: which backends this machine has, and why the others are missing."""
+"""`python -m ops_dcnv3`: print which backends are available, and why the others are not."""
 
 import platform
 import sys

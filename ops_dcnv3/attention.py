@@ -1,6 +1,6 @@
-"""Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021) by CUDA kernels of its own.
+"""Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021) by CUDA kernels.
 
-Where they cannot run, `internimage.mm.ms_deform_attn` computes the same with `dcnv3`.
+`internimage.ms_deform_attn` supports every device: without the kernels it uses `dcnv3`.
 """
 
 import functools
@@ -21,28 +21,27 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Per query and head, the weighted sum of bilinear samples at `points` places in each of `levels` maps.
+    """Per query and head, the weighted sum of bilinear samples at `points` locations in each of `levels` maps.
 
-    One kernel for all levels; the host does not wait for the device, so a CUDA graph can capture it (with a list of
-    shapes after one call outside the graph). Float64, float32, bfloat16 and float16 tensors are read and written as
-    such; coordinates and sums are float32 for the half types. The order of the sums in the gradient of `value` is not
-    deterministic.
+    One kernel for all levels, without synchronization, so a CUDA graph can capture it (with a list of shapes after one
+    call outside the graph). Supports float64, float32, bfloat16 and float16; coordinates and sums are float32 for the
+    half types. The gradient of `value` is not deterministic.
 
     Args:
         value: `(N, keys, heads, D)`, the levels one after the other, rows first; on a CUDA device.
         spatial_shapes: `(levels, 2)`, height and width: an int64 tensor on that device, or nested sequences of ints.
-            If the areas in a tensor do not add up to the keys, the result is NaN: the host does not know them.
-        sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y; 0 and 1 are the edges of the map. What
-            lies outside is zero; a point at NaN or infinity does not count.
+            If the areas in a tensor do not add up to the keys, the result is NaN, because the host cannot check them.
+        sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y; 0 and 1 are the edges of the map. Samples
+            outside, or at NaN or infinity, are zero.
         attention_weights: `(N, queries, heads, levels, points)`.
 
     Returns:
-        `(N, queries, heads * D)` in the type of `value`. Tensors of different types are promoted to the widest first.
+        `(N, queries, heads * D)` in the dtype of `value`. Tensors of different dtypes are promoted to the widest.
 
     Raises:
         ops_dcnv3.BackendError: there is no CUDA backend for the tensors.
         ValueError: a sequence of shapes whose areas do not add up to the keys.
-        RuntimeError: shapes, types or devices that do not fit together; in backward, if
+        RuntimeError: shapes, dtypes or devices that do not fit together; in backward, if
             `torch.use_deterministic_algorithms(True)` is set.
     """
     if backends.select("auto", value.device) != "cuda":
@@ -62,18 +61,18 @@ def _on_device(spatial_shapes: Sequence[Sequence[int]], value: Tensor) -> Tensor
     return copy(shapes, value.device)
 
 
-# Copying to a device makes the host wait, and a CUDA graph cannot capture it. Never forgotten, since a graph that was
-# captured reads this memory again.
+# A copy to a device synchronizes, and a CUDA graph cannot capture it. Cached forever: a captured graph reads this
+# memory again.
 @functools.cache
 def _copy_once(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # what inference mode makes, autograd cannot save
+    with torch.inference_mode(False):  # autograd cannot save tensors made in inference mode
         return torch.tensor(shapes, dtype=torch.int64, device=device).view(-1, 2)
 
 
 def backward(
     grad_output: Tensor, value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the sum of `ms_deform_attn(...) * grad_output` by value, locations and weights; one type for all.
+    """Gradients of the sum of `ms_deform_attn(...) * grad_output` with respect to value, locations and weights.
 
     Raises:
         RuntimeError: `torch.use_deterministic_algorithms(True)` is set, or tensors that do not fit together.

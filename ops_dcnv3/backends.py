@@ -1,7 +1,7 @@
-"""Which implementations of the operator this machine has, and why the others are missing.
+"""The backends of the operator: which are available, and why the others are not.
 
-`cuda` and `cpu` are compiled libraries that add kernels to the operators of schema.py; `triton` serves GPUs
-without a CUDA toolkit; `torch` is plain PyTorch and always there.
+`cuda` and `cpu` are compiled libraries that add kernels to the operators of schema.py; `triton` supports GPUs without a
+CUDA toolkit; `torch` is plain PyTorch and always available.
 """
 
 import ctypes
@@ -21,26 +21,26 @@ from .schema import constant_when_compiled
 __all__ = ["BackendError", "cpu_capability", "load", "select", "set_cpu_capability", "status"]
 
 NAMES = ("cuda", "triton", "cpu", "torch")
-_CHOICES = {"cuda": ("cuda", "triton", "torch"), "cpu": ("cpu", "torch")}  # by device, the best first
+_CHOICES = {"cuda": ("cuda", "triton", "torch"), "cpu": ("cpu", "torch")}  # by device, the fastest first
 _CPU_CAPABILITIES = ("portable", "avx2", "avx512")
 
 
 class BackendError(RuntimeError):
-    """What was asked for by name, a backend or an instruction set, cannot run here. The message says what to do."""
+    """The requested backend or instruction set is not available. The message says what to do."""
 
 
 def status() -> dict[str, str | None]:
-    """Return for each backend None if it can run, else the reason and the fix in words."""
+    """Return for each backend None if it is available, else the reason and what to do."""
     return {name: load(name) for name in NAMES}
 
 
-# The answer cannot change within a process, so a compiled graph may hold it as a constant.
+# The result does not change within a process, so a compiled graph may have it as a constant.
 @constant_when_compiled
 def select(name: str, device: torch.device) -> str:
-    """Return the backend to use for tensors on `device`: the one named, or for `auto` the best that can run.
+    """Return the backend for tensors on `device`: `name`, or for `auto` the fastest available.
 
     Raises:
-        BackendError: the named backend is unknown, cannot run here or does not serve `device`.
+        BackendError: the backend is unknown, not available, or does not support `device`.
     """
     return _select(name, device.type, device.index)
 
@@ -63,7 +63,7 @@ def _select(name: str, device_type: str, index: int | None) -> str:
         raise BackendError(f"unknown backend {name!r}; choose auto, {', '.join(NAMES)}")
     if name not in choices:
         raise BackendError(
-            f"backend {name!r} does not serve {device_type} tensors; choose auto or {', '.join(choices)}"
+            f"backend {name!r} does not support {device_type} tensors; choose auto or {', '.join(choices)}"
         )
     if reason := _reason(name, index):
         raise BackendError(f"backend {name!r} cannot run here: {reason}")
@@ -71,7 +71,7 @@ def _select(name: str, device_type: str, index: int | None) -> str:
 
 
 def _reason(backend: str, index: int | None) -> str | None:
-    """Why a backend cannot run on a device, or None. A loaded CUDA library need not have code for every GPU."""
+    """Why a backend cannot run on a device, or None. A loaded CUDA library may lack code for one of the GPUs."""
     reason = load(backend)
     return _lacks_code(_cuda_targets, index or 0) if reason is None and backend == "cuda" else reason
 
@@ -80,7 +80,7 @@ def serves(names: list[str], capability: tuple[int, int]) -> bool:
     """Whether code for `names` runs on a GPU: machine code of its generation and at most its number, or older PTX."""
     for name in names:
         number, bare = build.target_number(name), name.removesuffix("+PTX")
-        if bare[-1] in "af":  # features of one GPU (a) or one generation (f)
+        if bare[-1] in "af":  # specific to one GPU (a) or one generation (f)
             if number == capability or (bare[-1] == "f" and number[0] == capability[0] and number <= capability):
                 return True
         elif number <= capability and (number[0] == capability[0] or name.endswith("+PTX")):
@@ -102,17 +102,17 @@ def _lacks_code(targets: list[str], index: int) -> str | None:
 
 @functools.cache
 def load(name: str) -> str | None:
-    """Make a backend ready, once per process. Return None, or the reason why it cannot run and the fix in words.
+    """Load a backend, once per process. Return None, or why it is not available and what to do.
 
     Raises:
-        BackendError: OPS_DCNV3_CPU_CAPABILITY names no instruction set that this machine can use.
+        BackendError: OPS_DCNV3_CPU_CAPABILITY is not an instruction set of this machine.
     """
     loaders = {"cpu": _load_cpu, "cuda": _load_cuda, "triton": _load_triton}
     return loaders[name]() if name in loaders else None
 
 
 def _built_library(name: str) -> Path | None:
-    """Return the library that setup.py put beside this file, if any."""
+    """Return the library that setup.py put into this folder, if any."""
     found = [file for file in Path(__file__).parent.glob(f"{name}.*") if file.suffix in (".so", ".pyd", ".dylib")]
     return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
@@ -120,7 +120,7 @@ def _built_library(name: str) -> Path | None:
 def _load_cpu() -> str | None:
     library, reason = _built_library("_cpu"), None
     if library is not None and (reason := _load_library(library)):
-        library = None  # built elsewhere, for another system: build for this one
+        library = None  # built for another system: build for this one
     if library is None:
         try:
             library = build.cached_library()
@@ -136,7 +136,7 @@ def _load_cpu() -> str | None:
     if wanted and not loaded.ops_dcnv3_set_cpu_capability(wanted.encode()):
         usable = [name for name in _CPU_CAPABILITIES if loaded.ops_dcnv3_set_cpu_capability(name.encode())]
         raise BackendError(
-            f"OPS_DCNV3_CPU_CAPABILITY is {wanted!r}; this machine can use {', '.join(usable)}; "
+            f"OPS_DCNV3_CPU_CAPABILITY is {wanted!r}; this machine supports {', '.join(usable)}; "
             "set one of these, or unset it"
         )
     _cpu_library.append(loaded)
@@ -144,7 +144,7 @@ def _load_cpu() -> str | None:
 
 
 def _load_library(library: Path) -> str | None:
-    """Load a library of kernels; return why it cannot be."""
+    """Load a library of kernels. Return None, or why that failed."""
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
@@ -173,7 +173,7 @@ def _load_cuda() -> str | None:
 def _load_triton() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    # Triton compiles its own launcher once, in C against Python's headers (on Windows it brings a compiler along).
+    # Triton compiles its launcher once, in C with Python's headers (on Windows it has its own compiler).
     if sys.platform != "win32":
         if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
             return "triton needs a C compiler and found none; install gcc or clang"
@@ -191,9 +191,9 @@ _cuda_targets: list[str] = []
 
 
 def cpu_capability() -> str | None:
-    """Return the instruction set of the CPU kernels: `avx512`, `avx2` or `portable`; None if they cannot run.
+    """Return the instruction set of the CPU kernels: `avx512`, `avx2` or `portable`; None if they are not available.
 
-    The best that the machine has, unless the environment variable OPS_DCNV3_CPU_CAPABILITY names another.
+    Defaults to the best of this machine; the environment variable OPS_DCNV3_CPU_CAPABILITY changes it.
     """
     if load("cpu") is not None:
         return None
@@ -201,5 +201,5 @@ def cpu_capability() -> str | None:
 
 
 def set_cpu_capability(name: str) -> bool:
-    """Change the instruction set of the CPU kernels; return whether this machine has it."""
+    """Change the instruction set of the CPU kernels. Return whether this machine supports it."""
     return load("cpu") is None and bool(_cpu_library[0].ops_dcnv3_set_cpu_capability(name.encode()))

@@ -1,8 +1,8 @@
-"""Building the compiled kernels, ahead of time (setup.py) and at first use of a backend: one builder for CPU and CUDA.
+"""Build the compiled kernels for CPU and CUDA, ahead of time (setup.py) or at first use of a backend.
 
-Both ways run the same compiler commands: one per source file, since each instruction set has its own flags, and one to
-link. The libraries use torch's stable ABI and no Python headers, so one file serves all Python and torch versions from
-2.10 on. setup.py imports this module: standard library only, torch where its headers are wanted.
+Both run the same compiler commands: one per source file, since each instruction set has its own flags, and one to link.
+The libraries use torch's stable ABI and no Python headers, so one file works with all Python versions and torch 2.10 or
+newer. setup.py imports this module: it uses the standard library only, and torch for its headers.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 _FLAGS = ["/O2", "/std:c++17", "/EHsc", "/MD"] if WINDOWS else ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden"]
 _NVCC_FLAGS = ["-std=c++17", "-O3"]
-# Never -march=native: what is built here may run elsewhere. The instruction set is chosen at run time.
+# No -march=native: the library may run on another machine. The instruction set is chosen at run time.
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
-# By the end of a source's name, after the underscore.
+# By the suffix of the source's name, after the underscore.
 _FILE_FLAGS = {
     "avx2": ["/arch:AVX2"] if WINDOWS else _AVX2,
     "avx512": ["/arch:AVX512"] if WINDOWS else _AVX512,
 }
 _HINT = "; another compiler can be named with CXX"
-_TARGETS = "ops_dcnv3 built for "  # in the CUDA library, before the architectures that it has code for
+_TARGETS = "ops_dcnv3 built for "  # in the CUDA library, before its architectures
 
 
 class BuildError(RuntimeError):
@@ -72,10 +72,10 @@ def run(command: list[str], hint: str = "") -> str:
 
 
 def find_compiler() -> str:
-    """Return the C++ compiler's path: `$CXX`, else the usual names.
+    """Return the path of the C++ compiler: `$CXX`, else the usual names.
 
     Raises:
-        BuildError: there is none.
+        BuildError: no compiler was found.
     """
     wanted = os.environ.get("CXX")
     for name in [wanted] if wanted else ["cl"] if WINDOWS else ["c++", "g++", "clang++"]:
@@ -95,10 +95,10 @@ def _nvidia_packages() -> list[Path]:
 
 
 def find_toolkit() -> Toolkit:
-    """Return the toolkit of `CUDA_HOME` or `CUDA_PATH`, of the nvcc on the path, in the usual place, or from pip.
+    """Return the toolkit of `CUDA_HOME` or `CUDA_PATH`, of the nvcc on the path, in `/usr/local/cuda`, or from pip.
 
     Raises:
-        BuildError: there is none.
+        BuildError: no toolkit was found.
     """
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     for home in homes:
@@ -112,22 +112,22 @@ def find_toolkit() -> Toolkit:
             "no CUDA toolkit was found; install one that has nvcc (pip's packages will do, see docs/install.md), "
             "or set CUDA_HOME to its folder"
         )
-    # nvcc may be a link or a wrapper script: it knows its own folder best.
+    # nvcc may be a link or a wrapper script, so ask it for its folder.
     plan = run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull])
     root = re.search(r"TOP=(.*)", plan)
     version = re.search(r"release (\d+)\.(\d+)", run([nvcc, "--version"]))
     if root is None or version is None:
-        raise BuildError(f"{nvcc} does not say where its toolkit is; set CUDA_HOME to a complete toolkit")
+        raise BuildError(f"{nvcc} does not print the folder of its toolkit; set CUDA_HOME to a complete toolkit")
     return Toolkit(Path(root[1].strip()).resolve(), Path(nvcc), (int(version[1]), int(version[2])))
 
 
 def find_runtime(toolkit: Toolkit) -> Path:
-    """Return the shared CUDA runtime to link: the one that torch has loaded, or its twin in the toolkit.
+    """Return the shared CUDA runtime to link: that of the toolkit, else that of NVIDIA's Python packages.
 
     Raises:
-        BuildError: there is none.
+        BuildError: no runtime was found.
     """
-    # NVIDIA's Python packages have the library under its full name alone, libcudart.so.13.
+    # NVIDIA's Python packages have the library only with its full name, libcudart.so.13.
     for root in [toolkit.root, *_nvidia_packages()]:
         for pattern in ("lib*/libcudart.so", f"lib*/libcudart.so.{toolkit.version[0]}"):
             if found := next(root.glob(pattern), None):
@@ -141,13 +141,13 @@ def architectures(toolkit: Toolkit) -> list[str]:
     Those of `TORCH_CUDA_ARCH_LIST`; else those of this machine's GPUs; else all of `ARCHITECTURES` that nvcc knows.
 
     Raises:
-        BuildError: a name that is none, or GPUs that this nvcc does not know.
+        BuildError: an invalid name, or GPUs that this nvcc does not support.
     """
     known = run([str(toolkit.nvcc), "--list-gpu-code"]).split()
     names = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
     for name in names:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name):
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {name!r}; name capabilities as in '8.0;9.0+PTX'")
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {name!r}; expected capabilities such as '8.0;9.0+PTX'")
     if not names:
         import torch
 
@@ -165,7 +165,7 @@ def architectures(toolkit: Toolkit) -> list[str]:
             names = [name for name in ARCHITECTURES if f"sm_{name.replace('.', '')}" in known]
     names = sorted(set(names), key=target_number)
     if not names[-1].endswith("+PTX"):
-        names[-1] += "+PTX"  # for GPUs to come
+        names[-1] += "+PTX"  # for future GPUs
     return names
 
 
@@ -186,7 +186,7 @@ def code_flags(names: list[str]) -> list[str]:
 
 
 def sources(name: str = "_cpu") -> list[Path]:
-    """Return the files that are compiled for a library, `_cpu` or `_cuda`, on this kind of processor."""
+    """Return the source files of a library, `_cpu` or `_cuda`, for this processor."""
     if name == "_cuda":
         return sorted(file for file in (CSRC / "cuda").iterdir() if file.suffix in (".cu", ".cpp"))
     files = sorted((CSRC / "cpu").glob("*.cpp"))
@@ -226,7 +226,7 @@ def compile_library(
         flags.append(f'-DDCNV3_TARGETS="{_TARGETS}{" ".join(chosen)}"')
         nvcc = ["-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0", "--split-compile=0"]
         nvcc += code_flags(chosen)
-        # The shared runtime, which torch has loaded already: two copies would not share their state.
+        # The shared runtime, which torch has already loaded: two copies would not share their state.
         link = [f"-L{library}", "-ltorch_cuda", "-ltorch_cpu", str(find_runtime(toolkit))]
 
     link += extra_flags
@@ -251,36 +251,35 @@ def compile_library(
         else:
             shared = "-dynamiclib" if sys.platform == "darwin" else "-shared"
             run([compiler, shared, *compiled, "-o", str(linked), *link], _HINT)
-        # Under its final name only when whole: another process may be waiting to load it.
+        # Rename when complete: another process may be waiting to load it.
         staged = target.with_name(f"{target.name}.{os.getpid()}")
         shutil.copy2(linked, staged)
         os.replace(staged, target)
 
 
 def compile_kernels(toolkit: Toolkit, source: Path, output: Path, *flags: str) -> str:
-    """Compile a file of CUDA kernels; `flags` say for what and into what. Return what the compiler printed."""
+    """Compile a file of CUDA kernels with nvcc's `flags`. Return the output of the compiler."""
     host = ["-ccbin", find_compiler()] if os.environ.get("CXX") else []
-    # Headers of toolkits that are Python packages lie beside nvcc, which knows no other place.
     command = [str(toolkit.nvcc), *_NVCC_FLAGS, *host, *flags, str(source), "-o", str(output)]
     return run(command)
 
 
 def targets_of(library: Path) -> list[str]:
-    """Return the architectures that a CUDA library has code for, as `8.0` or `9.0+PTX`, without loading it."""
+    """Return the architectures of a CUDA library, as `8.0` or `9.0+PTX`, without loading it."""
     with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.search(_TARGETS.encode() + rb"([0-9. af+PTX]+)", content)
         return found[1].decode().split() if found else []
 
 
 def cached_library(name: str = "_cpu") -> Path:
-    """Return a library built for this torch, these sources and these compilers, building it if need be.
+    """Return a library built for this torch, these sources and these compilers; build it if it does not exist.
 
-    It lies in a folder of the user (`OPS_DCNV3_CACHE`, else the system's cache folder). Several processes that ask at
-    once (torchrun) wait for the first. `OPS_DCNV3_NO_BUILD=1` forbids building. The CUDA library is built for this
-    machine's GPUs, or `TORCH_CUDA_ARCH_LIST`.
+    The folder is `OPS_DCNV3_CACHE`; it defaults to the user's cache folder. Other processes (torchrun) wait for the
+    first one. `OPS_DCNV3_NO_BUILD=1` disables building. The CUDA library is built for `TORCH_CUDA_ARCH_LIST`, which
+    defaults to the GPUs of this machine.
 
     Raises:
-        BuildError: building is forbidden or failed.
+        BuildError: building is disabled or failed.
     """
     import torch
     from filelock import FileLock  # torch requires it; setup.py does not need it

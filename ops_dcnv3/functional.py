@@ -1,7 +1,7 @@
-"""The operators as functions: argument checks, then the backend that fits.
+"""The operators as functions: check the arguments and call a backend.
 
 `dcnv3` is InternImage's operator (Wang et al., CVPR 2023, section 3.1), `dcnv4` that of Efficient Deformable ConvNets
-(Xiong et al., CVPR 2024; https://github.com/OpenGVLab/DCNv4) on the same kernels: the same sampling, unbounded point
+(Xiong et al., CVPR 2024; https://github.com/OpenGVLab/DCNv4) with the same kernels: the same sampling, unbounded point
 weights, and one tensor for offsets and weights.
 """
 
@@ -35,8 +35,8 @@ def dcnv3(
 
     With `P = Kh * Kw - remove_center` points, `G` groups of `D` channels, and per-axis output size
     `(size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1`. Point `k` runs over the kernel column by column.
-    Samples outside the input, or where a coordinate is not finite, are zero. Coordinates and sums are float32 for half
-    types, the input's type otherwise.
+    Samples outside the input, or at coordinates that are not finite, are zero. Coordinates and sums are float32 for
+    half dtypes, else they have the input's dtype.
 
     Args:
         input: `(N, H, W, G*D)`; float64, float32, bfloat16 or float16; need not be contiguous.
@@ -46,19 +46,18 @@ def dcnv3(
         groups: `G`; must divide the channels.
         offset_scale: factor on the kernel's extent and on the offsets.
         remove_center: leave out the kernel's central point; needs odd kernel sizes.
-        backend: `auto`, `cuda`, `triton`, `cpu` or `torch` (see `python -m ops_dcnv3`). While `torch.onnx.export`
-            runs, and under torch.func transforms and forward-mode differentiation, `auto` is `torch`, which consists of
-            standard operators.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `torch` (see `python -m ops_dcnv3`). In `torch.onnx.export`,
+            torch.func transforms and forward-mode differentiation, `auto` is `torch`, which uses standard operators.
         mask_is_logits: apply a softmax over the `P` points of each group to `mask` first.
 
     Returns:
-        `(N, Ho, Wo, G*D)`. Tensors of different types are promoted to the widest.
+        `(N, Ho, Wo, G*D)`. Tensors of different dtypes are promoted to the widest.
 
     Raises:
         ValueError: arguments or shapes that do not fit together.
         TypeError: a tensor that is not floating point.
-        ops_dcnv3.BackendError: the backend asked for cannot run here.
-        RuntimeError: a compiled backend asked for by name under a transform of torch.func.
+        ops_dcnv3.BackendError: the requested backend is not available.
+        RuntimeError: a compiled backend was requested in a transform of torch.func.
     """
     geometry = _geometry(kernel_size, stride, padding, dilation, groups, offset_scale, remove_center, mask_is_logits)
     _check(input, offset, mask, geometry)
@@ -71,20 +70,20 @@ def dcnv3(
         backend = "torch"
     chosen = backends.select(backend, input.device)
     if chosen == "torch":
-        # Compilers fuse the gathers, and every transform knows them; exporters know grid_sample.
+        # Compilers fuse the gathers and every transform supports them; exporters support grid_sample.
         gather = transformed or (compiling and not torch.compiler.is_exporting())
         return (gather_core if gather else grid_sample_core)(input, offset, mask, geometry)
     if transformed:
         raise RuntimeError(
             f"backend {chosen!r} supports neither forward-mode derivatives nor torch.func transforms; "
-            "use backend='torch', or 'auto', which does so by itself"
+            "use backend='torch' or 'auto'"
         )
     operators = torch.ops.ops_dcnv3
     return (operators.triton_forward if chosen == "triton" else operators.forward)(input, offset, mask, *geometry)
 
 
 def dcnv4_row_length(groups: int, points: int) -> int:
-    """Numbers per output pixel of `dcnv4`: x, y and a weight for every point of every group, padded to 8."""
+    """Length of a row of `dcnv4`: x, y and a weight for every point of every group, rounded up to a multiple of 8."""
     return -(-groups * points * 3 // 8) * 8
 
 
@@ -105,7 +104,7 @@ def dcnv4(
     Args:
         input: `(N, H, W, G*D)`.
         offset_mask: `(N, Ho, Wo, R)`: per group `2P` offsets as `(x, y)` pairs, then `P` weights, all groups in a row;
-            `R` is `3*G*P` rounded up to a multiple of 8, the rest is not read.
+            `R` is `3*G*P` rounded up to a multiple of 8; the padding is ignored.
         kernel_size, stride, padding, dilation, groups, offset_scale, remove_center, backend: as `dcnv3`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The import path, names and argument orders of the operator in code written for the original project."""
+"""The operator with the names and argument orders of the original project."""
 
 from torch import Tensor
 
@@ -25,13 +25,13 @@ def dcnv3_core_pytorch(
     remove_center: bool = False,
     backend: str = "torch",
 ) -> Tensor:
-    """The operator, by default in pure PyTorch; `group_channels` follows from the input."""
+    """The operator, by default in pure PyTorch; `group_channels` has no effect."""
     geometry = (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
     return dcnv3(input, offset, mask, *geometry, group, offset_scale, bool(remove_center), backend)
 
 
 class DCNv3Function:
-    """`DCNv3Function.apply(...)` of the original project, with the mask already softmaxed."""
+    """`DCNv3Function.apply(...)` of the original project; the mask is after the softmax."""
 
     @staticmethod
     def apply(input: Tensor, offset: Tensor, mask: Tensor, *scalars: float | bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""The layers DCNv3 and DCNv4: offsets and weights predicted from the input, the operator, and its projections.
+"""The layers DCNv3 and DCNv4: prediction of offsets and weights, the operator, and its projections.
 
 InternImage (Wang et al., CVPR 2023, section 3.1) and Efficient Deformable ConvNets (Xiong et al., CVPR 2024). Parameter
 names are those of the released checkpoints.
@@ -37,7 +37,7 @@ def build_norm_layer(
 ) -> nn.Sequential:
     """A LayerNorm ("LN", eps 1e-6) or BatchNorm ("BN") between two layouts, `channels_first` or `channels_last`.
 
-    The permutes take indices of the `nn.Sequential`, which the released state-dict keys count (`norm1.1.weight`).
+    The permutes are modules, because the released state-dict keys count them (`norm1.1.weight`).
     """
     if norm_layer == "LN":
         norm, norm_format = LayerNorm(dim, eps=1e-6), "channels_last"
@@ -55,7 +55,7 @@ def build_norm_layer(
 
 
 def build_act_layer(act_layer: str) -> nn.Module:
-    """The activation of that name: GELU, ReLU or SiLU."""
+    """The activation with this name: GELU, ReLU or SiLU."""
     if act_layer not in _ACTIVATIONS:
         raise ValueError(f"act_layer must be one of {', '.join(_ACTIVATIONS)}; got {act_layer!r}")
     return _ACTIVATIONS[act_layer]()
@@ -66,27 +66,23 @@ def fused_conv_norm_act(
 ) -> Tensor | None:
     """Convolution, then its bias, LayerNorm and exact GELU as one kernel: `(N, C, H, W)` to `(N, Ho, Wo, C)`.
 
-    None where these modules have to be called: on CPUs, for other norms and activations, if one of them or of
-    `parents`, which would call them, has hooks.
+    None if the modules must be called instead: on CPUs, for other norms and activations, or if one of them or of
+    `parents` has hooks.
     """
     if not is_candidate(x):
         return None
     layer = next((part for part in norm if type(part) is LayerNorm), None)
     if layer is None or not serves(x, layer, conv.bias):
         return None
-    if (
-        type(conv) not in (nn.Conv2d, PackedConv2d)
-        or type(activation) is not nn.GELU
-        or activation.approximate != "none"
-    ):
+    if type(conv) not in (nn.Conv2d, PackedConv2d) or type(activation) is not nn.GELU:
         return None
-    if not has_no_hooks(conv, norm, *norm, activation, *parents):
+    if activation.approximate != "none" or not has_no_hooks(conv, norm, *norm, activation, *parents):
         return None
     return norm_gelu(conv._conv_forward(x, conv.weight, None).permute(0, 2, 3, 1), layer, conv.bias)
 
 
 def _check_sizes(kernel_size: int, dw_kernel_size: int, stride: int, pad: int, dilation: int) -> None:
-    """Raise `ValueError` unless the sampling grid has as many outputs as the depthwise branch."""
+    """Raise `ValueError` unless the sampling grid and the depthwise branch have the same output size."""
     sizes = {"kernel_size": kernel_size, "dw_kernel_size": dw_kernel_size, "stride": stride, "dilation": dilation}
     for name, size in (*sizes.items(), ("pad", pad)):
         if not isinstance(size, int) or size < (name != "pad"):
@@ -99,16 +95,16 @@ def _check_sizes(kernel_size: int, dw_kernel_size: int, stride: int, pad: int, d
 
 
 def cast_once(x: Tensor) -> Tensor:
-    """Cast as autocast would, once for the two layers that read it: each would make, and keep for backward, its own."""
+    """Cast like autocast, but once for both layers that read `x`: each would make and save its own copy."""
     kind = x.device.type
-    # Of some devices, such as meta, autocast may not even be asked.
+    # For some devices, such as meta, `is_autocast_enabled` raises an error.
     if x.dtype != torch.float32 or kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 
 
 def _reset(predictors: list[nn.Module], projections: list[nn.Module]) -> None:
-    """Start as an undeformed kernel: zero offsets and weights of points; Xavier projections."""
+    """Initialize as an undeformed kernel: zero offsets and point weights; Xavier projections."""
     for layer in (*predictors, *projections):
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
@@ -130,15 +126,15 @@ class DCNv3(nn.Module):
     Args:
         channels: `C`, of input and output.
         kernel_size: of the sampling grid.
-        dw_kernel_size: of the depthwise convolution that feeds offsets and mask; default `kernel_size`.
-        stride, pad, dilation: of the sampling grid; `pad` must keep the depthwise branch's output size.
+        dw_kernel_size: of the depthwise convolution before offsets and mask; defaults to `kernel_size`.
+        stride, pad, dilation: of the sampling grid, whose output size must be that of the depthwise convolution.
         group: number of groups; must divide `channels`.
         offset_scale: factor on the kernel's extent and on the offsets.
         act_layer: GELU, ReLU or SiLU.
         norm_layer: LN or BN.
         center_feature_scale: blend the output with the value projection, gated per group (InternImage-H and -G).
         remove_center: leave out the kernel's central point.
-        backend: of `ops_dcnv3.dcnv3`; also the attribute `backend`, which may be set later.
+        backend: of `ops_dcnv3.dcnv3`; the attribute `backend` can be changed later.
 
     Raises:
         ValueError: arguments that do not fit together.
@@ -201,10 +197,10 @@ class DCNv3(nn.Module):
         _reset([self.offset, self.mask], [self.input_proj, self.output_proj])
 
     def merge_predictors(self) -> None:
-        """For inference: compute offsets, mask logits and gate by one matrix product, of which they become views.
+        """For inference: compute offsets, mask logits and gate as views of one matrix product.
 
-        Its rows are padded to a multiple of 8, which fast half-precision products need. The released names stay, but
-        later changes of their values have no effect.
+        Its rows are padded to a multiple of 8 for fast half-precision products. Later changes of the original
+        parameters have no effect.
         """
         weights, biases = [self.offset.weight, self.mask.weight], [self.offset.bias, self.mask.bias]
         if self.center_feature_scale:
@@ -218,7 +214,7 @@ class DCNv3(nn.Module):
     def sampling(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Offsets `(N, Ho, Wo, G*P*2)`, mask logits `(N, Ho, Wo, G*P)` and the gate's logits `(N, Ho, Wo, G)`.
 
-        The gate blends in the centre feature; None without `center_feature_scale`.
+        The gate is None without `center_feature_scale`.
         """
         gate = []
         if self.center_feature_scale:
@@ -277,7 +273,7 @@ class DCNv4(nn.Module):
         kernel_size, stride, pad, dilation: of the sampling grid.
         group: number of groups; must divide `channels`.
         offset_scale: factor on the kernel's extent and on the offsets.
-        dw_kernel_size: of a depthwise convolution that feeds offsets and weights; None: the input feeds them.
+        dw_kernel_size: of a depthwise convolution before offsets and weights; None for no convolution.
         remove_center: leave out the kernel's central point.
         output_bias: whether the output projection has a bias.
         without_pointwise: no value and output projections.
@@ -337,9 +333,9 @@ class DCNv4(nn.Module):
         self.predictors = _frozen_linear(*self._offsets_first())
 
     def _offsets_first(self) -> list[Tensor]:
-        """Weight and bias of `offset_mask`, the offsets of all groups before the point weights of all groups.
+        """Weight and bias of `offset_mask`, reordered: the offsets of all groups, then the point weights of all groups.
 
-        Offset and mask are then dense columns of the product, which the kernels read as they are.
+        Offset and mask are then slices of the product that the kernels read without a copy.
         """
         points = self.kernel_size * self.kernel_size - int(self.remove_center)
         used = self.group * points * 3
@@ -377,7 +373,7 @@ class DCNv4(nn.Module):
         if self.predictors is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
             output = dcnv4(value, self.offset_mask(features), *geometry, self.remove_center, self.backend)
         else:
-            # Reordering a few weights is cheaper than taking every pixel's offsets from between its point weights.
+            # Reordering a few weights is cheaper than reordering the offsets and weights of every pixel.
             rows = self.predictors(features) if self.predictors else linear(features, *self._offsets_first())
             points = self.group * (self.kernel_size * self.kernel_size - int(self.remove_center))
             offset, mask, _ = rows.tensor_split((2 * points, 3 * points), dim=-1)

@@ -1,19 +1,19 @@
-"""LayerNorm on a GPU as one kernel with what stands beside it: GELU, or residual sum, layer scale and drop path.
+"""LayerNorm on a GPU, fused with the adjacent operations: GELU, or residual sum, layer scale and drop path.
 
-In eager mode every step of a network is a kernel of its own, and PyTorch's LayerNorm takes a thread block for every
-row. Here `(..., C)` activations take one kernel for each of
+In eager mode every operation of a network is a kernel, and PyTorch's LayerNorm uses a thread block for every row. Here
+`(..., C)` activations need one kernel for each of
 
 - `layer_norm`: `LN(x)`;
 - `norm_gelu`: `gelu(LN(x + pre_bias))`, the depthwise branch of the operator after its convolution;
 - `post_norm`: `residual + keep * gamma * LN(x)`;
 - `pre_norm`: `sum = residual + keep * gamma * x` and `LN(sum)`.
 
-forward and backward, in the types that autocast would have given. They need the compiled CUDA library and a plain call:
-`serves` says whether that is so. Compilers fuse the ordinary modules themselves, and exporters know those.
+forward and backward, with the dtypes of autocast. They need the compiled CUDA library and a plain call, which `serves`
+checks. Compilers fuse the ordinary modules themselves, and exporters support only these.
 
 `x` and `residual` are `(N, ..., C)`; `norm` gives weight, bias and eps; `gamma` `(C,)` is the layer scale; `keep` has
-one number for each of the N images, from `drop_path_factors`. A norm `as_input` feeds linear layers and convolutions
-only: under autocast it has their type, to which they would convert it, and not float32.
+one number for each of the N images, from `drop_path_factors`. The result of a norm `as_input` is read by linear layers
+and convolutions only: under autocast it has their dtype, to which they would cast it, instead of float32.
 """
 
 import functools
@@ -79,7 +79,7 @@ torch.library.register_fake("ops_dcnv3::norm_backward", _backward_fake, lib=_lib
 
 
 class _Norm(torch.autograd.Function):
-    """The operators above to autograd. What is kept: the normalised tensor, two numbers a row, the branch if scaled."""
+    """The operators above for autograd. Saves the normalised tensor, two numbers per row, and the branch if scaled."""
 
     @staticmethod
     def forward(ctx, x, residual, weight, bias, extra, keep, eps, form, out_dtype, sum_dtype):
@@ -125,7 +125,7 @@ def _apply(x, residual, norm: nn.LayerNorm, extra, keep, form: int, out_dtype: t
 
 
 def _autocast_dtype() -> torch.dtype | None:
-    """The half type of matrix products under autocast; None without it."""
+    """The half dtype of matrix products under autocast; None without autocast."""
     return torch.get_autocast_dtype(_DEVICE) if torch.is_autocast_enabled(_DEVICE) else None
 
 
@@ -137,9 +137,9 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, as_input: bool = False) -> Tensor:
 
 
 def norm_gelu(x: Tensor, norm: nn.LayerNorm, pre_bias: Tensor | None = None) -> Tensor:
-    """`gelu(norm(x + pre_bias))`, in the type that linear layers take, for an `x` that `serves` accepts.
+    """`gelu(norm(x + pre_bias))`, in the dtype of linear layers, for an `x` that `serves` accepts.
 
-    `pre_bias` `(C,)` is that of the layer that gave `x`, which was called without it.
+    `pre_bias` `(C,)` is the bias of the layer that computed `x` without it.
     """
     dtype = _autocast_dtype() or x.dtype
     return _apply(x, None, norm, pre_bias, None, _GELU, dtype, dtype)
@@ -172,13 +172,13 @@ def pre_norm(
 def drop_path_factors(
     drop_path: nn.Module, x: Tensor, gamma: Tensor | None = None, after_norm: bool = False
 ) -> Tensor | None:
-    """What timm's `DropPath` multiplies the images of a branch with, `(N, 1, ...)`, drawn as it draws them; None for 1.
+    """The factors of timm's `DropPath` on the images of a branch, `(N, 1, ...)`, drawn in the same way; None for 1.
 
     Args:
         drop_path: the module, or an `nn.Identity`.
         x: the branch `(N, ..., C)`.
-        gamma: the layer scale, which may widen the type in which the numbers are drawn.
-        after_norm: the branch goes through a LayerNorm yet, whose results autocast makes float32.
+        gamma: the layer scale, which may widen the dtype of the factors.
+        after_norm: a LayerNorm follows, whose result is float32 under autocast.
     """
     rate = getattr(drop_path, "drop_prob", 0.0)
     if not rate or not drop_path.training:
@@ -189,7 +189,7 @@ def drop_path_factors(
 
 
 def _branch_dtype(x: Tensor, gamma: Tensor | None, after_norm: bool) -> torch.dtype:
-    """The type that a branch has in PyTorch when it is added to the residual."""
+    """The dtype of a branch in PyTorch when it is added to the residual."""
     dtype = torch.float32 if after_norm and _autocast_dtype() is not None else x.dtype
     return dtype if gamma is None else torch.promote_types(dtype, gamma.dtype)
 
@@ -200,20 +200,20 @@ def _has_kernels(device: torch.device) -> bool:
 
 
 def is_candidate(x: Tensor) -> bool:
-    """Whether asking `serves` is worth the time: all that a CPU tensor pays for, and that compilers see."""
+    """A cheap check before `serves`, for CPU tensors and compilers."""
     return getattr(x, _IS_OURS) and not torch.compiler.is_compiling()
 
 
 def serves(x: Tensor, norm: nn.LayerNorm, *parameters: Tensor | None) -> bool:
-    """Whether the functions above can stand for PyTorch's here.
+    """Whether the functions above can replace PyTorch's.
 
-    That is: the compiled CUDA kernels, float32 or half types that fit together, a multiple of 8 channels up to
-    4096, and a plain call (see `is_plain`).
+    They need the compiled CUDA kernels, matching float32 or half dtypes, a multiple of 8 channels up to 4096, and a
+    plain call (see `is_plain`).
 
     Args:
-        x: `(..., C)`, or what a convolution will make that of.
+        x: `(..., C)`, or the input of the convolution that computes it.
         norm: the LayerNorm, over the last dimension.
-        parameters: further `(C,)` parameters of the call.
+        parameters: other `(C,)` parameters of the call.
     """
     if not is_candidate(x) or norm.weight is None or norm.bias is None:
         return False
@@ -233,14 +233,14 @@ def serves(x: Tensor, norm: nn.LayerNorm, *parameters: Tensor | None) -> bool:
 
 
 def layer_norm_in(sequence: nn.Sequential) -> "LayerNorm | None":
-    """The module of a `build_norm_layer` without permutes, if it is one of ours and may stay uncalled."""
+    """The module of a `build_norm_layer` without permutes, if it is our `LayerNorm` and has no hooks, else None."""
     modules = sequence._modules  # indexing an nn.Sequential takes half a microsecond
     layer = modules.get("0")
     return layer if len(modules) == 1 and type(layer) is LayerNorm and has_no_hooks(sequence, layer) else None
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` over the last dimension that takes the compiled kernel on a GPU."""
+    """`nn.LayerNorm` over the last dimension that uses the compiled kernel on a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         if serves(input, self) and input.shape[-1:] == self.weight.shape:

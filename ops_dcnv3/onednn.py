@@ -1,8 +1,8 @@
-"""Linear layers that run on oneDNN for float32 on the CPU, and that need not keep their activated input for backward.
+"""Linear layers that use oneDNN for float32 on the CPU, and that do not save their activated input for backward.
 
-PyTorch sends float32 matrix products to MKL, which uses half of the vector width on processors that are not Intel's;
-oneDNN, in the same PyTorch build, chooses by what the processor can do. On a GPU the products are PyTorch's own. Under
-compilers, exporters and other program transformations these are the ordinary linear layers.
+PyTorch uses MKL for float32 matrix products; on processors that are not Intel's, MKL uses half of the vector width.
+oneDNN, in the same PyTorch build, uses all of it. On a GPU the products are PyTorch's own. In compilers, exporters and
+other program transformations these are ordinary linear layers.
 """
 
 import functools
@@ -18,18 +18,18 @@ from .schema import constant_when_compiled, has_no_hooks, is_plain
 __all__ = ["Linear", "PackedConv2d", "PackedLinear", "activated_linears", "can_fuse", "linear", "mlp", "onednn_works"]
 
 _NO_GELU, _EXACT_GELU = "", "none"  # the values of nn.GELU.approximate, and one for no activation
-_LEAST_WORK = 2**20  # multiply-adds from which the faster product repays the dearer call (20 microseconds)
-_RECOMPUTING = ("cuda",)  # devices whose GELUs are computed again in backward where the products are PyTorch's own
+_LEAST_WORK = 2**20  # multiply-adds; below, the overhead of the call (20 microseconds) exceeds the gain
+_RECOMPUTING = ("cuda",)  # devices on which GELUs are recomputed in backward if the products are PyTorch's own
 
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: str = _NO_GELU) -> Tensor:
-    """`x @ weight.T + bias`, through GELU if asked; oneDNN reads transposed views as they are."""
+    """`x @ weight.T + bias`, with an optional GELU; oneDNN reads transposed views without a copy."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], gelu)
 
 
 @constant_when_compiled
 def onednn_works() -> bool:
-    """Whether this PyTorch has the oneDNN operator and it computes what is expected of it."""
+    """Whether this PyTorch has the oneDNN operator and its results are correct."""
     return _onednn_works()
 
 
@@ -42,11 +42,11 @@ def _onednn_works() -> bool:
         return torch.allclose(_matmul(x, weight, bias, _EXACT_GELU), F.gelu(F.linear(x, weight, bias))) and torch.equal(
             _matmul(x.t(), weight[:, :3]), F.linear(x.t(), weight[:, :3])
         )
-    except (AttributeError, RuntimeError):  # not public: it may change or go
+    except (AttributeError, RuntimeError):  # a private operator, which may change or disappear
         return False
 
 
-# Compilers would send float32 products to MKL as well; to them the oneDNN product is one opaque operator.
+# Compilers would also use MKL; for them the oneDNN product is an opaque operator.
 _library = torch.library.Library("ops_dcnv3", "FRAGMENT")
 _library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _library.impl("linear", _matmul, "CPU")
@@ -73,9 +73,9 @@ torch.library.register_autograd("ops_dcnv3::linear", _compiled_backward, setup_c
 
 
 def _product(x: Tensor, *parameters: Tensor | None) -> Callable:
-    """The matrix product for linear layers of `x`: `F.linear`, `_matmul`, or the operator that compilers see.
+    """The matrix product for linear layers of `x`: `F.linear`, `_matmul`, or the operator for compilers.
 
-    `parameters` are weight and bias of each layer in turn.
+    `parameters`: weight and bias of each layer.
     """
     if not x.is_cpu:
         return F.linear
@@ -91,19 +91,19 @@ def _product(x: Tensor, *parameters: Tensor | None) -> Callable:
 
 
 def _recomputes(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether layers by PyTorch's own product may keep `x` alone and compute its GELU again in backward."""
+    """Whether layers with PyTorch's own product may save only `x` and recompute its GELU in backward."""
     if not (x.device.type in _RECOMPUTING and x.dim() > 1 and is_plain(x, *parameters)):
         return False
     types = {x.dtype, *(weight.dtype for weight in parameters[::2])}
-    # Autocast leaves float64 alone; without it a mixture is an error for F.linear to raise.
+    # Autocast does not cast float64; without autocast F.linear raises an error for mixed dtypes.
     return torch.float64 not in types if torch.is_autocast_enabled(x.device.type) else len(types) == 1
 
 
 class _ActivatedLinears(torch.autograd.Function):
-    """Several linear layers of one activated input, of which only the input before the activation is kept.
+    """Several linear layers of one activated input; saves only the input before the activation.
 
-    `product` is `_matmul` or `F.linear`. The parameters are of one type; `x` may be of a wider one, as LayerNorm's
-    results are under autocast.
+    `product` is `_matmul` or `F.linear`. The parameters have one dtype; that of `x` may be wider, such as the output of
+    LayerNorm under autocast.
     """
 
     @staticmethod
@@ -145,9 +145,9 @@ def _activated(x: Tensor, gelu: str, dtype: torch.dtype) -> Tensor:
 
 
 def _recomputed(x: Tensor, gelu: str, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-    """Linear layers of `gelu(x)` by PyTorch's own product, which keep `x` and, as `F.linear` does, the weights."""
+    """Linear layers of `gelu(x)` by PyTorch's own product, which save `x` and, like `F.linear`, the weights."""
     if torch.is_autocast_enabled(x.device.type):
-        # Cast here and not in the function: there autocast would remember weights that autograd has not seen.
+        # Cast outside of the function: inside, autocast would cache weights without autograd history.
         dtype = torch.get_autocast_dtype(x.device.type)
         parameters = [tensor if tensor is None else tensor.to(dtype) for tensor in parameters]
     return _ActivatedLinears.apply(x, gelu, F.linear, *parameters)
@@ -174,33 +174,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that takes the faster of PyTorch's two CPU libraries."""
+    """`nn.Linear` that uses the faster of PyTorch's two CPU libraries."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
 
 class _Packed(nn.Module):
-    """Keeps a second copy of the weight as oneDNN wants it, made when first used."""
+    """Stores a second copy of the weight in oneDNN's layout, made at first use."""
 
     _packed = _packed_from = None
 
     def _packed_weight(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
         weight = self.weight
         current = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if current != self._packed_from:  # at first, and if somebody has loaded other weights
+        if current != self._packed_from:  # at first use, and after other weights were loaded
             self._packed, self._packed_from = pack(weight.detach()), current
         return self._packed
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_packed": None, "_packed_from": None}  # opaque to copying and pickling
+        return {**self.__dict__, "_packed": None, "_packed_from": None}  # cannot be copied or pickled
 
 
 class PackedLinear(_Packed, nn.Linear):
-    """A linear layer for inference with a packed weight, and perhaps a GELU on its result.
+    """A linear layer for inference with a packed weight, and an optional GELU on its result.
 
     Args:
-        layer: gives weight and bias, which are shared.
+        layer: its weight and bias are shared.
         activation: GELU applied to the result; None for none.
     """
 
@@ -222,7 +222,7 @@ class PackedLinear(_Packed, nn.Linear):
 
 
 class PackedConv2d(_Packed, nn.Conv2d):
-    """A zero-padded convolution for inference with a packed weight; `layer` gives weight and bias, which are shared."""
+    """A zero-padded convolution for inference with a packed weight. Weight and bias of `layer` are shared."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -242,18 +242,18 @@ class PackedConv2d(_Packed, nn.Conv2d):
 
 
 def can_fuse(activation: nn.Module, *layers: nn.Module) -> bool:
-    """Whether the functions below may stand for calling these modules: nobody has replaced or hooked one of them."""
+    """Whether the functions below may replace calls of these modules: their types are ours, and they have no hooks."""
     are_ours = all(type(layer) is Linear for layer in layers)
     return type(activation) is nn.GELU and are_ours and has_no_hooks(activation, *layers)
 
 
 def activated_linears(x: Tensor, activation: nn.GELU, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-    """Linear layers that share one activated input `(..., K)`, which backward computes again instead of keeping it.
+    """Linear layers that share one activated input `(..., K)`, which is recomputed in backward instead of saved.
 
     Args:
-        x: before the activation.
+        x: input of the activation.
         activation: the GELU.
-        parameters: `weight, bias` of each layer in turn.
+        parameters: `weight, bias` of each layer.
 
     Returns:
         One `(..., N)` for each layer.

@@ -1,9 +1,8 @@
-"""DCNv3 in pure PyTorch: two cores that define the operator and run on any device.
+"""DCNv3 in pure PyTorch: two implementations that define the operator on every device.
 
-`grid_sample_core` samples with `torch.nn.functional.grid_sample`: the eager fallback, and what is exported.
-`gather_core` is made of gathers and arithmetic only, which compilers fuse into one loop.
-Both follow InternImage (Wang et al., CVPR 2023, section 3.1); both are exact in float64.
-A sampling point whose position is not finite does not count in either, as one outside of the input.
+`grid_sample_core` uses `torch.nn.functional.grid_sample`, in eager mode and for export. `gather_core` uses gathers and
+arithmetic, which compilers fuse into one loop. Both follow InternImage (Wang et al., CVPR 2023, section 3.1) and are
+exact in float64. Samples at positions that are not finite are zero, like samples outside the input.
 """
 
 from typing import NamedTuple
@@ -81,8 +80,8 @@ def sampling_locations(offset: Tensor, geometry: Geometry) -> tuple[Tensor, Tens
 def _prepare(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     """Widen half types to float32 and return input, offset, and the mask as `(N, Ho, Wo, G, P)` weights."""
     if input.dtype in (torch.float16, torch.bfloat16):
-        # Half-precision coordinates miss by pixels, and half-precision grid_sample on CPU returns garbage for
-        # planes of more than 32767 elements (torch 2.14).
+        # Half-precision coordinates are wrong by pixels, and half-precision grid_sample on CPU returns garbage for
+        # planes with more than 32767 elements (torch 2.14).
         input, offset, mask = input.float(), offset.float(), mask.float()
     mask = mask.reshape(*offset.shape[:3], geometry.groups, geometry.points)
     return input, offset, mask.softmax(-1) if geometry.mask_is_logits else mask
@@ -91,8 +90,7 @@ def _prepare(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) ->
 def grid_sample_core(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> Tensor:
     """DCNv3 by `grid_sample`. Shapes and dtypes as in `ops_dcnv3.dcnv3`; differentiable once in every tensor.
 
-    Exported and traced graphs have no nodes for positions that are not finite: there NaN and infinite offsets give
-    what the runtime's GridSample makes of them.
+    Exported and traced graphs do not handle positions that are not finite: their samples depend on the runtime.
     """
     dtype = input.dtype
     input, offset, mask = _prepare(input, offset, mask, geometry)
@@ -124,8 +122,8 @@ def gather_core(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry)
     pixels = input.reshape(batch, height * width, groups, depth)
 
     x, y = sampling_locations(offset, geometry)
-    # Beyond one pixel outside every corner is invalid, and NaN goes there, for which every comparison is false. The
-    # bounds keep the integer conversion defined.
+    # More than one pixel outside, every corner is invalid. NaN is moved there, since every comparison with it is false.
+    # The bounds keep the conversion to integers defined.
     x, y = torch.where(x > -2, x, -2).clamp(max=width + 1), torch.where(y > -2, y, -2).clamp(max=height + 1)
     left, top = x.detach().floor(), y.detach().floor()
     output = input.new_zeros(batch, out_h, out_w, groups, depth)

@@ -31,7 +31,7 @@ _library = torch.library.Library("ops_dcnv3", "DEF")
 
 
 def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Convert floating-point tensors to the widest of their types; leave the others (shapes) as they are."""
+    """Convert floating-point tensors to the widest of their dtypes; other tensors (shapes) do not change."""
     floats = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     widest = floats[0]
     for dtype in floats[1:]:
@@ -42,7 +42,7 @@ def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether a transform of torch.func (grad, jvp, vmap) is active, or a tensor has a forward-mode tangent.
 
-    The compiled operators have no rules for either: they would drop tangents silently.
+    The compiled operators support neither: they would drop tangents silently.
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
@@ -52,10 +52,10 @@ def is_transformed(*tensors: Tensor | None) -> bool:
 
 
 def is_plain(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether only autograd and autocast observe operations on these tensors.
+    """Whether only autograd and autocast intercept operations on these tensors.
 
-    False under compilers, exporters, tracers, dispatch modes (fake tensors, FLOP counting) and function transforms, and
-    for tensor subclasses. All of these need operators that they know.
+    False in compilers, exporters, tracers, dispatch modes (fake tensors, FLOP counting) and function transforms, and
+    for tensor subclasses, which support only PyTorch's operators.
     """
     return (
         not (torch.compiler.is_compiling() or torch.jit.is_scripting() or torch.jit.is_tracing())
@@ -67,7 +67,7 @@ def is_plain(x: Tensor, *parameters: Tensor | None) -> bool:
 
 
 def has_no_hooks(*modules: nn.Module) -> bool:
-    """Whether nobody observes calls of these modules, so that one call may stand for them."""
+    """Whether these modules have no hooks, so that a fused call may replace theirs."""
     for m in modules:
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
             return False
@@ -75,19 +75,19 @@ def has_no_hooks(*modules: nn.Module) -> bool:
 
 
 def constant_when_compiled(function: Callable) -> Callable:
-    """Let compilers call `function` once and keep its result: `torch.compiler.assume_constant_result`.
+    """Like `torch.compiler.assume_constant_result`: compilers call `function` once and use its result as a constant.
 
-    Calling that would import torch._dynamo, which takes as long as importing torch. This is all it does.
+    That function imports torch._dynamo, which takes as long as importing torch, and then only sets this attribute.
     """
     function._dynamo_marked_constant = True
     return function
 
 
 def alert_not_deterministic(operator: str) -> None:
-    """Do what `torch.use_deterministic_algorithms` asks for: the CUDA kernels' backward pass adds atomically.
+    """Raise or warn if `torch.use_deterministic_algorithms` is set: the CUDA backward pass uses atomic additions.
 
     Raises:
-        RuntimeError: under that setting, unless `warn_only` turns the error into a warning.
+        RuntimeError: the setting is on, without `warn_only`.
     """
     if not torch.are_deterministic_algorithms_enabled():
         return
@@ -103,8 +103,8 @@ def alert_not_deterministic(operator: str) -> None:
 def _register(operator: str, prefix: str, arguments: str, forward_fake: Callable, backward_fake: Callable) -> None:
     """Register the operators `<prefix>forward(arguments)` and `<prefix>backward(grad_output, arguments)`.
 
-    Autograd can differentiate once. Under autocast the tensors are promoted to the widest of their types: the kernels
-    sum in float32 or better in any case.
+    Autograd can differentiate once. Under autocast the tensors are promoted to the widest of their dtypes; the kernels
+    always sum in float32 or float64.
     """
     pt2 = torch.Tag.pt2_compliant_tag
     _library.define(f"{prefix}forward({arguments}) -> Tensor", tags=(pt2,))

@@ -49,7 +49,7 @@ def dcnv3_forward_kernel(
     POINTS: tl.constexpr = KERNEL_H * KERNEL_W - REMOVE_CENTER
     REAL: tl.constexpr = tl.float64 if input_ptr.dtype.element_ty == tl.float64 else tl.float32
 
-    # Programs that follow each other read neighbouring channels of the same pixels.
+    # Consecutive programs read neighbouring channels of the same pixels.
     group = tl.program_id(0) % GROUPS
     pixel = tl.program_id(0) // GROUPS * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     is_pixel = pixel < pixels
@@ -91,8 +91,8 @@ def dcnv3_forward_kernel(
             offset_y = tl.load(offsets + (2 * k + 1), mask=is_pixel, other=0).to(REAL)
             x = (column_start + tap_x) + offset_x * scale
             y = (row_start + tap_y) + offset_y * scale
-            # Beyond one pixel outside nothing counts, and NaN goes there, for which every comparison is false. The
-            # bounds keep the integer conversion defined.
+            # More than one pixel outside, every corner is invalid. NaN is moved there, since every comparison with it
+            # is false. The bounds keep the conversion to integers defined.
             x = tl.where(x > -2, tl.where(x > width + 1, width + 1, x), -2)
             y = tl.where(y > -2, tl.where(y > height + 1, height + 1, y), -2)
             left = tl.floor(x)
@@ -108,7 +108,7 @@ def dcnv3_forward_kernel(
                     part = (bottom_part if down else 1 - bottom_part) * (right_part if right else 1 - right_part)
                     inside = (corner_x >= 0) & (corner_x < width) & (corner_y >= 0) & (corner_y < height) & is_pixel
                     place = (corner_y * width + corner_x).to(tl.int64) * (GROUPS * DEPTH)
-                    # Without padding channels the condition is the same for all, which allows 128-bit loads.
+                    # Without padding channels the condition is the same for all channels, which allows 128-bit loads.
                     wanted = inside[:, None] if DEPTH % BLOCK_DEPTH == 0 else inside[:, None] & is_channel[None, :]
                     value = tl.load((images + place)[:, None] + channel[None, :], mask=wanted, other=0).to(REAL)
                     accumulator += (part * weight)[:, None] * value
@@ -128,16 +128,16 @@ def constants(geometry: Geometry, depth: int, itemsize: int) -> dict[str, int | 
         itemsize: bytes per element of the tensors.
     """
     block_depth = min(triton.next_power_of_2(depth), 64)
-    # One load per thread and corner: as many elements as 128 threads read at once, 16 bytes each or, where the channels
-    # of a group have no such alignment, less. Larger blocks spill registers.
+    # One load per thread and corner, for 128 threads: 16 bytes each, or less if the channels of a group do not have
+    # this alignment. Larger blocks spill registers.
     elements_per_load = min(16 // itemsize, depth & -depth)
     block_pixels = max(128 * elements_per_load // block_depth, 1)
     values = {name.upper(): value for name, value in geometry._asdict().items()}
     return {**values, "DEPTH": depth, "BLOCK_PIXELS": block_pixels, "BLOCK_DEPTH": block_depth}
 
 
-# A triton_op rather than an opaque operator: torch.compile and AOTInductor see the kernel and compile it themselves.
-# The schema follows from the annotations (the oldest torch takes no other), hence the scalars one by one.
+# A triton_op instead of an opaque operator, so that torch.compile and AOTInductor compile the kernel themselves. The
+# schema is inferred from the annotations (the oldest torch supports only this), hence the list of scalars.
 @torch.library.triton_op("ops_dcnv3::triton_forward", mutates_args=())
 def triton_forward(
     input: Tensor,
@@ -172,7 +172,7 @@ def triton_forward(
     grid = (triton.cdiv(pixels, meta["BLOCK_PIXELS"]) * geometry.groups, triton.cdiv(depth, meta["BLOCK_DEPTH"]))
     if max(pixels, height * width) > 2**30:
         raise ValueError(f"the triton backend takes at most 2^30 pixels; got {pixels}; split the batch")
-    # Triton launches on the current device, which need not be the tensors'. Fake tensors need no device.
+    # Triton launches on the current device, which may differ from the tensors'. Fake tensors need no device.
     with torch.cuda.device_of(input) if torch.cuda.is_initialized() else contextlib.nullcontext():
         torch.library.wrap_triton(dcnv3_forward_kernel)[grid](
             input.contiguous(),

@@ -1,4 +1,4 @@
-"""The configuration's values: default, meaning and what each may be, in one table.
+"""The table of configuration keys: default, description and valid values of each.
 
 Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Eight keys are new:
 `DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
@@ -18,13 +18,13 @@ MAX_TEXT = 1000  # characters of one value
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of the configuration.
+    """One configuration key.
 
     Attributes:
-        default: decides the type, unless `optional` does.
-        doc: what it means, in one line.
-        allowed: the permitted words; or the interval of a number or of a list's numbers: "[0, 1)" is from 0 to below 1.
-        length: least and greatest length of a list.
+        default: the default, which determines the type unless `optional` is set.
+        doc: one-line description.
+        allowed: the valid words; or the interval of a number or of the numbers of a list, such as "[0, 1)".
+        length: minimum and maximum length of a list.
         optional: type of a value (or of the items of a list) that may also be None.
     """
 
@@ -41,12 +41,12 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The permitted words, if only some are."""
+        """The valid words, if only some are valid."""
         return self.allowed if isinstance(self.allowed, tuple) else ()
 
     @property
     def expected(self) -> str:
-        """What the value may be, in words."""
+        """Description of the valid values."""
         words = self.kind.__name__ + ("s" if self.length else "")
         if self.choices:
             words = f"one of {', '.join(self.choices)}"
@@ -58,7 +58,7 @@ class Setting:
         return words + (" or None" if self.optional else "")
 
     def read(self, value: object) -> object:
-        """`value` in this setting's type. Raises `ValueError` if it has another type, length or range."""
+        """Convert `value` to the type of this key. Raises `ValueError` for a wrong type, length or range."""
         if isinstance(value, bool) and self.choices:
             # YAML 1.1 reads the words `no` and `off` as False.
             value = next((word for word in self.choices if not value and word in ("no", "off")), value)
@@ -93,9 +93,9 @@ class Setting:
 
 
 def _literal(value: object) -> object:
-    """Read a string as the Python literal that it spells, as yacs does.
+    """Parse a string as a Python literal, as yacs does.
 
-    YAML 1.1 takes `5e-4` and `None` for strings; the released files mean a number and nothing.
+    `5e-4` and `None` are strings in YAML 1.1; in the released files they are a number and None.
     """
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         return value
@@ -144,7 +144,7 @@ SETTINGS = {
     "DATA.PIN_MEMORY": Setting(True, "page-locked batches, which a GPU copies faster"),
     "DATA.NUM_WORKERS": Setting(8, "data workers of each process, at most its share of the CPUs", "[0, 1000]"),
     "DATA.IMG_ON_MEMORY": Setting(False, "keep the encoded training images in memory, once a machine"),
-    "DATA.TIMEOUT": Setting(300, "seconds to wait for a batch of the workers; 0: for ever", "[0, 1000000]"),
+    "DATA.TIMEOUT": Setting(300, "seconds to wait for a batch of the workers; 0: forever", "[0, 1000000]"),
     "DATA.SKIP_BAD_IMAGES": Setting(False, "count images that cannot be read and go on without them"),
     "MODEL.TYPE": Setting("INTERN_IMAGE", "the architecture", _TYPES),
     "MODEL.NAME": Setting("intern_image", "always the name of the YAML file, without its suffix"),

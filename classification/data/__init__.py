@@ -1,4 +1,4 @@
-"""Data of classification: `build_loaders(config)` gives everything that training and evaluation need.
+"""Data sets and loaders of classification; start at `build_loaders(config)`.
 
 A batch is `(images (N, 3, H, W) float32, targets (N,) int64)`, for inat18 also `temporal (N, 4)` and `spatial (N, 3)`,
 float32.
@@ -13,7 +13,6 @@ from timm.data import Mixup
 from yacs.config import CfgNode
 
 from internimage.errors import UserError
-from internimage.seeding import isolated_randomness, sample_seed, seed_generators
 
 from .loader import ImageDataset, ImageLoader, explained_worker_death
 from .memory import hold_in_memory
@@ -21,26 +20,18 @@ from .sampler import EvalSampler, TrainSampler
 from .splits import open_splits
 from .transforms import build_transform
 
-__all__ = [
-    "Loaders",
-    "build_loaders",
-    "build_transform",
-    "explained_worker_death",
-    "isolated_randomness",
-    "sample_seed",
-    "seed_generators",
-]
+__all__ = ["Loaders", "build_loaders", "build_transform", "explained_worker_death"]
 
 
 @dataclass
 class Loaders:
-    """What `build_loaders` returns.
+    """Result of `build_loaders`.
 
     Attributes:
-        train: batches of this process's share of an epoch; None when only evaluating.
+        train: batches of this process's share of an epoch; None for evaluation only.
         val: batches of this process's share of the evaluation images, each image once over all processes.
         mixup: timm's Mixup for training batches, or None.
-        num_classes: number of outputs that the model needs.
+        num_classes: number of outputs of the model.
         class_names: by label.
         eval_columns: for 22K models evaluated on 1K: the columns of the logits to compare, `(1000,)` int64; else None.
     """
@@ -53,31 +44,20 @@ class Loaders:
     eval_columns: torch.Tensor | None = None
 
     def start_workers(self) -> None:
-        """Start the workers of both loaders, which then serve all epochs. To be called before any training."""
-        for loader in (self.train, self.val):
-            if loader is not None:
-                loader.start_workers()
+        """Start the workers of both loaders for all epochs. Call this before training starts."""
+        self.train.start_workers()
+        self.val.start_workers()
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Choose the epoch, which decides order and augmentation, and the first batch of the next pass over `train`."""
+        """Set the epoch, which determines order and augmentation, and the first batch of the next pass over `train`."""
         self.train.sampler.set_epoch(epoch, first_step)
-
-    @property
-    def bad_images(self) -> list[str]:
-        """One line for each different bad image that this process has skipped so far."""
-        return [line for loader in (self.train, self.val) if loader is not None for line in loader.bad_images]
-
-    @property
-    def skipped(self) -> int:
-        """Number of different bad images that this process has skipped so far, over all its workers."""
-        return len(self.bad_images)
 
 
 def build_loaders(config: CfgNode) -> Loaders:
-    """Read the data set of a configuration. Rank and world size are torch.distributed's, if that is initialised.
+    """Build the loaders of a configuration. Rank and world size are those of torch.distributed, if initialized.
 
     Raises:
-        UserError: if the data are missing or unusable; the message says what was expected.
+        UserError: missing or unusable data.
     """
     running = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
@@ -97,7 +77,12 @@ def build_loaders(config: CfgNode) -> Loaders:
     }
     train = mixup = None
     if splits.train is not None:
-        _check_size(config, len(splits.train), world_size)
+        batch = config.DATA.BATCH_SIZE * world_size
+        if len(splits.train) < batch:
+            raise UserError(
+                f"the training set has {len(splits.train)} images, fewer than one batch of {batch} "
+                f"({config.DATA.BATCH_SIZE} x {world_size} processes); lower --batch-size"
+            )
         mixup = _mixup(config, splits.num_classes)
         if config.DATA.IMG_ON_MEMORY or (config.DATA.ZIP_MODE and config.DATA.CACHE_MODE != "no"):
             splits.train = hold_in_memory(splits.train, report)
@@ -111,19 +96,10 @@ def build_loaders(config: CfgNode) -> Loaders:
 
 
 def _workers(config: CfgNode, world_size: int) -> int:
-    """`NUM_WORKERS`, but no more than this process's share of the CPUs. The batches do not depend on it."""
+    """`NUM_WORKERS`, at most this process's share of the CPUs. The batches do not depend on it."""
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(config.DATA.NUM_WORKERS, max(1, cpus // processes_here))
-
-
-def _check_size(config: CfgNode, images: int, world_size: int) -> None:
-    batch = config.DATA.BATCH_SIZE * world_size
-    if images < batch:
-        raise UserError(
-            f"the training set has {images} images, fewer than one batch of {batch} "
-            f"({config.DATA.BATCH_SIZE} x {world_size} processes); lower --batch-size"
-        )
 
 
 def _mixup(config: CfgNode, num_classes: int) -> Mixup | None:

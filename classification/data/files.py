@@ -1,4 +1,4 @@
-"""Image files below a folder. Symlinks are followed, but each real folder and each linked image counts once."""
+"""Find image files below a folder. Symbolic links are followed; each folder and each linked image counts once."""
 
 import heapq
 import os
@@ -11,7 +11,7 @@ __all__ = ["EXTENSIONS", "ImageFiles", "class_folders"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-Identity = tuple[int, int] | None  # (st_dev, st_ino), the same for all paths to a file; None if it is not there
+Identity = tuple[int, int] | None  # (st_dev, st_ino), the same for all paths to a file; None if it does not exist
 
 
 def class_folders(root: Path) -> list[str]:
@@ -22,13 +22,13 @@ def class_folders(root: Path) -> list[str]:
 class ImageFiles:
     """The image files below a folder.
 
-    Real paths win over links to them. A link to a folder that contains the link is a loop, which leads to nothing new.
+    Real paths take precedence over links to them. A link to a folder that contains the link is a loop and is ignored.
 
     Attributes:
         paths: of the images, sorted by folder and then by name, as torchvision's ImageFolder does.
         folders: the path of each real folder by its identity.
-        repeated: links that lead to a folder or an image that is there already.
-        alike: pairs of images in one folder whose names differ in case or extension alone.
+        repeated: links to a folder or an image that was already found.
+        alike: pairs of images in one folder whose names differ only in case or extension.
 
     Raises:
         UserError: a folder that cannot be read; an image that is not a file.
@@ -60,7 +60,7 @@ class ImageFiles:
                         folders.append(entry.path)
                 elif entry.name.lower().endswith(EXTENSIONS):
                     if not entry.is_symlink() and not entry.is_file():
-                        raise UserError(f"{entry.path} is a pipe, a socket or a device and no image; remove it")
+                        raise UserError(f"{entry.path} is a pipe, a socket or a device, not an image; remove it")
                     (linked if entry.is_symlink() else files).append(entry.name)
             pending += sorted(folders, reverse=True)
             found.append((folder, files, linked))
@@ -68,30 +68,22 @@ class ImageFiles:
 
     def _collect(self, found: Sequence[tuple[str, list[str], list[str]]]) -> None:
         seen: set[Identity] = set()
-        if any(linked for _, _, linked in found):  # else there is nothing to compare: no file is looked at
+        if any(linked for _, _, linked in found):  # else there is nothing to compare: read no metadata
             seen = {_identity(os.path.join(folder, name)) for folder, files, _ in found for name in files}
         for folder, files, linked in found:
             for name in sorted(linked):
                 key = _identity(os.path.join(folder, name))
                 if key and key in seen:
                     self.repeated.append(os.path.join(folder, name))
-                else:  # also if it leads nowhere: who reads it says so
+                else:  # also a broken link: reading it raises an error
                     seen.add(key)
                     files.append(name)
-            prefix = os.path.join(folder, "")
-            paths = [prefix + name for name in sorted(files)]
-            self.paths += paths
-            self._find_alike(paths)
-
-    def _find_alike(self, paths: Sequence[str]) -> None:
-        stems = [path.rpartition(".")[0].lower() for path in paths]
-        if len(set(stems)) == len(stems):
-            return
-        first: dict[str, str] = {}
-        for stem, path in zip(stems, paths):
-            other = first.setdefault(stem, path)
-            if other != path:
-                self.alike.append((other, path))
+            first: dict[str, str] = {}
+            for path in (os.path.join(folder, name) for name in sorted(files)):
+                self.paths.append(path)
+                other = first.setdefault(path.rpartition(".")[0].lower(), path)
+                if other != path:
+                    self.alike.append((other, path))
 
 
 def _identity(path: str | Path) -> Identity:

@@ -1,4 +1,4 @@
-"""iNaturalist 2018 with its metadata, for the InternImage-H model with metadata heads.
+"""iNaturalist 2018 with metadata, for the InternImage-H model with metadata heads.
 
 Annotations are `train2018.json`, `val2018.json` (COCO style) and `train2018_locations.json`, `val2018_locations.json`.
 """
@@ -29,7 +29,7 @@ def temporal_vector(date: str | None) -> tuple[float, float, float, float]:
 def spatial_vector(latitude: float | None, longitude: float | None) -> tuple[float, float, float]:
     """The unit vector of a place given in degrees; zeros where missing.
 
-    A coordinate of exactly 0 counts as missing: so the released model was trained.
+    A coordinate of exactly 0 is treated as missing, as in the training of the released model.
     """
     if not latitude or not longitude:
         return 0.0, 0.0, 0.0
@@ -43,7 +43,7 @@ def _load(path: Path) -> object:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; inat18 expects it in --data-path") from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}; fetch it again") from None
+        raise UserError(f"{path} is not valid JSON: {error}; download it again") from None
 
 
 def read_inat18(
@@ -76,7 +76,7 @@ def read_inat18(
             "(and id, date, lat, lon of each image)"
         ) from None
     if not names:
-        raise UserError(f"{path} has no annotations; fetch it again")
+        raise UserError(f"{path} has no annotations; download it again")
     if not (root / names[0]).is_file():
         raise UserError(f"{path} names {names[0]}, which is not in {root}; unpack the images there")
     found = [places.get(image_id, {}) for image_id in image_ids]

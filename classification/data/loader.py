@@ -1,4 +1,4 @@
-"""Images to batches: decoding, seeded augmentation, and bad images."""
+"""From encoded images to batches: decoding, seeded augmentation, handling of bad images."""
 
 import atexit
 import io
@@ -21,7 +21,6 @@ from .samples import Samples
 
 __all__ = ["ImageDataset", "ImageLoader", "explained_worker_death"]
 
-# So many bad images in a row are no accident.
 _MAX_BAD_IN_A_ROW = 50
 
 Row = tuple  # (image (3, H, W) float32, label, *extra rows)
@@ -34,14 +33,14 @@ class BadImage(UserError):
 class ImageDataset(Dataset):
     """Decoded and transformed samples.
 
-    Items are `(image (3, H, W) float32, label int, *extra)`. A key is an index or `(epoch, index)`; the item is a pure
-    function of key and `seed`, and drawing it leaves the caller's random state alone.
+    Items are `(image (3, H, W) float32, label int, *extra)`. A key is an index or `(epoch, index)`; it and `seed`
+    determine the item. The caller's random state does not change.
 
     Args:
         samples: images and labels.
         transform: from a PIL RGB image to a tensor.
         seed: of the augmentation.
-        substitute: what a skipped bad image becomes: the next good sample (training), or nothing (evaluation).
+        substitute: replace a skipped bad image by the next good sample (training), or leave it out (evaluation).
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class ImageDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.substitute = substitute
-        self.reading: Sequence[int] | None = None  # index of the image that each worker is reading; -1: none
+        self.reading: Sequence[int] | None = None  # index of the image that each worker reads; -1: none
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -61,9 +60,9 @@ class ImageDataset(Dataset):
             return self._draw(*_epoch_and_index(key))
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> tuple[list[Row], list[str]]:
-        """The good rows of a batch (none if substitutes ran out), and a message for each bad image met on the way."""
+        """The good rows of a batch (none if no substitute was found), and a message for each bad image."""
         rows, bad = [], []
-        # Once per batch: to save and restore the three generators takes longer than to seed them.
+        # Once per batch: saving and restoring the three generators takes longer than seeding them.
         with isolated_randomness():
             for key in keys:
                 row = self._draw_or_substitute(*_epoch_and_index(key), bad)
@@ -83,8 +82,8 @@ class ImageDataset(Dataset):
     def _draw_or_substitute(self, epoch: int, index: int, bad: list[str]) -> Row | None:
         for attempt in range(min(_MAX_BAD_IN_A_ROW, len(self)) if self.substitute else 1):
             try:
-                # The seed is that of the missing sample, so that its substitute, which is in this epoch once already,
-                # is augmented differently.
+                # The seed of the missing sample: the substitute, which is also in this epoch itself, gets another
+                # augmentation.
                 return self._draw(epoch, (index + attempt) % len(self), seed_index=index)
             except BadImage as error:
                 bad.append(str(error))
@@ -99,7 +98,7 @@ class ImageDataset(Dataset):
         self._note(index)
         try:
             return decode_rgb(io.BytesIO(self.samples.read(index)))
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
+        except Exception as error:  # Pillow raises many types: OSError, SyntaxError, struct.error, zlib.error ...
             reason = str(error).partition(" <_io")[0] or type(error).__name__
             raise BadImage(
                 f"cannot read image {self.samples.name(index)}: {reason}; replace it, or pass --skip-bad-images"
@@ -119,11 +118,10 @@ _loaders: weakref.WeakSet["ImageLoader"] = weakref.WeakSet()
 
 
 class ImageLoader(DataLoader):
-    """A DataLoader whose batches are tuples of tensors, and which knows the bad images that it met.
+    """A DataLoader whose batches are tuples of tensors, and which collects bad images in `bad_images`.
 
-    Workers send bad images along with the batch as text. So the error is raised here, in the main process, as a
-    `UserError` of one line (an exception in a worker would arrive wrapped in a traceback), and the count covers all
-    workers. Nothing is drawn from the caller's random generators.
+    Workers send messages about bad images with the batch. So the main process raises the `UserError` (an exception in a
+    worker would arrive with a traceback), and the count includes all workers. The caller's random state is unchanged.
     """
 
     def __init__(
@@ -137,8 +135,8 @@ class ImageLoader(DataLoader):
         skip_bad_images: bool,
         timeout: int,
     ) -> None:
-        # Fork shares the lists of images, and images kept in memory, with the workers; Python 3.14's default would
-        # send each worker a copy.
+        # Fork shares the lists of images, and images in memory, with the workers; the default of Python 3.14 would send
+        # each worker a copy.
         context = "fork" if num_workers and sys.platform == "linux" else None
         super().__init__(
             dataset,
@@ -159,7 +157,7 @@ class ImageLoader(DataLoader):
         self.bad_images: dict[str, None] = {}  # messages, in the order of discovery
 
     def start_workers(self) -> None:
-        """Fork the workers now. Forked in the middle of a run, beside busy threads, one in dozens hung at its start."""
+        """Fork the workers now. Workers forked in the middle of a run, beside busy threads, sometimes hang at start."""
         if self.num_workers:
             super().__iter__()
 
@@ -168,38 +166,34 @@ class ImageLoader(DataLoader):
             for batch, bad in super().__iter__():
                 if bad and not self.skip_bad_images:
                     raise UserError(bad[0])
-                # Without the advice, which is what the user has done.
+                # Without the advice, which the user has followed.
                 self.bad_images.update(dict.fromkeys(line.partition("; replace it")[0] for line in bad))
                 if batch is not None:
                     yield batch
                 elif self.dataset.substitute:
                     raise UserError(f"too many images in a row cannot be read; the last: {bad[-1]}")
         except UserError:
-            # Left to the garbage collector, which closes their queues first, each would be waited for in vain for
-            # five seconds.
+            # The garbage collector would close their queues first and then wait five seconds for each worker.
             self._end_workers()
             raise
         except RuntimeError as error:
             if not str(error).startswith("DataLoader timed out"):
                 raise
-            message = self._who_is_late()
+            workers = self._iterator._workers
+            late = [
+                f"process {worker.pid} is reading {self.dataset.samples.name(index)}"
+                for worker, index in zip(workers, self.dataset.reading)
+                if index >= 0
+            ]
+            who = "; ".join(late) or f"processes {', '.join(str(worker.pid) for worker in workers)}"
             self._end_workers()
-            raise UserError(message) from None
-
-    def _who_is_late(self) -> str:
-        late = [
-            f"process {worker.pid} is reading {self.dataset.samples.name(index)}"
-            for worker, index in zip(self._iterator._workers, self.dataset.reading)
-            if index >= 0
-        ]
-        who = "; ".join(late) or f"processes {', '.join(str(worker.pid) for worker in self._iterator._workers)}"
-        return (
-            f"no batch came from the workers for {self.timeout:g} seconds ({who}); see whether the file system answers "
-            "and the processes run, then start again; --opts DATA.TIMEOUT SECONDS waits longer"
-        )
+            raise UserError(
+                f"no batch from the workers for {self.timeout:g} seconds ({who}); check the file system and these "
+                "processes, then start again, or increase --opts DATA.TIMEOUT SECONDS"
+            ) from None
 
     def _end_workers(self) -> None:
-        """End the workers, those that do not answer within five seconds by force."""
+        """Shut down the workers; kill those that do not exit within five seconds."""
         iterator, self._iterator = self._iterator, None
         if iterator is None:
             return
@@ -207,20 +201,20 @@ class ImageLoader(DataLoader):
         for worker in iterator._workers:
             worker.kill()
             worker.join(1)
-            if worker.is_alive():  # waits for a file system, which no signal ends; nor shall we wait for it at exit
+            if worker.is_alive():  # blocked in the file system, where no signal ends it; do not wait for it at exit
                 multiprocessing.process._children.discard(worker)
 
 
 @atexit.register
 def _end_all_workers() -> None:
-    """Before multiprocessing waits for its processes, which it would do for ever if one of them is stopped."""
+    """Runs before multiprocessing waits for its processes, which would block forever if one of them is stopped."""
     for loader in list(_loaders):
         loader._end_workers()
 
 
 @contextmanager
 def explained_worker_death() -> Iterator[None]:
-    """Make a `UserError` of the error that PyTorch raises, wherever the main process is, when a worker died."""
+    """Turn the RuntimeError that PyTorch raises when a worker dies into a `UserError`."""
     try:
         yield
     except RuntimeError as error:
@@ -228,5 +222,5 @@ def explained_worker_death() -> Iterator[None]:
             raise
         raise UserError(
             f"{str(error).partition('. ')[0]}; if memory ran out, use fewer with --opts DATA.NUM_WORKERS N; start "
-            "again to go on from the last checkpoint"
+            "again to resume from the last checkpoint"
         ) from None

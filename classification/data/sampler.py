@@ -1,4 +1,4 @@
-"""Which process sees which sample when."""
+"""Order of the samples, and their distribution over processes."""
 
 from collections.abc import Iterator
 
@@ -11,11 +11,10 @@ __all__ = ["EvalSampler", "TrainSampler"]
 
 
 class TrainSampler(Sampler):
-    """Each epoch a new permutation of the whole set, dealt to the processes batch by batch.
+    """A new permutation of the whole set in each epoch, distributed to the processes batch by batch.
 
-    Step i uses the same samples whether one process takes batches of 2B or two processes take batches of B. Items are
-    `(epoch, index)`: the epoch travels with the index, so persistent workers need not be told about it. What does not
-    fill a global batch is left out (of this epoch; the next permutation is another one).
+    Step i has the same samples with one process and batches of 2B as with two processes and batches of B. Items are
+    `(epoch, index)`, so that persistent workers know the epoch. An incomplete last global batch is dropped.
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -28,7 +27,7 @@ class TrainSampler(Sampler):
         self.epoch = self.first_step = 0
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Choose the epoch, and the step to begin with, of the next iteration."""
+        """Set the epoch and the first step of the next iteration."""
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
@@ -45,10 +44,10 @@ class TrainSampler(Sampler):
 
 
 class EvalSampler(Sampler):
-    """Every sample exactly once over all processes, without padding: counts that are summed stay honest.
+    """Every sample exactly once over all processes, without padding, so that sums over processes are exact.
 
-    Process r takes samples r, r + world_size, ...; with `sequential` a contiguous block, so that the outputs of all
-    processes, put one after the other, are in the order of the data set. Processes may differ by one sample.
+    Process r has the samples r, r + world_size, ...; with `sequential` a contiguous block, so that the concatenated
+    outputs of all processes are in the order of the data set. The number of samples may differ by one.
     """
 
     def __init__(self, length: int, *, rank: int = 0, world_size: int = 1, sequential: bool = False) -> None:

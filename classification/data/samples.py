@@ -1,7 +1,6 @@
-"""Lists of labelled images: from class folders, from list files, from zip archives.
+"""Labelled images from class folders, list files and zip archives.
 
-All share one class, `Samples`: compact arrays rather than Python objects, because worker processes share pages of
-memory with their parent only as long as nobody touches a reference count in them.
+`Samples` stores arrays instead of Python objects: reference counts would copy the memory that forked workers share.
 """
 
 import json
@@ -19,7 +18,7 @@ from .files import EXTENSIONS, ImageFiles, class_folders
 
 __all__ = ["Samples", "ZipSamples", "read_folder", "read_list", "read_zip"]
 
-_MAX_BYTES = 1 << 28  # of an encoded image; what a small zip archive holds may be a thousand times larger than itself
+_MAX_BYTES = 1 << 28  # of an encoded image; a member of a small zip archive may be a thousand times larger than it
 _ENTRY = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
 
 
@@ -30,7 +29,7 @@ class Samples:
         root: folder that the names are relative to.
         names: n paths relative to `root`.
         labels: n class indices.
-        extra: further inputs of the model, arrays with n rows (iNaturalist's metadata).
+        extra: additional inputs of the model, arrays with n rows (iNaturalist's metadata).
     """
 
     def __init__(self, root: Path, names: Sequence[str], labels: Sequence[int], extra: Sequence[np.ndarray] = ()):
@@ -43,18 +42,18 @@ class Samples:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Where sample `index` comes from, for messages."""
+        """Path of sample `index`, for messages."""
         return str(self.root / os.fsdecode(self.names[index]))
 
     def size(self, index: int) -> int:
-        """Encoded size in bytes; 0 for a file that is not there."""
+        """Encoded size in bytes; 0 for a missing file."""
         try:
             return os.stat(self.name(index)).st_size
         except OSError:
             return 0
 
     def read(self, index: int) -> bytes:
-        """The encoded image. Raises an error that does not name it if it cannot be read, or is larger than 256 MiB."""
+        """The encoded image. Raises `OSError`, without its name, if it cannot be read or is larger than 256 MiB."""
         with open_regular(self.name(index)) as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
@@ -63,7 +62,7 @@ class Samples:
 
 
 class ZipSamples(Samples):
-    """Labelled images in a zip archive, whose directory is read once; each process opens the archive for itself."""
+    """Labelled images in a zip archive. Its directory is read once; each process opens the archive itself."""
 
     def __init__(self, archive: Path, names: Sequence[str], labels: Sequence[int]):
         super().__init__(archive, names, labels)
@@ -78,7 +77,7 @@ class ZipSamples(Samples):
             if entries[name].file_size > _MAX_BYTES:
                 raise UserError(f"{name} in {archive} has more than {_MAX_BYTES >> 20} MiB unpacked; take it out")
         self.entries = np.array([[getattr(entries[name], field) for field in _ENTRY] for name in names])
-        # Half a kilobyte an image, and more with every worker that touches it.
+        # Python objects of half a kilobyte per image, copied in every worker.
         self.archive.filelist, self.archive.NameToInfo = [], {}
         self.process = os.getpid()
 
@@ -86,7 +85,7 @@ class ZipSamples(Samples):
         return int(self.entries[index, _ENTRY.index("file_size")])
 
     def read(self, index: int) -> bytes:
-        if self.process != os.getpid():  # a file that was open at a fork has one position for both
+        if self.process != os.getpid():  # after a fork, both processes share one file position
             self.archive.fp, self.process = open_regular(self.root), os.getpid()
         entry = zipfile.ZipInfo(os.fsdecode(self.names[index]))
         for field, value in zip(_ENTRY, self.entries[index].tolist()):
@@ -99,8 +98,11 @@ def read_folder(root: Path, class_index: dict[str, int], report: Callable[[str],
 
     Args:
         root: folder of class folders.
-        class_index: label of each class; a class folder that is not in it is an error.
+        class_index: label of each class.
         report: called with one line of text for each kind of duplicate.
+
+    Raises:
+        UserError: an empty folder, or a class that is not in `class_index`.
     """
     names, labels, repeated, alike, shared = [], [], [], [], []
     classes = class_folders(root)
@@ -109,14 +111,14 @@ def read_folder(root: Path, class_index: dict[str, int], report: Callable[[str],
     owners: dict[object, str] = {}
     for name in classes:
         if name not in class_index:
-            raise UserError(f"{root} has a class {name} that the training set has not; rename the folder or remove it")
+            raise UserError(f"{root} has a class {name} that is not in the training set; rename or remove the folder")
         folder = str(root / name)
         found = ImageFiles(folder)
         if not found.paths:
             what = f"images ({', '.join(extension[1:] for extension in EXTENSIONS)})"
             if found.repeated:
-                what = f"images of its own: {found.repeated[0]} links to a folder or image that is there already"
-            raise UserError(f"class folder {folder} holds no {what}; fill it or remove it")
+                what = f"images of its own: {found.repeated[0]} links to a folder or image that was already found"
+            raise UserError(f"class folder {folder} has no {what}; add images or remove it")
         names += [name + path[len(folder) :] for path in found.paths]
         labels += [class_index[name]] * len(found.paths)
         repeated += found.repeated
@@ -124,10 +126,10 @@ def read_folder(root: Path, class_index: dict[str, int], report: Callable[[str],
         shared += [(owners[key], path) for key, path in found.folders.items() if key in owners]
         owners |= found.folders
     if repeated:
-        report(f"{root}: links left out, for what they lead to is there already: {len(repeated)}; first: {repeated[0]}")
+        report(f"{root}: links skipped because their targets were already found: {len(repeated)}; first: {repeated[0]}")
     for pairs, what, remedy in (
-        (shared, "folders that links make part of two classes", "remove a link"),
-        (alike, "images whose names differ in case or extension alone", "remove one if they are copies"),
+        (shared, "folders that links put into two classes", "remove a link"),
+        (alike, "images whose names differ only in case or extension", "remove one if they are copies"),
     ):
         if pairs:
             report(f"{root}: {what}: {len(pairs)}; first: {' and '.join(pairs[0])}; {remedy}")
@@ -151,7 +153,7 @@ def _parse_list(path: Path) -> tuple[list[str], list[int]]:
 
 
 def read_list(path: Path, roots: Sequence[Path]) -> Samples:
-    """Samples of a list file; names are relative to the first of `roots` that has the first image."""
+    """Samples of a list file; names are relative to the first of `roots` that contains the first image."""
     names, labels = _parse_list(path)
     for root in roots:
         if (root / names[0]).is_file():

@@ -1,4 +1,4 @@
-"""From a data set's name and folder to training and evaluation images (layouts: docs/classification_data.md)."""
+"""Find the training and evaluation images of a data set (layouts: docs/classification_data.md)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .samples import Samples, read_folder, read_list, read_zip
 
 __all__ = ["Splits", "open_splits"]
 
-# Published class counts: what a list of labels stands for, and what a folder is compared with.
+# Published class counts: the number of classes of list files, and the expected number of class folders.
 _CLASSES = {"imagenet": 1000, "imagenet22K": 21841}
 _FOLDERS = {"train": ("train", "fall11_whole"), "val": ("val", "test")}
 _LISTS = {
@@ -31,7 +31,7 @@ Report = Callable[[str], None]  # called with one line of text
 
 @dataclass
 class Splits:
-    """Training images (None when only evaluating), evaluation images, and what the labels mean."""
+    """Training images (None for evaluation only), evaluation images and class names."""
 
     train: Samples | None
     val: Samples
@@ -45,7 +45,7 @@ def open_splits(config: CfgNode, report: Report) -> Splits:
 
     Args:
         config: the configuration.
-        report: called with one line of text if the data are not what the data set's name promises.
+        report: called with one line of text if the number of classes is not the expected one.
 
     Raises:
         UserError: for a missing folder or file, an empty class folder, a bad annotation.
@@ -74,7 +74,7 @@ def _open_both(config: CfgNode, root: Path, train: bool, report: Report) -> Spli
     class_names = _class_names(config, root)
     train_samples = _open_split(config, root, "train", class_names, report) if train else None
     val_samples = _open_split(config, root, "val", class_names, report)
-    if class_names is None:  # only lists, which number the classes
+    if class_names is None:  # only list files, which have class numbers
         both = [samples for samples in (train_samples, val_samples) if samples]
         highest = max(int(samples.labels.max()) for samples in both)
         count = _CLASSES.get(config.DATA.DATASET, highest + 1)
@@ -93,7 +93,7 @@ def _list_file(config: CfgNode, root: Path, split: str) -> Path | None:
 
 
 def _class_names(config: CfgNode, root: Path) -> list[str] | None:
-    """Names of the class folders of the training set, else of the evaluation set; None if lists number the classes."""
+    """Names of the class folders of the training set, else of the evaluation set; None for list files."""
     if config.DATA.ZIP_MODE:
         return None
     for split in ("train", "val"):
@@ -120,7 +120,7 @@ def _open_split(config: CfgNode, root: Path, split: str, class_names: list[str] 
 
 
 def _names_from_paths(samples: Samples, count: int) -> list[str]:
-    """Class names for numbered classes: the image's folder where that is telling, else the number."""
+    """Class names for list files: the folder names of the images if they differ, else the numbers."""
     names = [str(i) for i in range(count)]
     labels, firsts = np.unique(samples.labels, return_index=True)
     parents = [Path(samples.names[i].decode(errors="replace")).parent.name for i in firsts]
@@ -131,7 +131,7 @@ def _names_from_paths(samples: Samples, count: int) -> list[str]:
 
 
 def _evaluate_22k_on_1k(config: CfgNode, root: Path, train: bool, report: Report) -> Splits:
-    """A model with ImageNet-22K outputs, evaluated on ImageNet-1K through the columns of its classes."""
+    """Splits to evaluate a model with ImageNet-22K outputs on the columns of the ImageNet-1K classes."""
     columns, outputs = in22k_to_1k(), _CLASSES["imagenet22K"]
     train_samples = None
     if train:

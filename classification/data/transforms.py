@@ -24,7 +24,17 @@ _SMALL = 32
 
 def build_transform(config: CfgNode, *, train: bool) -> Callable[[Image.Image], torch.Tensor]:
     """A function from a PIL RGB image to a float32 tensor (3, IMG_SIZE, IMG_SIZE), by `AUG`, `TEST` and `DATA`."""
-    return _training(config) if train else _evaluation(config)
+    if train:
+        return _training(config)
+    size, interpolation = config.DATA.IMG_SIZE, _interpolation(config.DATA.INTERPOLATION)
+    if config.TEST.CROP:
+        to_size = [transforms.Resize(size, interpolation=interpolation), transforms.CenterCrop(size)]
+    elif config.AUG.RANDOM_RESIZED_CROP:
+        to_size = [transforms.RandomResizedCrop((size, size), interpolation=interpolation)]
+    else:
+        to_size = [transforms.Resize((size, size), interpolation=interpolation)]
+    normalize = transforms.Normalize(config.AUG.MEAN, config.AUG.STD)
+    return transforms.Compose([*to_size, transforms.ToTensor(), normalize])
 
 
 def _interpolation(name: str) -> InterpolationMode:
@@ -53,7 +63,7 @@ def _training(config: CfgNode) -> transforms.Compose:
             f"AUG.AUTO_AUGMENT is {policy!r}, which timm cannot read ({error}); "
             "expected none, rand-m9-mstd0.5-inc1, original, v0, augmix-m5-w4 or the like"
         ) from None
-    _mend_posterize(composed)
+    _allow_zero_bits(composed)
     if size <= _SMALL:
         resize = transforms.Resize(size, interpolation=_interpolation(config.DATA.INTERPOLATION))
         composed.transforms[:1] = [resize, transforms.RandomCrop(size, padding=4)]
@@ -61,29 +71,17 @@ def _training(config: CfgNode) -> transforms.Compose:
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
-    """Reduce the bits per channel; none left is black."""
+    """Reduce the bits per channel; 0 bits is black."""
     return auto_augment.posterize(image, bits_to_keep) if bits_to_keep > 0 else Image.new(image.mode, image.size)
 
 
-def _mend_posterize(composed: transforms.Compose) -> None:
-    """Let timm's RandAugment keep 0 bits, as it asks for at magnitude 10 (9 plus noise).
+def _allow_zero_bits(composed: transforms.Compose) -> None:
+    """Let timm's RandAugment posterize to 0 bits, which happens at magnitude 10 (9 plus noise).
 
-    That gave a black image until Pillow 13 made it an error.
+    The result was a black image; Pillow 13 raises an error.
     """
     for transform in composed.transforms:
         policies = getattr(transform, "policy", [getattr(transform, "ops", [])])
         for operation in itertools.chain.from_iterable(policies):
             if operation.aug_fn is auto_augment.posterize:
                 operation.aug_fn = _posterize
-
-
-def _evaluation(config: CfgNode) -> transforms.Compose:
-    size, interpolation = config.DATA.IMG_SIZE, _interpolation(config.DATA.INTERPOLATION)
-    if config.TEST.CROP:
-        to_size = [transforms.Resize(size, interpolation=interpolation), transforms.CenterCrop(size)]
-    elif config.AUG.RANDOM_RESIZED_CROP:
-        to_size = [transforms.RandomResizedCrop((size, size), interpolation=interpolation)]
-    else:
-        to_size = [transforms.Resize((size, size), interpolation=interpolation)]
-    normalize = transforms.Normalize(config.AUG.MEAN, config.AUG.STD)
-    return transforms.Compose([*to_size, transforms.ToTensor(), normalize])

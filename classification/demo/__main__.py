@@ -1,9 +1,9 @@
-"""Unpack the embedded images, train a small InternImage on them, evaluate it, and draw what it learned.
+"""Unpack the embedded images, train a small InternImage on them, evaluate it, and draw pictures.
 
     python -m classification.demo [--output output] [--opts KEY VALUE ...]
 
-Every step is an ordinary command, printed before it runs. Started again, a finished step costs seconds, and a training
-that was interrupted goes on where it stopped.
+Each step is a command, which is printed before it runs. When started again, an interrupted training is resumed, and
+finished steps take seconds.
 """
 
 import argparse

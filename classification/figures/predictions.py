@@ -26,7 +26,7 @@ def prediction_picture(image: Image.Image, ranking: list[tuple[str, float]]) -> 
 
 
 def prediction_grid(images: list[Tensor], truths: list[int], probabilities: Tensor, names: list[str]) -> Figure:
-    """A grid of images, each under its predicted class: green if right, red and with the true class if wrong.
+    """A grid of images with the predicted classes: green if correct, red with the true class if wrong.
 
     Args:
         images: `(H, W, 3)` each, values 0 to 1.

@@ -1,7 +1,7 @@
-"""Where the DCNv3 layers of a trained backbone look: sampled locations and their weights, drawn over the image.
+"""Draw the sampled locations and weights of the DCNv3 layers of a trained backbone over the image.
 
-The counterpart of the receptive-field figures of InternImage (Wang et al., CVPR 2023), but exact: these are the very
-coordinates that the operator reads for one output pixel of one layer, not a composition over layers.
+Like the receptive-field figures of InternImage (Wang et al., CVPR 2023), but exact: the coordinates that the operator
+reads for one output pixel of one layer, not a composition over layers.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ STEM_STRIDE = 4
 
 
 class SamplingPoints(NamedTuple):
-    """What one DCNv3 layer samples, in pixels of the model's input image (0 is the centre of the first pixel)."""
+    """The sampling points of a DCNv3 layer in pixels of the model's input (0 is the centre of the first pixel)."""
 
     stride: int  # image pixels from one output pixel of the layer to the next
     x: Tensor  # (Ho, Wo, G, P) columns
@@ -63,7 +63,7 @@ def collect_points(model: nn.Module, image: Tensor, block: int = -1) -> list[Sam
         UserError: a model with another operator.
     """
     if other := {type(level.blocks[block].dcn) for level in model.levels} - {DCNv3, DCNv3_pytorch}:
-        raise UserError(f"sampling points are drawn for DCNv3, but this model is made of {other.pop().__name__} layers")
+        raise UserError(f"sampling points need DCNv3, but this model has {other.pop().__name__} layers")
     found: list[SamplingPoints] = []
     hooks = [
         level.blocks[block].dcn.register_forward_pre_hook(
@@ -89,9 +89,9 @@ def nearest_pixel(points: SamplingPoints, query: tuple[float, float]) -> tuple[i
 
 
 def pick_queries(rgb: Tensor, count: int = 3) -> list[tuple[int, int]]:
-    """`(x, y)` pixels spread over what stands out from the image's corners: its middle, then the farthest from those.
+    """`(x, y)` pixels spread over the region that differs from the image's corners, starting at its middle.
 
-    The outermost eighth of the image is left out, where most sampling points would lie outside.
+    The outermost eighth of the image is excluded, because most sampling points would be outside.
 
     Args:
         rgb: `(H, W, 3)`, values 0 to 1.
@@ -102,7 +102,7 @@ def pick_queries(rgb: Tensor, count: int = 3) -> list[tuple[int, int]]:
     inner = torch.zeros(height, width)
     inner[height // 8 : height - height // 8, width // 8 : width - width // 8] = 1
     contrast = (rgb - corners).abs().sum(-1) * inner
-    # Where the image is one colour, every inner pixel is as good as another.
+    # In an image of one colour this selects all inner pixels.
     y, x = (inner * (contrast >= contrast.max() / 3)).nonzero(as_tuple=True)
     candidates = torch.stack([x, y], 1).float()
     center = candidates.mean(0, keepdim=True)
@@ -146,7 +146,7 @@ def sampling_figure(
 
 
 def _draw_query(axes: Axes, rgb: Tensor, points: SamplingPoints, query: tuple[float, float]) -> None:
-    """Draw what the output pixel nearest to `query` samples; outside of the image is left grey, where values are 0."""
+    """Draw the sampling points of the output pixel nearest to `query`; outside the image (values 0) is grey."""
     col, row = nearest_pixel(points, query)
     x, y, weight = (values[row, col].cpu() for values in (points.x, points.y, points.weight))  # each (G, P)
     height, width = rgb.shape[:2]

@@ -1,4 +1,4 @@
-"""Classifiers from the configuration, over the one backbone in `internimage`."""
+"""Build classifiers from the configuration."""
 
 from .intern_image import build_model
 

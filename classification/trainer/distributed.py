@@ -1,7 +1,7 @@
-"""Processes and devices: the one place that decides where a process runs and how processes meet.
+"""Processes and devices of a run.
 
-A run has one process, or several that torchrun (`dist_train.sh`) or Slurm's srun (`slurm_train.sh`) started.
-Each process uses one GPU (NCCL) if CUDA is there, else the CPU (gloo).
+A run has one process, or several started by torchrun (`dist_train.sh`) or Slurm's srun (`slurm_train.sh`). Each process
+uses one GPU (NCCL) if CUDA is available, else the CPU (gloo).
 """
 
 import inspect
@@ -24,13 +24,13 @@ __all__ = ["World", "start", "close", "gather", "run_on_main", "sum_over_process
 
 T = TypeVar("T")
 
-# Long enough for rank 0 to write the checkpoint of a 3 B parameter model, short enough that a lost peer ends the job.
+# Long enough to write the checkpoint of a model with 3 B parameters, short enough to end the job if a process is lost.
 TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all processes of the run, and the device it computes on."""
+    """Rank and device of this process, and the number of processes."""
 
     rank: int = 0
     size: int = 1
@@ -38,21 +38,21 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
 
 def start(launcher: str = "auto", local_rank: int = 0) -> World:
-    """Join the other processes, if a launcher started several.
+    """Initialize torch.distributed if a launcher started several processes.
 
     Args:
-        launcher: `none`, `pytorch` (torchrun), `slurm`, or `auto` to find out. torchrun's variables win over Slurm's,
-            so torchrun may itself be started by srun. Slurm's count only inside an srun step: in a plain batch script
-            `SLURM_NTASKS` is set too, though only one process runs.
-        local_rank: number of this process on its machine, if the environment does not tell.
+        launcher: `none`, `pytorch` (torchrun), `slurm`, or `auto` to detect it. torchrun's variables take precedence,
+            because srun may start torchrun. Slurm's are used only inside an srun step: `SLURM_NTASKS` is also set in a
+            batch script, where only one process runs.
+        local_rank: number of this process on its machine, if the environment does not have it.
 
     Raises:
-        UserError: if the launcher's variables are unusable, or there are more processes than GPUs.
+        UserError: the launcher's variables are missing or invalid, or there are more processes than GPUs.
     """
     env = os.environ
     if launcher == "auto":
@@ -86,16 +86,16 @@ def start(launcher: str = "auto", local_rank: int = 0) -> World:
 
 
 def close(world: World) -> None:
-    """Leave the process group. Called at the end of a good run; after an error the process just ends."""
+    """Destroy the process group at the end of a successful run; after an error the process just exits."""
     if world.size > 1:
-        dist.barrier()  # gloo may abort a process whose peer has gone first
+        dist.barrier()  # gloo may abort a process if a peer exits first
         dist.destroy_process_group()
 
 
 def run_on_main(world: World, work: Callable[[], T]) -> T:
-    """Run `work` on rank 0 while the others wait, and give every process its (picklable) result.
+    """Run `work` on rank 0 while the others wait, and return its (picklable) result on every process.
 
-    Also a barrier. If `work` fails, every process fails: none is left waiting for a rank that has gone.
+    Also a barrier. If `work` fails, every process raises an error, so none waits forever.
 
     Raises:
         UserError: on every process, if `work` raised one.
@@ -119,11 +119,12 @@ def run_on_main(world: World, work: Callable[[], T]) -> T:
     return message[0]
 
 
-def gather(world: World, value: T) -> list[T]:
-    """The (picklable) value of every process, by rank, on every process."""
-    values = [value] * world.size
-    if world.size > 1:
-        dist.all_gather_object(values, value)
+def gather(value: T) -> list[T]:
+    """The (picklable) value of every process, by rank, on every process. Also a barrier."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
     return values
 
 
@@ -135,15 +136,14 @@ def sum_over_processes(world: World, values: torch.Tensor) -> torch.Tensor:
 
 
 def wrap_model(world: World, model: nn.Module) -> DistributedDataParallel:
-    """DistributedDataParallel around `model`, whose buffers (running statistics) each process keeps to itself.
+    """DistributedDataParallel around `model`, without broadcasting buffers (running statistics) from rank 0.
 
-    The engine averages them at the end of an epoch, over all the images seen; copying those of rank 0 before every
-    step, as is the default, would lose the other processes' share.
+    The engine averages them over all processes at the end of an epoch; broadcasting would lose those of other ranks.
     """
     # torch 2.14 renamed the argument.
     known = inspect.signature(DistributedDataParallel).parameters
     keep = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    # Said of 1 x 1 and depthwise kernels in channels-last layout; the gradients are copied, and right.
+    # Appears for 1 x 1 and depthwise kernels in channels-last layout; the gradients are copied and correct.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None, **keep)
 

@@ -1,8 +1,8 @@
-"""Training a classifier: one step, one epoch, one run.
+"""Train a classifier: one step, one epoch, one run.
 
-Follows the original project's recipe (AdamW, warm-up and cosine by updates, mixup with soft targets, EMA beside the
-plain model). Every step starts from random states that depend on (seed, epoch, step, rank) only, so a run that was
-stopped or killed and resumed ends with the same weights as one that was left alone.
+Follows the original project's recipe (AdamW, warm-up and cosine schedule by updates, mixup with soft targets, EMA). The
+random states of a step depend only on (seed, epoch, step, rank): a run that was stopped or killed and resumed ends with
+the same weights as an uninterrupted run.
 """
 
 import math
@@ -24,7 +24,7 @@ from internimage.seeding import sample_seed, seed_generators
 from .acceleration import compile_model
 from .distributed import World, gather, wrap_model
 from .evaluation import evaluate_all, forward_precision, to_device
-from .optimizer import build_optimizer, build_scheduler, scaled_learning_rates
+from .optimizer import build_optimizer, build_scheduler, learning_rate_scale
 from .resume import RunState, save
 from .tracking import EpochMeter, Tracker, duration
 
@@ -32,7 +32,7 @@ __all__ = ["Trainer", "seed_everything"]
 
 
 def seed_everything(device: torch.device, *numbers: int) -> None:
-    """Seed Python, NumPy, torch and this process's GPU with a number made from all of `numbers`."""
+    """Seed Python, NumPy, torch and this process's GPU with a hash of `numbers`."""
     seed = sample_seed(*numbers)
     seed_generators(seed)
     if device.type == "cuda":
@@ -40,21 +40,21 @@ def seed_everything(device: torch.device, *numbers: int) -> None:
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has been saved."""
+    """The run was stopped by a signal and has been saved."""
 
 
 class Trainer:
-    """One training run: builds optimizer, schedule, scaler, EMA and the distributed wrapper around a model.
+    """One training run: builds optimizer, schedule, scaler, EMA and the distributed wrapper of a model.
 
-    Resume `state` (see `resume.restore`) before calling `fit`.
+    To resume, call `resume.restore` with `state` before `fit`.
 
     Args:
         config: the frozen configuration.
-        world: this process among the others.
-        model: a classifier, on `world.device`, with the weights to start from.
+        world: rank, number of processes and device.
+        model: a classifier, on `world.device`, with initial weights.
         loaders: from `build_loaders`.
         dtype: of autocast; None for fp32.
-        stop: asked after every update, and during evaluation, whether to stop.
+        stop: checked after every update and during evaluation.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Trainer:
         self.updates = -(-self.steps // self.accumulation)  # per epoch; the last may take fewer steps
         model.freeze_levels(config.TRAIN.OPTIMIZER.FREEZE_BACKBONE or 0)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        rates = scaled_learning_rates(config, world.size)
-        optimizer = build_optimizer(config, model, rates, world.size)
+        scale = learning_rate_scale(config, world.size)
+        optimizer = build_optimizer(config, model, scale, world.size)
         self.state = RunState(
             model=model,
             optimizer=optimizer,
             epoch=config.TRAIN.START_EPOCH - 1,
-            scheduler=build_scheduler(config, optimizer, rates, self.updates),
+            scheduler=build_scheduler(config, optimizer, scale, self.updates),
             scaler=torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16),
             ema=ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY) if config.TRAIN.EMA.ENABLE else None,
             layout={
@@ -92,10 +92,8 @@ class Trainer:
         )
         if self.state.ema is not None:  # a copy of the model, and copies are not compiled
             compile_model(self.state.ema.module, config.COMPILE)
-        self.parallel = model
-        if world.size > 1:
-            self.parallel = wrap_model(world, model)
-        # Mixup makes the targets soft, with the smoothing in them.
+        self.parallel = wrap_model(world, model) if world.size > 1 else model
+        # Targets of mixup are soft and already smoothed.
         smoothing = 0.0 if loaders.mixup is not None else config.MODEL.LABEL_SMOOTHING
         self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
 
@@ -103,7 +101,7 @@ class Trainer:
         """Train to the last epoch, with evaluation, checkpoints and reports as configured.
 
         Returns:
-            False if the run was asked to stop before. It is saved, and can be resumed.
+            False if the run was stopped by a signal; it is saved and can be resumed.
         """
         started, state = time.perf_counter(), self.state
         first, last = state.epoch + 1, self.config.TRAIN.EPOCHS - 1
@@ -113,7 +111,7 @@ class Trainer:
             for epoch in range(first, last + 1):
                 self._run_epoch(epoch, tracker)
         except Stopped:
-            tracker.log(f"stopped as asked by {self.stop.signal or 'another process'}; start again to go on")
+            tracker.log(f"stopped by {self.stop.signal or 'another process'}; start again to resume")
             return False
         trained = f"epochs {first} to {last}" if first <= last else "nothing left to do"
         tracker.log(f"finished ({trained}) in {duration(time.perf_counter() - started)}")
@@ -137,25 +135,25 @@ class Trainer:
             f"({record['images_per_second']:.1f} images/s)"
         )
         if bad := list(self.loaders.train.bad_images):
-            tracker.log(f"bad training images that this process replaced so far: {len(bad)}; the first: {bad[0]}")
+            tracker.log(f"bad training images replaced by this process: {len(bad)}; the first: {bad[0]}")
         state.epoch = epoch
         best = best_ema = False
         if evaluates:
             figures, best, best_ema = self._evaluate(tracker)
             record |= figures
-        # Before the checkpoint: a run killed in between repeats the epoch and replaces its record.
+        # Before the checkpoint: a run killed in between repeats the epoch and replaces the record.
         tracker.epoch(record)
         tracker.scalars((epoch + 1) * self.updates, {f"epoch/{k}": v for k, v in record.items() if k != "epoch"})
         numbered = (epoch + 1) % config.SAVE_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1
         self._save(numbered=numbered, best=best, best_ema=best_ema)
 
     def _save(self, *, numbered: bool = True, best: bool = False, best_ema: bool = False) -> None:
-        keep = max(2, self.config.SAVE_CKPT_NUM)  # with one alone, a damaged file would cost the whole run
+        keep = max(2, self.config.SAVE_CKPT_NUM)  # with only one, a damaged file would lose the run
         flags = {"numbered": numbered, "best": best, "best_ema": best_ema, "keep": keep}
         save(self.world, self.folder, self.state, self.config.dump(), **flags)
 
     def train_one_epoch(self, epoch: int, tracker: Tracker) -> EpochMeter:
-        """One pass over the training set, or over what is left of it."""
+        """One pass over the training set, or over the rest of it after a resume."""
         config = self.config
         self.parallel.train()
         meter = EpochMeter(self.world, epoch, skips_overflow=self.state.scaler.is_enabled())
@@ -183,20 +181,20 @@ class Trainer:
 
     def _save_progress(self, step: int, meter: EpochMeter) -> None:
         """Save in the middle of an epoch, after `step` of its steps."""
-        # Running statistics are each process's own until the end of the epoch.
+        # Running statistics differ between processes until the end of the epoch.
         buffers = [{name: value.cpu() for name, value in model.named_buffers()} for model in self._models()]
         state = self.state
         state.progress = {
             "step": step,
             "layout": state.layout,
             "meter": meter.state_dict(),
-            "buffers": gather(self.world, buffers),
+            "buffers": gather(buffers),
         }
         self._save()
         state.progress = None
 
     def _go_on(self, meter: EpochMeter) -> int:
-        """Take up an epoch that was interrupted, if there is one; return how many of its steps are done."""
+        """Restore the state of an interrupted epoch, if any; return the number of finished steps."""
         progress, self.state.progress = self.state.progress, None
         if progress is None:
             return 0
@@ -208,12 +206,12 @@ class Trainer:
             return int(progress["step"])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"the state of a begun epoch in the checkpoint cannot be used ({error!r}); delete the file to go on "
-                "from the end of the epoch before"
+                f"the checkpoint has an unusable state of an unfinished epoch ({error!r}); delete the file to resume "
+                "from the end of the previous epoch"
             ) from None
 
     def _step(self, epoch: int, step: int, inputs: tuple, target: Tensor, images: int, meter: EpochMeter) -> bool:
-        """Forward and backward; at the end of an accumulation group also the update. Returns whether it was."""
+        """Forward and backward; at the end of an accumulation group also the update. Returns whether it updated."""
         state = self.state
         group_start = step - step % self.accumulation
         group = min(self.accumulation, self.steps - group_start)
@@ -221,8 +219,7 @@ class Trainer:
             state.scheduler.step_update(epoch * self.updates + step // self.accumulation)
             state.optimizer.zero_grad(set_to_none=True)
         updates = step + 1 == group_start + group
-        waits = not updates and self.world.size > 1
-        with self.parallel.no_sync() if waits else nullcontext():
+        with self.parallel.no_sync() if not updates and self.world.size > 1 else nullcontext():
             with forward_precision(self.world.device, self.dtype):
                 loss = self.criterion(self.parallel(*inputs).float(), target)
             state.scaler.scale(loss / group).backward()
@@ -269,11 +266,11 @@ class Trainer:
         averaged = state.ema.module if state.ema is not None else None
         plain, ema = evaluate_all(state.model, averaged, self.loaders, self.world, self.dtype, log, self._until_stopped)
         if not math.isfinite(plain["loss"]):
-            if self.world.is_main:  # going on from there would lead here again
+            if self.world.is_main:  # resuming from it would end here again
                 (self.folder / f"ckpt_epoch_{state.epoch}_step_{self.steps}.pth").unlink(missing_ok=True)
             raise UserError(
-                f"the validation loss became {plain['loss']} after epoch {state.epoch}; nothing was saved since the "
-                "last good checkpoint; start again with a lower TRAIN.BASE_LR"
+                f"the validation loss is {plain['loss']} after epoch {state.epoch}; the last checkpoint is from "
+                "before; start again with a lower TRAIN.BASE_LR"
             )
         figures = {"val_loss": plain["loss"], "top1": plain["top1"], "top5": plain["top5"]}
         best = plain["top1"] > state.max_accuracy
@@ -286,18 +283,18 @@ class Trainer:
         return figures, best, best_ema
 
     def _until_stopped(self, batches: Iterable) -> Iterator:
-        """The batches of an evaluation, which begins when the run has been saved and may be broken off."""
-        # All processes must ask equally often, though some may have a batch more.
+        """The batches of an evaluation; raises `Stopped` on a signal (the run is saved before the evaluation)."""
+        # All processes must vote equally often, though some may have one more batch.
         questions = len(self.loaders.val.dataset) // self.world.size // self.config.DATA.BATCH_SIZE
         for batch in batches:
             if questions > 0 and self.stop.agreed():
                 raise Stopped
             questions -= 1
             yield batch
-        for _ in range(questions):  # batches of bad images alone are left out
+        for _ in range(questions):  # batches with only bad images are left out
             if self.stop.agreed():
                 raise Stopped
 
     def _learning_rate(self) -> float:
-        """The rate of the head: the largest one, where layer decay makes others smaller."""
+        """The learning rate of the head, which is the largest if there is layer decay."""
         return max(group["lr"] for group in self.state.optimizer.param_groups)

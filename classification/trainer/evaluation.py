@@ -1,4 +1,4 @@
-"""Evaluating a classifier: accuracy over all processes, and throughput."""
+"""Evaluate a classifier: accuracy over all processes, and throughput."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -39,10 +39,13 @@ def evaluate(
 
     Args:
         model: a classifier.
-        batches: as `Loaders.val` yields them: images `(N, 3, H, W)`, targets `(N,)`, perhaps metadata.
-        world: this process among the others; each evaluates its share.
+        batches: as from `Loaders.val`: images `(N, 3, H, W)`, targets `(N,)`, optionally metadata.
+        world: rank, number of processes and device.
         dtype: of autocast; None for fp32.
-        columns: `(classes,)` int64, the logits to keep: evaluates a 22K model on 1K classes.
+        columns: `(classes,)` int64, the logits to keep, to evaluate a 22K model on 1K classes.
+
+    Raises:
+        UserError: there are no images.
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
@@ -71,9 +74,9 @@ def evaluate_all(
     log: Callable[[str], None],
     watch: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[dict[str, float], dict[str, float] | None]:
-    """`evaluate` the plain model and, if there is one, the averaged model; say one line about each.
+    """`evaluate` the plain model and the averaged model, if any, and log one line for each.
 
-    The batches pass through `watch`, which may end the evaluation by an error.
+    The batches pass through `watch`, which may raise an error to end the evaluation.
     """
     results = []
     for name, each in (("validation", model), ("averaged weights", averaged)):
@@ -89,7 +92,7 @@ def evaluate_all(
         )
         results.append(figures)
     if bad := list(loaders.val.bad_images):
-        log(f"bad validation images that this process left out: {len(bad)}; the first: {bad[0]}")
+        log(f"bad validation images skipped by this process: {len(bad)}; the first: {bad[0]}")
     return results[0], results[1]
 
 
@@ -97,10 +100,7 @@ def evaluate_all(
 def throughput(
     model: nn.Module, batch: tuple, world: World, *, dtype: torch.dtype | None = None, seconds: float = 5.0
 ) -> float:
-    """Images per second of the forward pass alone on one batch of this process, after warm-up.
-
-    Measures for at least `seconds` and three passes.
-    """
+    """Images per second of the forward pass on one batch, after warm-up: at least `seconds` and three passes."""
     model.eval()
     inputs, _ = to_device(batch, world.device)
     finish = torch.cuda.synchronize if world.device.type == "cuda" else lambda: None

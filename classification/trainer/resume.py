@@ -1,15 +1,14 @@
-"""What a run is made of, and how it survives: checkpoints written atomically, rotated, found and restored.
+"""The state of a run and its checkpoints: write atomically, rotate, find and restore.
 
 File names and keys are the original project's (`ckpt_epoch_N.pth`, `ckpt_epoch_best.pth`; model, optimizer,
-lr_scheduler, scaler, epoch, max_accuracy, config, model_ema), so files go both ways. N counts from 0 and names the
-last finished epoch. `ckpt_epoch_N_step_S.pth` is from the middle of epoch N, after S of its steps; it also has the key
-`progress`, and gives way to the next checkpoint.
+lr_scheduler, scaler, epoch, max_accuracy, config, model_ema): each project reads the files of the other. N is the last
+finished epoch, counted from 0. `ckpt_epoch_N_step_S.pth` is from the middle of epoch N, after S of its steps; it also
+has the key `progress`, and is deleted after the next checkpoint.
 """
 
 import copy
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from internimage.checkpoint import extract_state_dict, load_exact, load_file, load_pretrained, save_atomic
+from internimage.checkpoint import extract_state_dict, load_exact, load_file, load_pretrained, naming, save_atomic
 from internimage.errors import CheckpointError
 from internimage.files import remove_leftovers
 from internimage.integrity import mark_verified
@@ -44,7 +43,7 @@ BEST, BEST_EMA = "ckpt_epoch_best.pth", "ckpt_epoch_ema_best.pth"
 
 @dataclass
 class RunState:
-    """Everything that training changes. `model` is the bare module, without any distributed wrapper."""
+    """Everything that training changes. `model` is the module without a distributed wrapper."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -52,8 +51,8 @@ class RunState:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None = None
     epoch: int = -1  # the last finished epoch
-    progress: dict[str, Any] | None = None  # of the next epoch, if it has begun: see Trainer._save_progress
-    layout: dict[str, int] = field(default_factory=dict)  # what a run must have in common to go on in mid-epoch
+    progress: dict[str, Any] | None = None  # of the next epoch, if it has started: see Trainer._save_progress
+    layout: dict[str, int] = field(default_factory=dict)  # must be equal to resume in the middle of an epoch
     max_accuracy: float = -1.0  # below any accuracy, so that the first evaluation is the best so far
     max_accuracy_ema: float = -1.0
 
@@ -86,13 +85,12 @@ _NUMBERED = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth")
 def list_checkpoints(folder: Path) -> list[Path]:
     """The numbered checkpoints of a run, newest first."""
     found = [(match, path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name))]
-    # Without a step, the epoch is finished.
-    return [path for match, path in sorted(found, key=lambda item: _place(item[0]), reverse=True)]
 
+    def place(item: tuple[re.Match, Path]) -> tuple[int, int]:
+        epoch, step = item[0].groups()
+        return (int(epoch), int(step)) if step else (int(epoch) + 1, 0)  # without a step, the epoch is finished
 
-def _place(match: re.Match) -> tuple[int, int]:
-    epoch, step = match.groups()
-    return (int(epoch), int(step)) if step else (int(epoch) + 1, 0)
+    return [path for _, path in sorted(found, key=place, reverse=True)]
 
 
 def save(
@@ -106,12 +104,12 @@ def save(
     best_ema: bool,
     keep: int,
 ) -> None:
-    """Write the checkpoint under each name asked for, then delete all but the `keep` newest of finished epochs.
+    """Write the checkpoint under each requested name, then delete all but the `keep` newest of finished epochs.
 
-    Every process calls this (ZeRO gathers its shards on rank 0); rank 0 writes.
+    All processes must call this function (ZeRO gathers its shards on rank 0); rank 0 writes.
 
     Raises:
-        UserError: on every process, if a file cannot be written. Those that were there are whole.
+        UserError: on every process, if a file cannot be written. Existing files stay complete.
     """
     # The numbered one last: a run killed in between repeats the epoch and writes the best ones again.
     names = [BEST] * best + [BEST_EMA] * best_ema + [state.file_name] * numbered
@@ -135,12 +133,10 @@ def save(
 
 
 def load_latest(world: World, folder: Path, log: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of `folder` that can be read, or None if there is none at all.
-
-    Unreadable ones are passed over with one line each.
+    """Load the newest readable checkpoint of `folder`; None if it has no checkpoints. Log each unreadable one.
 
     Raises:
-        CheckpointError: if checkpoints are there but none can be read. Starting from nothing would overwrite them.
+        CheckpointError: none of the checkpoints can be read. A new run would overwrite them.
     """
 
     def find() -> Path | None:
@@ -150,11 +146,11 @@ def load_latest(world: World, folder: Path, log: Callable[[str], None]) -> tuple
                 load_file(path)
                 return path
             except CheckpointError as error:
-                log(f"passing over an unreadable checkpoint: {error}")
+                log(f"skipping an unreadable checkpoint: {error}")
         if checkpoints:
             raise CheckpointError(
                 f"none of the {len(checkpoints)} checkpoints in {folder} can be read; "
-                "move them away to start anew, or name another one with --resume"
+                "move them to another folder to start a new run, or pass another checkpoint with --resume"
             )
         return None
 
@@ -166,13 +162,13 @@ def load_latest(world: World, folder: Path, log: Callable[[str], None]) -> tuple
 
 
 def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], None]) -> None:
-    """Put a training checkpoint back into `state`, strictly.
+    """Load a training checkpoint into `state`, strictly.
 
-    The schedule itself is recomputed from the present configuration and the number of updates; if it differs from the
-    one in the file (say, more epochs), that is said in one line.
+    The schedule is recomputed from the configuration and the number of updates; a difference to the one in the file
+    (for example, more epochs) is logged.
 
     Raises:
-        CheckpointError: if anything is missing or does not fit the model or the optimizer.
+        CheckpointError: anything is missing or does not fit the model or the optimizer.
     """
     needed = ["model", "optimizer", "lr_scheduler", "scaler", "epoch", "max_accuracy"]
     needed += ["model_ema"] if state.ema is not None else []
@@ -180,25 +176,25 @@ def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], N
     if missing:
         raise CheckpointError(
             f"{path} is not a training checkpoint of this configuration: it lacks {', '.join(missing)}; "
-            "resume from one that train.py wrote with the same EMA setting, or start from its weights with --pretrained"
+            "resume from one that train.py wrote with the same EMA setting, or load its weights with --pretrained"
         )
     try:
         _load_weights(state.model, checkpoint, path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; to train another model, give it its own folder: --tag NAME") from None
+        raise CheckpointError(f"{error}; to train another model, choose another folder with --tag NAME") from None
     if state.ema is not None:
         _load_weights(state.ema.module, checkpoint, path, ema=True)
     try:
-        # A copy, since the file is mapped into memory and will be rotated away or rewritten while this run lives.
+        # A copy, because the file is mapped into memory and is deleted or rewritten during the run.
         _restore_optimizer(state.optimizer, copy.deepcopy(checkpoint["optimizer"]))
         state.scaler.load_state_dict(checkpoint["scaler"] or state.scaler.state_dict())
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"the optimizer state in {path} does not fit this configuration ({str(error).splitlines()[0]}); "
-            "resume with the same optimizer, layer decay and freezing, or start from its weights with --pretrained"
+            "resume with the same optimizer, layer decay and freezing, or load its weights with --pretrained"
         ) from None
     if checkpoint["lr_scheduler"] != state.scheduler.state_dict():
-        log("the learning-rate schedule differs from the checkpoint's; going on with the present configuration")
+        log("the learning-rate schedule differs from the checkpoint's; using the one of the configuration")
     state.epoch = checkpoint["epoch"]
     state.max_accuracy = checkpoint["max_accuracy"]
     state.max_accuracy_ema = checkpoint.get("max_accuracy_ema", -1.0)
@@ -206,22 +202,22 @@ def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], N
         state.progress = copy.deepcopy(checkpoint["progress"])
         if not isinstance(state.progress, dict) or state.progress.get("layout") != state.layout:
             raise CheckpointError(
-                f"{path} is from the middle of an epoch and fits only a run as it was: with the same number of "
-                f"processes, batch size, accumulation and images (now {state.layout}); start with these, or delete the "
-                "file to go on from the end of the epoch before"
+                f"{path} is from the middle of an epoch and needs the same number of processes, batch size, "
+                f"accumulation and images (now {state.layout}); use these, or delete the file to resume from the end "
+                "of the previous epoch"
             )
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load an optimizer's state, whatever device it comes from.
+    """Load an optimizer's state from any device.
 
-    The present device decides whether updates are fused. Fused ones need states in the layout of their parameters
-    (convolution weights are channels-last on GPUs only) and the step counts beside them.
+    Updates are fused if they are on the current device. Fused updates need states in the memory format of their
+    parameters (convolution weights are channels-last on GPUs only) and step counts on their device.
     """
     for group, present in zip(saved["param_groups"], optimizer.param_groups):
         group["fused"] = present.get("fused")
     optimizer.load_state_dict(saved)
-    optimizer = getattr(optimizer, "optim", optimizer)  # ZeRO's states are those of an optimizer of its own share
+    optimizer = getattr(optimizer, "optim", optimizer)  # ZeRO keeps its shard in an optimizer of its own
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             states = optimizer.state.get(parameter, {})
@@ -233,10 +229,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) 
 
 
 def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> bool:
-    """Load the weights (or, if the file has them, the averaged weights) of any released or own checkpoint, strictly.
+    """Load the weights (with `ema`, the averaged weights) of any released or own checkpoint, strictly.
 
     Returns:
-        False if averaged weights were asked for and the file has none; the model is then left as it is.
+        False if the file has no averaged weights; the model is then unchanged.
     """
     checkpoint = load_file(path)
     if ema and not (isinstance(checkpoint, dict) and "model_ema" in checkpoint):
@@ -246,7 +242,7 @@ def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> b
 
 
 def locate(world: World, name: str) -> Path:
-    """`internimage.zoo.local_checkpoint`, where rank 0 downloads and checks the file for all.
+    """`internimage.zoo.local_checkpoint`; rank 0 downloads and verifies the file for all processes.
 
     Raises:
         UserError: on every process; see `local_checkpoint` and `internimage.checkpoint.load_file`.
@@ -258,32 +254,23 @@ def locate(world: World, name: str) -> Path:
         return path
 
     path = run_on_main(world, find)
-    if not path.exists():  # another machine, with a disk of its own
+    if not path.exists():  # on another machine, without a shared disk
         return local_checkpoint(name)
     mark_verified(path)
     return path
 
 
 def initialise(model: nn.Module, path: Path, log: Callable[[str], None], *, rand_init_head: bool = False) -> None:
-    """Start from the weights of a pretrained file (`internimage.checkpoint.load_pretrained`); log what was not taken.
+    """Load the weights of a pretrained file (`internimage.checkpoint.load_pretrained`); log the parts not loaded.
 
     Raises:
-        CheckpointError: if the file does not hold this model's backbone.
+        CheckpointError: the file does not have this model's backbone.
     """
-    with _naming(path):
+    with naming(path):
         for notice in load_pretrained(model, extract_state_dict(load_file(path)), rand_init_head=rand_init_head):
             log(f"{path}: {notice}")
 
 
 def _load_weights(model: nn.Module, checkpoint: Any, path: Path, *, ema: bool = False) -> None:
-    with _naming(path):
+    with naming(path):
         load_exact(model, extract_state_dict(checkpoint, ema=ema))
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the file's name into the errors of functions that see only its contents."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None

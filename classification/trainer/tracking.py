@@ -1,14 +1,13 @@
-"""What a run tells: lines and a progress bar on the terminal, log.txt, history.jsonl and TensorBoard.
+"""Logging of a run: terminal with progress bar, log.txt, history.jsonl (one JSON object per epoch) and TensorBoard.
 
-Only rank 0 writes. `history.jsonl` has one JSON object per epoch, from which a training curve can be drawn. On
-resuming, the figures of epochs that run again are dropped, so that no epoch is there twice.
+Only rank 0 writes. On resuming, the figures of epochs that are repeated are dropped.
 """
 
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,13 +23,17 @@ from internimage.runlock import lock_run
 
 from .distributed import World, sum_over_processes
 
-__all__ = ["EpochMeter", "Tracker", "duration", "prepare_folder"]
+__all__ = ["EpochMeter", "Tracker", "duration", "prepare_folder", "read_history"]
 
 T = TypeVar("T")
 
 
 def prepare_folder(folder: Path, config_yaml: str) -> None:
-    """Make a run's output folder, keep other runs out of it, and note the resolved configuration in it."""
+    """Create and lock the output folder of a run, and write the resolved configuration to it.
+
+    Raises:
+        UserError: the folder cannot be written, or another run uses it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_run(folder)
@@ -39,15 +42,30 @@ def prepare_folder(folder: Path, config_yaml: str) -> None:
         raise UserError(f"cannot write to the output folder {folder}: {error.strerror}; change --output") from None
 
 
-class Tracker:
-    """The voice of a run. On other ranks than 0 every method does nothing.
+def read_history(path: Path, report: Callable[[str], None]) -> list[dict[str, float]]:
+    """Read the records of a history.jsonl. Broken lines, left by a kill or a full disk, are skipped and reported."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    records = []
+    for line in lines:
+        try:
+            record = {key: float(value) for key, value in json.loads(line).items()}
+            records.append(record | {"epoch": int(record["epoch"])})
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            continue
+    if len(records) < len(lines):
+        report(f"{path}: skipping {len(lines) - len(records)} of {len(lines)} lines, which are not records of an epoch")
+    return records
 
-    Training goes on if a file cannot be written, on a full disk for example; that is printed once, and TensorBoard is
-    given up.
+
+class Tracker:
+    """Logging of a run. On ranks other than 0 every method does nothing.
+
+    If a file cannot be written, for example on a full disk, a message is printed once, TensorBoard is switched off, and
+    training continues.
 
     Args:
-        folder: where log.txt, history.jsonl and the TensorBoard files go; None to print only.
-        world: this process among the others.
+        folder: of log.txt, history.jsonl and the TensorBoard files; None to print only.
+        world: rank and number of processes.
     """
 
     def __init__(self, folder: Path | None, world: World) -> None:
@@ -58,15 +76,16 @@ class Tracker:
         self._complained = False
 
     def begin(self, epoch: int, step: int) -> None:
-        """Open history.jsonl and TensorBoard for a run whose next epoch and update have these numbers, from 0.
-
-        Later figures of a run that was interrupted are dropped.
-        """
+        """Open TensorBoard for a run whose next epoch and update have these numbers; drop later figures."""
         if self.folder is None:
             return
         with self._forgiving():
-            self._drop_history_from(epoch)
-            # Figures carry the number of finished updates: what is at `step` itself belongs to the epoch before.
+            history = self.folder / "history.jsonl"
+            if history.exists():
+                kept = [record for record in read_history(history, self.log) if record["epoch"] < epoch]
+                with atomic_path(history) as temporary:
+                    temporary.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+            # Figures carry the number of finished updates: those at `step` belong to the epoch before.
             self.writer = SummaryWriter(self.folder, purge_step=step + 1 if step else None, flush_secs=30)
 
     def log(self, text: str) -> None:
@@ -78,7 +97,7 @@ class Tracker:
         self._append_log(text)
 
     def steps(self, batches: Iterable[T], *, total: int, label: str, begin: int = 0) -> Iterator[T]:
-        """Iterate with a progress bar on a terminal; elsewhere `note` prints lines. `begin` steps are done already."""
+        """Iterate with a progress bar on a terminal; elsewhere `note` prints lines. `begin` steps are already done."""
         if not self.on_terminal:
             yield from batches
             return
@@ -87,7 +106,7 @@ class Tracker:
             yield from bar
 
     def note(self, text: str, short: str) -> None:
-        """A progress line: log.txt and, without a terminal, stdout; on a terminal `short` goes beside the bar."""
+        """Write a progress line to log.txt, and to stdout or, on a terminal, `short` beside the bar."""
         if not self.active:
             return
         if self.on_terminal:
@@ -132,39 +151,19 @@ class Tracker:
             if not self._complained:
                 print(f"cannot write log files in {self.folder}: {error}; training goes on", file=sys.stderr)
             self._complained = True
-            self.writer = None  # it would raise the same error for ever
-
-    def _drop_history_from(self, epoch: int) -> None:
-        path = self.folder / "history.jsonl"
-        if not path.exists():
-            return
-        lines = path.read_text(errors="replace").splitlines()
-        epochs = [_epoch_of(line) for line in lines]
-        if broken := epochs.count(None):
-            self.log(f"{path}: leaving out {broken} lines that are not the record of an epoch")
-        with atomic_path(path) as temporary:
-            kept = [line + "\n" for line, number in zip(lines, epochs) if number is not None and number < epoch]
-            temporary.write_text("".join(kept))
-
-
-def _epoch_of(line: str) -> int | None:
-    """Number of a record's epoch; None if it has none, or was cut by a kill."""
-    try:
-        return int(json.loads(line)["epoch"])
-    except (ValueError, TypeError, KeyError):
-        return None
+            self.writer = None  # it would raise the same error at each figure
 
 
 class EpochMeter:
-    """Collects loss and gradient norm of every step on the device, and reads them only now and then.
+    """Collects loss and gradient norm of every step.
 
-    Reading a value makes a GPU wait, so values stay tensors until `flush`, which also averages the loss over the
-    processes and stops the run on the first loss that is not finite, naming the step.
+    Reading a value synchronizes with the GPU, so values stay tensors until `flush`, which averages the loss over the
+    processes and raises an error if it is not finite.
 
     Args:
-        world: this process among the others.
+        world: rank and number of processes.
         epoch: number of the epoch, for messages.
-        skips_overflow: a gradient scaler is at work, which leaves out updates with infinite gradients by itself.
+        skips_overflow: a gradient scaler skips updates with infinite gradients.
     """
 
     def __init__(self, world: World, epoch: int, *, skips_overflow: bool = False) -> None:
@@ -179,19 +178,19 @@ class EpochMeter:
         self._reported = (0, 0)  # losses and norms at the last report
 
     def add(self, loss: torch.Tensor, images: int) -> None:
-        """One forward pass: its mean loss (scalar) and how many images this process saw."""
+        """Add a forward pass: its mean loss (scalar) and the number of images of this process."""
         self._loss_tensors.append(loss.detach().float())
         self.images += images * self.world.size
 
     def add_norm(self, norm: torch.Tensor) -> None:
-        """One update: the gradient norm before clipping (scalar)."""
+        """Add an update: the gradient norm before clipping (scalar)."""
         self._norm_tensors.append(norm.detach().float())
 
     def flush(self) -> dict[str, float]:
         """Mean loss and gradient norm, and images per second, since the last flush.
 
         Raises:
-            UserError: on every process, if the loss of any process or the gradient was not finite.
+            UserError: on every process, if the loss of any process or the gradient is not finite.
         """
         self._read()
         losses, norms = self.losses[self._reported[0] :], self.norms[self._reported[1] :]
@@ -203,7 +202,7 @@ class EpochMeter:
         return window | ({"grad_norm": sum(norms) / len(norms)} if norms else {})
 
     def _read(self) -> None:
-        """Move what was added to the lists of numbers."""
+        """Move the collected tensors to the lists of numbers."""
         if not self._loss_tensors:
             return
         losses = sum_over_processes(self.world, torch.stack(self._loss_tensors)).div(self.world.size).tolist()
@@ -219,19 +218,13 @@ class EpochMeter:
         self.norms += [norm for norm in norms if math.isfinite(norm)]
 
     def state_dict(self) -> dict[str, Any]:
-        """What another meter needs to go on in the same epoch. All processes must call it."""
+        """State to continue in the same epoch with `load_state_dict`. All processes must call it."""
         self._read()
-        seconds = time.perf_counter() - self.started
-        return {
-            "losses": self.losses,
-            "norms": self.norms,
-            "reported": self._reported,
-            "images": self.images,
-            "seconds": seconds,
-        }
+        state = {"losses": self.losses, "norms": self.norms, "reported": self._reported, "images": self.images}
+        return state | {"seconds": time.perf_counter() - self.started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the meter that gave `state` was."""
+        """Continue from the `state_dict` of another meter."""
         self.losses, self.norms = list(state["losses"]), list(state["norms"])
         self._reported = tuple(state["reported"])
         self.images = self._images_at_mark = state["images"]
@@ -239,8 +232,8 @@ class EpochMeter:
 
     def _stop(self, what: str, value: float, where: str) -> None:
         raise UserError(
-            f"the {what} became {value} in epoch {self.epoch}, {where}; checkpoints are as after the last good epoch; "
-            "start again with a lower TRAIN.BASE_LR or a longer TRAIN.WARMUP_EPOCHS (or --amp bf16, if it was fp16)"
+            f"the {what} is {value} in epoch {self.epoch}, {where}; the last checkpoint is from before; start again "
+            "with a lower TRAIN.BASE_LR or a longer TRAIN.WARMUP_EPOCHS (or with --amp bf16 instead of fp16)"
         )
 
     def summary(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The released models: what was published about each, and their files, downloaded once."""
+"""The released models: published facts and downloads."""
 
 from .release import Release, cache_dir, checkpoint_path, local_checkpoint, releases
 

@@ -1,7 +1,6 @@
-"""Download a file once and check it once.
+"""Download files, once, and verify them, once.
 
-Files of Hugging Face repositories come through `huggingface_hub` (retries, mirrors, private repositories), others
-through urllib.
+`huggingface_hub` downloads the files of its repositories (retries, mirrors, private repositories), urllib the others.
 """
 
 import hashlib
@@ -26,20 +25,20 @@ _TIMEOUT = 30  # seconds without a byte
 
 
 def hub_endpoint() -> str:
-    """The Hugging Face host, or the mirror that `HF_ENDPOINT` names."""
+    """The URL of Hugging Face, or of the mirror in `HF_ENDPOINT`."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def fetch(url: str, folder: Path) -> Path:
-    """Return the file of `url` in `folder`, downloading it if it is not there.
+    """Return the local path of `url` in `folder`; download the file if it does not exist.
 
-    Processes that ask for the same file wait for one download. The file gets its name when it is complete. It is
-    compared with the SHA-256 that Hugging Face gives, else with its own checksums, and again only after it changed.
+    Processes that need the same file wait for one download; the file gets its name when it is complete. It is verified
+    with the SHA-256 from Hugging Face, else with its own checksums, and again only after it changed.
 
     Raises:
-        UserError: no network, no such file, damaged on the way. The message says what to download by hand, and to
-            which path.
-        CheckpointError: a file that was there is damaged.
+        UserError: no network, no such file, or a damaged download. The message has the URL and the path for a manual
+            download.
+        CheckpointError: the existing file is damaged.
     """
     hub_file = re.fullmatch(re.escape(hub_endpoint()) + r"/([^/]+/[^/]+)/resolve/([^/]+)/([^?#]+)", url)
     path = folder / (hub_file[3] if hub_file else unquote(Path(urlsplit(url).path).name))
@@ -48,12 +47,12 @@ def fetch(url: str, folder: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_name(f".{path.name}.lock")):
                 if path.exists():
-                    pass  # another process was faster
+                    pass  # downloaded by another process
                 elif hub_file:
                     _download_from_hub(url, *hub_file.groups(), folder)
                 else:
                     _download(url, path)
-    except Exception as error:  # of urllib, httpx, huggingface_hub, filelock and the disk
+    except Exception as error:  # of urllib, httpx, huggingface_hub, filelock and the file system
         reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"cannot download {path.name} ({reason}); try again, or download {url} by hand and save it as {path}"
@@ -63,7 +62,7 @@ def fetch(url: str, folder: Path) -> Path:
 
 
 def _download_from_hub(url: str, repo_id: str, revision: str, filename: str, folder: Path) -> None:
-    expected = get_hf_file_metadata(url).etag or ""  # first, since this fails at once where there is no network
+    expected = get_hf_file_metadata(url).etag or ""  # first, because this fails at once without a network
     endpoint = hub_endpoint()
     path = Path(hf_hub_download(repo_id, filename, revision=revision, local_dir=folder, endpoint=endpoint))
     if not re.fullmatch(r"[0-9a-f]{64}", expected):  # a small file or a mirror: no SHA-256
@@ -74,7 +73,7 @@ def _download_from_hub(url: str, repo_id: str, revision: str, filename: str, fol
             digest.update(chunk)
     if digest.hexdigest() != expected:
         path.unlink()
-        raise UserError(f"it arrived damaged: SHA-256 {digest.hexdigest()}, expected {expected}")
+        raise UserError(f"the download is damaged: SHA-256 {digest.hexdigest()}, expected {expected}")
     _remember_check(path)
 
 
@@ -99,12 +98,12 @@ def _state(path: Path) -> bytes:
 
 
 def _remember_check(path: Path) -> None:
-    with suppress(OSError):  # a shared folder that this user may only read
+    with suppress(OSError):  # a shared folder may be read-only
         _record(path).write_bytes(_state(path))
 
 
 def _check_once(path: Path) -> None:
-    """Compare the checksums in the file, unless it was checked before and has not changed since."""
+    """Verify the checksums in the file, unless it has not changed since the last check."""
     if not _record(path).is_file() or _record(path).read_bytes() != _state(path):
         try:
             if zipfile.is_zipfile(path):

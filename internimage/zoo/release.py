@@ -1,6 +1,6 @@
 """The rows of the model zoo (`releases.tsv`) and the local files of their weights.
 
-Rows follow the model zoos of the original projects, InternImage (60) and FlashInternImage (24), in their order.
+The rows are those of the original projects' model zoos, InternImage (60) and FlashInternImage (24), in their order.
 """
 
 import csv
@@ -44,12 +44,12 @@ class Release:
 
     @property
     def name(self) -> str:
-        """The model's name: that of its checkpoint, else of its config; empty if it has neither."""
+        """The name of the checkpoint, else of the config; empty if there is neither."""
         stem = Path(self.checkpoint or self.config).stem
         return stem.replace("flash_internimage", "flash_intern_image") if self.task == "classification" else stem
 
     def url(self, path: str) -> str:
-        """URL of `checkpoint`, `hugging_face` or `log`; `HF_ENDPOINT` may name a mirror."""
+        """URL of `checkpoint`, `hugging_face` or `log`, on `HF_ENDPOINT` if set."""
         return f"{hub_endpoint()}/{path}"
 
 
@@ -62,35 +62,35 @@ def releases() -> tuple[Release, ...]:
 
 
 def cache_dir() -> Path:
-    """The folder of released files: `$INTERNIMAGE_HOME`, else PyTorch's checkpoint cache."""
+    """The folder of downloaded files: `$INTERNIMAGE_HOME`; defaults to PyTorch's checkpoint cache."""
     home = os.environ.get("INTERNIMAGE_HOME")
     return Path(home).expanduser() if home else Path(torch.hub.get_dir(), "checkpoints")
 
 
 def checkpoint_path(name: str) -> Path:
-    """Return the local file of a released model, downloading it on first use.
+    """Return the local file of a released model; download it on first use.
 
     Args:
         name: of a classifier (`internimage.list_models()`), or of a detection or segmentation checkpoint
             (`mask_rcnn_internimage_t_fpn_1x_coco`).
 
     Raises:
-        UserError: no weights were released under this name, or the download failed.
+        UserError: no weights with this name were released, or the download failed.
         CheckpointError: the cached file is damaged.
     """
     known = {release.name: release for release in reversed(releases()) if release.checkpoint}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "run python -m internimage.zoo for the list"
-        raise UserError(f"no weights were released under the name {name!r}; {hint}")
+        raise UserError(f"no weights were released with the name {name!r}; {hint}")
     return fetch(known[name].url(known[name].checkpoint), cache_dir())
 
 
 def local_checkpoint(source: str | os.PathLike) -> Path:
     """Return the local file of weights given as a path, a URL, or the file name of a released model.
 
-    A file that exists is taken first. Released files are recognized by their name, wherever a path or a URL points, and
-    downloaded on first use. So recipes that name `pretrained/internimage_l_22k_192to384.pth` need no manual step.
+    An existing file takes precedence. Released files are recognized by their name, in any path or URL, and downloaded
+    on first use: recipes with `pretrained/internimage_l_22k_192to384.pth` work without a manual download.
 
     Raises:
         UserError: no such file, or the download failed.
@@ -105,8 +105,8 @@ def local_checkpoint(source: str | os.PathLike) -> Path:
     release = names.get(path.stem) if path.suffix in ("", ".pth") else None
     if release and release.checkpoint:
         return checkpoint_path(release.name)
-    if remote:  # two hosts may have different files of one name
+    if remote:  # different hosts may have different files with the same name
         return fetch(source, cache_dir() / hashlib.sha256(source.encode()).hexdigest()[:16])
     raise UserError(
-        f"no checkpoint at {source}; give a path, a URL, or a released name (python -m internimage.zoo lists them)"
+        f"no checkpoint at {source}; pass a path, a URL, or a released name (python -m internimage.zoo lists them)"
     )

@@ -15,7 +15,7 @@ from classification.config import amp_dtype, get_config, parse_args
 from classification.configs.defaults import DEFAULTS, SETTINGS
 from classification.data.transforms import build_transform
 from classification.models import build_model
-from classification.trainer.optimizer import build_optimizer, build_scheduler, scaled_learning_rates
+from classification.trainer.optimizer import build_optimizer, build_scheduler, learning_rate_scale
 from internimage.errors import UserError
 from tools.configuration_page import PAGE, configuration_page
 
@@ -178,8 +178,8 @@ MISTAKES = {
     "DATA: {DATASET: imagenet22k}": "did you mean imagenet22K?",
     "DATA: {BATCH_SIZE: 0}": "DATA.BATCH_SIZE is 0, expected int in [1, 1e6]",
     "DATA: [": "is not valid YAML",
-    "hello": "holds a str, expected sections",
-    "BASE: [a.yaml]": "BASE names this file itself",
+    "hello": "is a str, expected sections",
+    "BASE: [a.yaml]": "BASE refers to this file itself",
     "BASE: [missing.yaml]": "missing.yaml: No such file",
     "BASE: {a: 1}": "BASE is {'a': 1}, expected list of 0 to 10 strs",
 }
@@ -201,7 +201,7 @@ def test_mistakes_in_a_file_are_named_with_key_value_and_what_was_expected(tmp_p
 
 
 def test_mistakes_of_the_command_line_are_named():
-    assert error_of(configure, "--opts", "SEED", "1", "TRAIN.EPOCHS").endswith("'TRAIN.EPOCHS' has no partner")
+    assert error_of(configure, "--opts", "SEED", "1", "TRAIN.EPOCHS").endswith("'TRAIN.EPOCHS' has no value")
     assert error_of(configure, "--opts", "SEED", "-1") == "--opts: SEED is '-1', expected int in [0, 1e18]"
     assert "SAVE_CKPT_NUM is 'x', expected int" in error_of(configure, "--save-ckpt-num", "x")
     for value in ("9" * 5000, "0x" + "f" * 990, "[" * 900, "(" + "-" * 900 + "1)"):
@@ -244,10 +244,10 @@ def test_base_files_that_multiply_or_never_end_are_refused(tmp_path):
     for number in range(12):
         write(tmp_path / f"{number}.yaml", f"BASE: [{number + 1}.yaml, {number + 1}.yaml]\n")
     write(tmp_path / "12.yaml", "")
-    assert "starts from more than 100 files" in error_of(configure, cfg=tmp_path / "0.yaml")
+    assert "BASE includes more than 100 files" in error_of(configure, cfg=tmp_path / "0.yaml")
     for number in range(12, 40):
         write(tmp_path / f"{number}.yaml", f"BASE: {number + 1}.yaml\n")
-    assert "leads here over 20 others" in error_of(configure, cfg=tmp_path / "12.yaml")
+    assert "is nested in 20 files" in error_of(configure, cfg=tmp_path / "12.yaml")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
@@ -318,8 +318,8 @@ def test_no_mutation_of_a_file_ends_in_a_traceback(tmp_path):
             if builds:
                 with torch.device("meta"):
                     model = build_model(config)
-                rates = scaled_learning_rates(config, 1)
-                build_scheduler(config, build_optimizer(config, model, rates, 1), rates, 10).step_update(3)
+                scale = learning_rate_scale(config, 1)
+                build_scheduler(config, build_optimizer(config, model, scale, 1), scale, 10).step_update(3)
                 build_transform(config, train=True)
                 build_transform(config, train=False)
             outcomes["loaded"] += 1

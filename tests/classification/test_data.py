@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from image_folders import configure, epochs, fingerprint, make_folder, picture, pixels_and_labels, states
 from PIL import Image
 
-from classification.data import build_loaders, build_transform, sample_seed, seed_generators
+from classification.data import build_loaders, build_transform
 from classification.data.sampler import EvalSampler, TrainSampler
 from internimage.errors import UserError
+from internimage.seeding import sample_seed, seed_generators
 
 
 @pytest.fixture(scope="module")

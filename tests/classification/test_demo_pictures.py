@@ -12,7 +12,7 @@ from classification.figures.sampling_points import (
     pick_queries,
     sampling_figure,
 )
-from classification.pictures import read_history
+from classification.trainer.tracking import read_history
 from internimage import InternImage
 from internimage.errors import UserError
 from internimage.figures import save_figure
@@ -100,7 +100,7 @@ def test_collecting_points_leaves_the_model_as_it_was():
 def test_models_with_another_operator_are_refused_in_one_line():
     model = tiny_model()
     model.levels[2].blocks[-1].dcn = nn.Identity()
-    with pytest.raises(UserError, match="DCNv3, but this model is made of Identity layers"):
+    with pytest.raises(UserError, match="DCNv3, but this model has Identity layers"):
         collect_points(model, torch.rand(3, 64, 64))
 
 
@@ -149,9 +149,9 @@ def test_lines_of_a_history_that_are_no_records_are_left_out_with_a_note(tmp_pat
     bad = ['{"epoch": 2, "trai', '{"train_loss": 1.0}', "[1]", '{"epoch": "x"}', '{"epoch": null}', "[" * 10_000]
     path = tmp_path / "history.jsonl"
     path.write_bytes("\n".join(good + bad).encode() + b"\n\xff\x00\n")
-    records = read_history(path)
+    records = read_history(path, print)
     assert [record["epoch"] for record in records] == [0, 1]
-    assert "7 of 9 lines are no records of an epoch" in capsys.readouterr().out
+    assert "skipping 7 of 9 lines" in capsys.readouterr().out
     training_curve(records)
     training_curve([])
 

@@ -14,7 +14,7 @@ from classification.models import build_model
 from classification.trainer.distributed import World
 from classification.trainer.engine import Trainer, seed_everything
 from classification.trainer.evaluation import evaluate
-from classification.trainer.optimizer import LearningRates, build_scheduler, scaled_learning_rates
+from classification.trainer.optimizer import build_optimizer, build_scheduler, learning_rate_scale
 from classification.trainer.tracking import EpochMeter, Tracker
 from internimage.errors import UserError
 
@@ -120,10 +120,13 @@ def test_soft_targets_of_mixup_and_smoothed_labels_are_what_they_say(config_file
 
 def test_learning_rates_grow_with_the_total_batch(config_file):
     config = configure(config_file, "DATA.BATCH_SIZE", "64", "TRAIN.ACCUMULATION_STEPS", "2", "TRAIN.BASE_LR", "1e-3")
-    rates = scaled_learning_rates(config, world_size=8)
-    assert rates.base == pytest.approx(1e-3 * 64 * 8 * 2 / 512)
-    assert rates.minimum == pytest.approx(config.TRAIN.MIN_LR * 2)
-    assert rates.warmup == pytest.approx(config.TRAIN.WARMUP_LR * 2)
+    scale = learning_rate_scale(config, world_size=8)
+    assert scale == 64 * 8 * 2 / 512
+    optimizer = build_optimizer(config, nn.Linear(2, 2), scale, 1)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3 * scale}
+    scheduler = build_scheduler(config, optimizer, scale, 10)
+    assert scheduler.warmup_lr_init == pytest.approx(config.TRAIN.WARMUP_LR * scale)
+    assert scheduler.lr_min == pytest.approx(config.TRAIN.MIN_LR * scale)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +141,10 @@ def test_learning_rates_grow_with_the_total_batch(config_file):
 def test_schedules_warm_up_and_decay_by_updates(name, expected, config_file):
     options = ["TRAIN.LR_SCHEDULER.NAME", name, "TRAIN.EPOCHS", "10", "TRAIN.WARMUP_EPOCHS", "2"]
     options += ["TRAIN.LR_SCHEDULER.DECAY_EPOCHS", "3", "TRAIN.LR_SCHEDULER.DECAY_RATE", "0.5"]
+    options += ["TRAIN.WARMUP_LR", "0.1", "TRAIN.MIN_LR", "0.01"]
     group = {"params": [nn.Parameter(torch.zeros(1))], "lr_scale": 0.5, "initial_lr": 1.0}
     optimizer = torch.optim.SGD([group], lr=1.0)
-    scheduler = build_scheduler(configure(config_file, *options), optimizer, LearningRates(1.0, 0.1, 0.01), 10)
+    scheduler = build_scheduler(configure(config_file, *options), optimizer, 1.0, 10)
     for update, rate in expected.items():
         scheduler.step_update(update)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * rate, rel=1e-6), update
@@ -151,7 +155,7 @@ def test_layer_decay_reaches_the_optimizer_once(config_file):
     trainer.state.scheduler.step_update(0)
     rates = {name: g["lr"] for g in trainer.state.optimizer.param_groups for name in g["names"]}
     assert rates["patch_embed.conv1.weight"] == pytest.approx(rates["head.weight"] * 0.5**3)
-    assert rates["head.weight"] == pytest.approx(scaled_learning_rates(trainer.config, 1).base)
+    assert rates["head.weight"] == pytest.approx(trainer.config.TRAIN.BASE_LR * learning_rate_scale(trainer.config, 1))
 
 
 def test_evaluation_counts_hits_among_one_and_five():
@@ -211,7 +215,7 @@ def test_history_drops_epochs_that_run_again_and_lines_that_are_no_records(tmp_p
     tracker.epoch({"epoch": 1, "top1": 50.0})
     tracker.close()
     assert (tmp_path / "history.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1, "top1": 50.0}\n'
-    assert "history.jsonl: leaving out 4 lines" in capsys.readouterr().out
+    assert "history.jsonl: skipping 4 of 6 lines" in capsys.readouterr().out
 
 
 def test_seeds_differ_between_epochs_steps_and_ranks_and_repeat():

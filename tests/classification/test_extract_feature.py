@@ -160,4 +160,4 @@ def test_a_layer_that_the_model_does_not_call_is_named(folder, tmp_path, capsys)
     line = error_of(
         capsys, folder, "--image", folder / "images/a.png", "--layers", "levels.1.blocks", "--output", tmp_path / "f.pt"
     )
-    assert "'levels.1.blocks' gave no tensor" in line
+    assert "'levels.1.blocks' has no output tensor" in line

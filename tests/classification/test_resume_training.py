@@ -216,7 +216,7 @@ def test_a_run_stops_on_a_signal_and_goes_on_at_the_exact_step(
         with pytest.raises(SystemExit) as exit_info:
             run_here(config, tmp_path, *options)
     assert exit_info.value.code == EXIT_CODE
-    assert f"stopped as asked by {number.name}" in capsys.readouterr().out
+    assert f"stopped by {number.name}" in capsys.readouterr().out
     folder = tmp_path / "tiny"
     assert list_checkpoints(folder)[0].name == saved
     run_here(config, tmp_path, *options)
@@ -277,7 +277,7 @@ def test_a_second_start_of_a_living_run_is_refused(undisturbed, tmp_path, capsys
     owner = multiprocessing.get_context("fork").Process(target=hold, daemon=True)
     owner.start()
     here.recv()
-    with user_error(capsys, "another run is at work", f"process {owner.pid} on"):
+    with user_error(capsys, "another run uses", f"process {owner.pid} on"):
         run_here(config, tmp_path)
     assert not (tmp_path / "tiny" / "config.yaml").exists()
     owner.kill()
@@ -294,7 +294,7 @@ def test_a_run_whose_latest_checkpoint_was_cut_ends_the_same(undisturbed, tmp_pa
     capsys.readouterr()
     run_here(config, tmp_path)
     printed = capsys.readouterr().out
-    assert printed.count("passing over an unreadable checkpoint") == 2
+    assert printed.count("skipping an unreadable checkpoint") == 2
     assert_same_files(folder, expected)
     assert history(folder) == history(expected)
 

@@ -162,7 +162,7 @@ def test_a_corrupt_training_image_is_named_or_skipped(finished, tmp_path, capsys
     with user_error(capsys, str(data / "train" / "class0" / "3.png")):
         run_here(finished[0], tmp_path, "--data-path", str(data))
     run_here(finished[0], tmp_path, "--data-path", str(data), "--skip-bad-images", "--opts", "TRAIN.EPOCHS", "1")
-    assert "bad training images that this process replaced so far: 1" in capsys.readouterr().out
+    assert "bad training images replaced by this process: 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", [["--eval", "--resume"], ["--eval", "--pretrained"], ["--pretrained"], ["--resume"]])
@@ -212,7 +212,7 @@ def test_a_validation_loss_that_is_not_finite_leaves_no_checkpoint_of_its_epoch(
     finished, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(engine, "evaluate_all", lambda *_: ({"loss": float("nan"), "top1": 0.0}, None))
-    with user_error(capsys, "validation loss became nan after epoch 0"):
+    with user_error(capsys, "validation loss is nan after epoch 0"):
         run_here(finished[0], tmp_path)
     assert not list((tmp_path / "tiny").glob("*.pth"))
 

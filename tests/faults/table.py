@@ -192,7 +192,7 @@ CONFIGURATIONS = [
             ("not text", "bytes that are no UTF-8", b"\xff\xfe\x00", "not a text file"),
             ("not YAML", "a bracket that is never closed", b"DATA: [", "not valid YAML"),
             ("a tab for spaces", "a line that starts with a tab", b"DATA:\n\tIMG_SIZE: 3", "not valid YAML"),
-            ("a list for sections", "a YAML list", b"- DATA", "holds a list"),
+            ("a list for sections", "a YAML list", b"- DATA", "is a list, expected"),
             (
                 "an unknown key",
                 "a key with a letter missing",

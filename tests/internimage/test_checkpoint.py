@@ -148,7 +148,7 @@ class RunsCode:
         ({"epoch": 1, "loss": 0.5}, "no weights found: expected a state dict, or one under model.*found epoch, loss"),
         ([torch.ones(1)], "no weights found.*found list"),
         ({}, "no weights found.*found nothing"),
-        (RunsCode(), r"Python objects that are not loaded for safety \(print\); save its weights alone"),
+        (RunsCode(), r"Python objects that are not loaded for safety \(print\); save only its weights"),
     ],
     ids=["empty", "web page", "truncated", "no weights", "list", "empty dict", "code"],
 )

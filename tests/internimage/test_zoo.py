@@ -112,7 +112,7 @@ def test_a_file_is_checked_once_and_not_in_later_processes(given, host, monkeypa
 
 def test_a_file_that_arrives_damaged_is_refused_and_not_kept(host, tmp_path):
     host.sent = CONTENT[:-1] + b"\1"
-    with pytest.raises(UserError, match="arrived damaged: SHA-256 .* expected .* by hand and save it as") as error:
+    with pytest.raises(UserError, match="download is damaged: SHA-256 .* expected .* by hand and save it as") as error:
         zoo.checkpoint_path(NAME)
     assert "\n" not in str(error.value) and files(tmp_path) == []
 
@@ -194,8 +194,8 @@ def test_without_internimage_home_files_go_to_the_torch_cache(monkeypatch, tmp_p
     [
         ("internimage_t_1k_244", "did you mean internimage_t_1k_224"),
         ("resnet", "run python -m internimage.zoo"),
-        ("internimage_h_22kto1k_384", "no weights were released under the name"),
-        ("cascade_flash_intern_image_l_fpn_1x_coco", "no weights were released under the name"),
+        ("internimage_h_22kto1k_384", "no weights were released with the name"),
+        ("cascade_flash_intern_image_l_fpn_1x_coco", "no weights were released with the name"),
     ],
 )
 def test_a_name_without_file_is_an_error(name, message):

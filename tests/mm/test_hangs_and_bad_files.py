@@ -85,7 +85,7 @@ time.sleep(600)
     try:
         assert first.stdout.readline() == "locked\n"
         message = fails(capsys, SEGMENTATION, configs["segmentation"], "--work-dir", tmp_path / "run")
-        assert f"another run is at work in {tmp_path / 'run'}: process {first.pid} on " in message
+        assert f"another run uses {tmp_path / 'run'}: process {first.pid} on " in message
         assert "started 20" in message
     finally:
         first.send_signal(signal.SIGKILL)

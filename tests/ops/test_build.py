@@ -153,7 +153,7 @@ def test_the_cuda_library_can_be_switched_off_at_run_time(monkeypatch):
 
 
 def test_backends_that_do_not_serve_a_device_are_refused():
-    with pytest.raises(ops_dcnv3.BackendError, match="does not serve cpu tensors; choose auto or cpu, torch"):
+    with pytest.raises(ops_dcnv3.BackendError, match="does not support cpu tensors; choose auto or cpu, torch"):
         backends.select("cuda", torch.device("cpu"))
     with pytest.raises(ops_dcnv3.BackendError, match="unknown backend 'tpu'; choose auto, cuda, triton, cpu, torch"):
         backends.select("tpu", torch.device("cpu"))

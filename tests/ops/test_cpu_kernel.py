@@ -263,7 +263,7 @@ def test_the_environment_chooses_the_instruction_set(choice, expected, monkeypat
     assert backends.cpu_capability() == expected
 
 
-UNUSABLE = "OPS_DCNV3_CPU_CAPABILITY is 'avx9000'; this machine can use {}; set one of these, or unset it"
+UNUSABLE = "OPS_DCNV3_CPU_CAPABILITY is 'avx9000'; this machine supports {}; set one of these, or unset it"
 
 
 def test_an_unusable_instruction_set_is_an_error_that_names_the_usable_ones(monkeypatch, best_afterwards):

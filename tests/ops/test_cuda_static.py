@@ -187,7 +187,7 @@ def test_architectures_come_from_the_environment_or_are_all_that_nvcc_knows(monk
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0 8.0")
     assert build.architectures(toolkit) == ["8.0", "9.0+PTX"]  # PTX of the highest, for GPUs to come
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(build.BuildError, match="name capabilities as in"):
+    with pytest.raises(build.BuildError, match="expected capabilities such as"):
         build.architectures(toolkit)
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -262,5 +262,5 @@ def test_a_missing_requirement_is_named_with_its_fix(monkeypatch, module, functi
 
 def test_tensors_in_main_memory_are_refused_in_words():
     _, tensors, _ = CASES["float32"]
-    with pytest.raises(backends.BackendError, match="'triton' does not serve cpu tensors; choose auto or cpu, torch"):
+    with pytest.raises(backends.BackendError, match="'triton' does not support cpu tensors; choose auto or cpu, torch"):
         dcnv3(*tensors, groups=2, backend="triton")
