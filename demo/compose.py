@@ -2,8 +2,8 @@
 
     python -m demo.compose [--out data/composites] [--train 6000] [--val 300] [--seed 0]
 
-Garments are the Fashion-MNIST images embedded for the classification demo (Zalando SE, MIT licence), coloured, turned
-and enlarged; photographs are those inside the scikit-image package. Training and validation share neither. Written are
+Garments are the Fashion-MNIST images embedded for the classification demo (Zalando SE, MIT licence), coloured, rotated
+and enlarged; photographs are those of the scikit-image package. Training and validation share neither. It writes
 
     annotations/{train,val}.json    COCO format; `bbox`, `area` and `segmentation` (RLE) cover what is visible
     images/{train,val}/00000.png    96 x 96, RGB
@@ -44,7 +44,7 @@ PHOTOGRAPHS = {
 
 @dataclass
 class Instance:
-    """A pasted garment: index into `CLASSES`, and the mask `(SIZE, SIZE)`, bool, of what is visible of it."""
+    """A pasted garment: index into `CLASSES`, and the mask `(SIZE, SIZE)`, bool, of its visible part."""
 
     label: int
     mask: np.ndarray
@@ -102,7 +102,7 @@ def _background(photographs: list[np.ndarray], generator: np.random.Generator) -
 def _place(garment: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A garment in colour at a random place, size and angle: `(SIZE, SIZE, 3)`, and its opacity `(SIZE, SIZE)`."""
     inside = cut_out(garment)
-    # The outermost pixels are half black: the colours of those further in take their place.
+    # The outermost pixels are half black: inner colours replace them.
     core = ndimage.binary_erosion(inside)
     if core.any():
         rows, columns = ndimage.distance_transform_edt(~core, return_distances=False, return_indices=True)
@@ -176,7 +176,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
     garments = [_read_sheet(split, name) for name in CLASSES]
     images, annotations = [], []
     for index in tqdm(range(count), desc=f"composing {split}", unit="image", mininterval=1):
-        # A generator for each picture: the first ones are the same however many there are.
+        # A generator for each picture: the first ones do not depend on the count.
         generator = np.random.default_rng([seed, list(PHOTOGRAPHS).index(split), index])
         picture, instances = composite(photographs, garments, generator)
         labels = np.zeros((SIZE, SIZE), np.uint8)
@@ -195,7 +195,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
 def compose(out: Path, train: int = 6000, val: int = 300, seed: int = 0) -> int:
     """Write the data set and return how many pictures were made (0: they were there).
 
-    Raises `UserError` if material is missing, or if `out` holds something that this function did not make.
+    Raises `UserError` if material is missing, or if `out` was not written by this function.
     """
     material = [Path(__file__).read_bytes(), (SHEETS / "SHA256SUMS").read_bytes(), f"{train} {val} {seed}".encode()]
 

@@ -28,7 +28,7 @@ TILE = 28
 def unpack(output: Path, sheets: Path = SHEETS) -> int:
     """Cut the sheets under `sheets` into single PNGs under `output`; return how many were written (0: was there).
 
-    Raises `UserError` if a sheet is damaged, or if `output` cannot be written or holds what this function did not make.
+    Raises `UserError` if a sheet is damaged, or if `output` cannot be written or was not written by this function.
     """
     sums = (sheets / "SHA256SUMS").read_bytes()
 
