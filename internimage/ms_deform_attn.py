@@ -1,13 +1,12 @@
 """Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021) on every device.
 
-On a GPU with the CUDA library by kernels of its own (`ops_dcnv3.ms_deform_attn`), elsewhere by the DCNv3 operator. Both
-sum bilinear samples with weights; heads are groups. What differs is where the points are: DCNv3 counts them from
-the output's own grid. So the queries are laid out as the output of a convolution over each level, and the offsets are
-taken from that grid to the points. Every backend of the operator then serves attention too, with its gradients.
+On a GPU with the CUDA library it runs its own kernels (`ops_dcnv3.ms_deform_attn`), elsewhere the DCNv3 operator. Both
+are weighted sums of bilinear samples; heads are groups. They differ in the positions: DCNv3 adds offsets to a regular
+grid. So the queries are arranged as the output of a convolution over each level, and the offsets are the distances from
+that grid to the points. Every backend of the operator then also computes attention, with its gradients.
 
-CPU time at the sizes of DINO's encoder (one image of 800 x 1280: 21260 queries, 8 heads of 32 channels, 4 levels, 4
-points; one core of an AMD EPYC): 0.10 s forward and 0.22 s with backward; mmcv's form with grid_sample takes 1.0 s
-and 2.7 s (benchmarks/ms_deform_attn.py).
+At the sizes of DINO's encoder for 800 x 1280 pixels, one CPU core takes 0.10 s forward and 0.22 s with backward; mmcv's
+form with grid_sample takes 1.0 s and 2.7 s (benchmarks/ms_deform_attn.py).
 """
 
 import math
@@ -24,14 +23,14 @@ __all__ = ["has_kernel", "ms_deform_attn"]
 
 
 def has_kernel(value: Tensor) -> bool:
-    """Whether `ops_dcnv3.ms_deform_attn` serves this tensor: it is on a GPU, and the CUDA library runs there."""
+    """Whether `ops_dcnv3.ms_deform_attn` supports this tensor: it is on a GPU, and the CUDA library is there."""
     return value.is_cuda and backends.select("auto", value.device) == "cuda"
 
 
-def _grid(size: int, kernel: int, wanted: int) -> tuple[int, int, int]:
-    """Return (length, stride, padding) of a convolution's output over `size` pixels: the least length >= `wanted`."""
-    stride = max(1, math.ceil((size - kernel + 1) / wanted))
-    padding = max(0, math.ceil(((wanted - 1) * stride + kernel - size) / 2))
+def _grid(size: int, kernel: int, least: int) -> tuple[int, int, int]:
+    """Return (length, stride, padding) of a convolution's output over `size` pixels: the smallest length >= `least`."""
+    stride = max(1, math.ceil((size - kernel + 1) / least))
+    padding = max(0, math.ceil(((least - 1) * stride + kernel - size) / 2))
     return (size + 2 * padding - kernel) // stride + 1, stride, padding
 
 
@@ -48,8 +47,8 @@ def _level(value: Tensor, locations: Tensor, weights: Tensor, heads: int) -> Ten
     y = (query // columns) * stride_h - padding_h
     tap = torch.arange(points, device=value.device)  # the kernel is a column of `points` pixels
     grid = torch.stack([x[:, None].expand(-1, points), y[:, None] + tap], dim=-1)
-    # In pixels a location is its product with the size, less the half pixel to the first pixel's centre.
-    # Filled, not copied from the host, which would wait for a GPU.
+    # A location in pixels is location * size - 0.5: the first pixel's centre is at half a pixel.
+    # `size` is filled, not copied from the host, which would synchronise a GPU.
     size = torch.stack([locations.new_full((), width), locations.new_full((), height)])
     offset = torch.addcmul(-0.5 - grid[:, None], locations, size).flatten(2)
     output = dcnv3(
@@ -70,16 +69,16 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Sum of the values at the sampling points, weighted.
+    """Weighted sum of the values at the sampling points.
 
-    The CUDA kernel reads and writes the tensors' own type and sums in float32 (float64 for such values). Everything
-    else converts to float32 first; on a GPU it waits for the device if the shapes are a tensor.
+    The CUDA kernel reads and writes the tensors' own type and sums in float32 (float64 for float64 values). Everything
+    else converts to float32 first; on a GPU it synchronises if the shapes are a tensor.
 
     Args:
         value: `(N, keys, heads, D)`, the levels one after the other, rows first.
         spatial_shapes: `(levels, 2)`, height and width: a tensor, or nested sequences of ints.
-        sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y; 0 and 1 are the edges of the map. What
-            lies outside is zero.
+        sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y; 0 and 1 are the edges of the map. Values
+            outside are zero.
         attention_weights: `(N, queries, heads, levels, points)`.
 
     Returns:
