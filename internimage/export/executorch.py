@@ -26,11 +26,7 @@ __all__ = ["load", "write"]
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:
-    """Write `path` for the shape of `exportable.images`.
-
-    Raises:
-        UserError: free sizes, float16, or a model that cannot be lowered.
-    """
+    """Write `path` for the shape of `exportable.images`. Raises `UserError` if the model cannot be lowered."""
     if half:
         raise UserError("--format executorch is float32 only: ExecuTorch's XNNPACK computes these layers in float32")
     if exportable.dynamic:

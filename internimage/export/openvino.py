@@ -37,11 +37,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
 
 
 def convert(source: Path, path: Path, *, half: bool = False) -> None:
-    """Turn an ONNX file into `path` and its weights; quantised files keep their int8 layers.
-
-    Raises:
-        UserError: OpenVINO cannot read the file.
-    """
+    """Convert a float32 or int8 ONNX file to `path` and its weights. Raises `UserError` if OpenVINO cannot read it."""
     core = openvino.Core()
     core.add_extension(ConversionExtension("DeformConv", "", _deform_conv))
     try:

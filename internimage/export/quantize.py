@@ -126,11 +126,7 @@ def quantize_onnx(source: Path, images: Sequence[np.ndarray], path: Path, *, sym
 def write_int8(
     exportable: Exportable, source: Path, path: Path, calibration: Sequence[Tensor], *, core: str, symmetric: bool
 ) -> None:
-    """Write an int8 version `path` of the file `source` that was written from `exportable`, ONNX or OpenVINO's.
-
-    Raises:
-        UserError: as `quantize_onnx`.
-    """
+    """Write `path`, an int8 version of the ONNX or OpenVINO file `source` of `exportable`, with `quantize_onnx`."""
     batch = 1 if exportable.dynamic else len(exportable.images)
     images = [item.repeat(batch, 1, 1, 1).numpy() for item in calibration]
     if path.suffix == ".onnx":

@@ -118,11 +118,7 @@ def description_path(engine_path: Path) -> Path:
 
 
 class Engine:
-    """An engine on the GPU; a `formats.Runtime`.
-
-    Raises:
-        UserError: no GPU, or the engine was built by another library, version or kind of GPU.
-    """
+    """An engine on the GPU; a `formats.Runtime`. Raises `UserError` without a GPU, or for another library or GPU."""
 
     def __init__(self, path: Path, *, plugins: Sequence[Path] = ()) -> None:
         for file in (path, description_path(path)):

@@ -45,11 +45,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Initialise a model: the backbone must fit exactly; other entries are loaded where they fit. Return notices.
-
-    Raises:
-        CheckpointError: the file has another backbone, or none.
-    """
+    """Load what fits, and the backbone exactly; return notices. Raises `CheckpointError` for another backbone."""
     inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     if not inside:  # a classifier, or a backbone alone
         return load_pretrained(model.backbone, state)
@@ -183,11 +179,7 @@ class CheckedRunner(Runner):
         return super().test()
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        """Load the weights of a file into the model; return the file's content.
-
-        Raises:
-            CheckpointError: it cannot be read or does not fit.
-        """
+        """Load a file's weights into the model; return its content. Raises `CheckpointError` if it does not fit."""
         path = local_checkpoint(str(filename))
         on_main(lambda: isinstance(load_file(path), dict))  # the main process checks the file; only a bool is sent
         mark_verified(path)

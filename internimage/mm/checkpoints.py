@@ -141,11 +141,7 @@ class SafeCheckpointHook(CheckpointHook):
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Run `work` in the first process and give every process its (picklable) result.
-
-    Raises:
-        UserError: in every process, if `work` raised one.
-    """
+    """Run `work` in the first process; in every process, return its (picklable) result or raise its `UserError`."""
     message: list = [None, None]  # result, error
     if is_main_process():
         try:
@@ -216,11 +212,7 @@ def _without_code(content: object) -> object:
 
 
 def newest_readable(paths: list[Path], log: Callable[[str], None]) -> Path | None:
-    """The first checkpoint that can be resumed from, or None if `paths` is empty.
-
-    Raises:
-        CheckpointError: none can be read. A new training would overwrite them.
-    """
+    """The first checkpoint that can be resumed from; None without `paths`. Raises `CheckpointError` if none is."""
     for path in paths:
         try:
             training_state(load_file(path), path)

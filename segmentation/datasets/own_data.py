@@ -59,11 +59,7 @@ def read_classes(path: str | Path) -> dict[str, list]:
 
 
 def _pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Images of any usual type with the label maps of the same name, `.png`, in the order of the names.
-
-    Raises:
-        UserError: no such folder, no image, or an image without label map.
-    """
+    """Images and label maps `.png` of the same names, sorted. Raises `UserError` if a folder or file is missing."""
     for folder in (images, labels):
         if not folder.is_dir():
             raise UserError(f"no folder at {folder}; give it relative to --data-root")

@@ -19,11 +19,7 @@ _NEUTRAL = ("Load", "Pack", "ToTensor", "ImageToTensor", "Collect")
 
 
 def preprocessing(config: Config) -> dict[str, object]:
-    """The metadata of a configuration's test pipeline, from a picture to the network's input.
-
-    Raises:
-        UserError: a step that `predict_onnx.py` does not support.
-    """
+    """The metadata of a configuration's test pipeline. Raises `UserError` for a step not in `predict_onnx.py`."""
     source = config.model.data_preprocessor
     rule, scale, multiple = "keep size", None, 1
     for step in config.test_dataloader.dataset.pipeline:

@@ -133,11 +133,7 @@ def _translations() -> dict:
 
 
 def detector_parts(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Parts:
-    """What the exporter needs from a detector of `build_model`; `prepare` is `predict_onnx.prepare`.
-
-    Raises:
-        UserError: an architecture or option that cannot be exported.
-    """
+    """What the exporter needs from a detector of `build_model`. Raises `UserError` if it cannot be exported."""
     if hasattr(model, "roi_head"):
         config = model.roi_head.test_cfg
         if (kind := config.nms.get("type", "nms")) != "nms":
