@@ -2,22 +2,19 @@
 
     python -m demo.compose [--out data/composites] [--train 6000] [--val 300] [--seed 0]
 
-Garments are the Fashion-MNIST images embedded for the classification demo (Zalando SE, MIT licence), coloured, turned
-and enlarged; photographs are those inside the scikit-image package. Training and validation share neither. Written are
+Garments are the Fashion-MNIST images embedded for the classification demo (Zalando SE, MIT licence), coloured, rotated
+and enlarged; photographs are those of the scikit-image package. Training and validation share neither. It writes
 
     annotations/{train,val}.json    COCO format; `bbox`, `area` and `segmentation` (RLE) cover what is visible
     images/{train,val}/00000.png    96 x 96, RGB
     labels/{train,val}/00000.png    label maps: 0 background, k the k-th class of `CLASSES`, counted from 1
 
-Quick and safe to repeat: a complete folder is left alone, and a new one appears only when all of it is written.
+A complete folder is left alone, and a new one appears only when all of it is written.
 """
 
 import argparse
 import hashlib
-import importlib.util
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,50 +25,32 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 from tqdm import tqdm
 
+from demo.steps import ROOT, photograph_path, write_once
 from demo.unpack import SHEETS, TILE
 from internimage.errors import UserError, exit_on_user_error
 
-__all__ = ["CLASSES", "PHOTOGRAPHS", "SIZE", "Instance", "composite", "compose", "cut_out", "photograph_path"]
+__all__ = ["CLASSES", "PHOTOGRAPHS", "SIZE", "Instance", "composite", "compose", "cut_out"]
 
-ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("T-shirt", "Trouser", "Dress", "Bag", "Ankle-boot")
 SIZE = 96
 PHOTOGRAPHS = {
     "train": (
-        "camera.png",
-        "coffee.png",
-        "coins.png",
-        "grass.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "moon.png",
-        "motorcycle_left.png",
-        "page.png",
-        "retina.jpg",
+        *("camera.png", "coffee.png", "coins.png", "grass.png", "hubble_deep_field.jpg"),
+        *("ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg"),
     ),
     "val": ("astronaut.png", "brick.png", "chelsea.png", "gravel.png", "rocket.jpg"),
 }
-STAMP = ".complete"  # holds a checksum of what the pictures depend on, so that a change makes them anew
 
 
 @dataclass
 class Instance:
-    """A pasted garment: index into `CLASSES`, and the mask `(SIZE, SIZE)`, bool, of what is visible of it."""
+    """A pasted garment: index into `CLASSES`, and the mask `(SIZE, SIZE)`, bool, of its visible part."""
 
     label: int
     mask: np.ndarray
 
 
 # Material
-
-
-def photograph_path(name: str) -> Path:
-    """Where the installed scikit-image keeps a photograph. Raises `UserError` if it does not."""
-    package = importlib.util.find_spec("skimage")
-    path = Path(package.submodule_search_locations[0], "data", name) if package else None
-    if path is None or not path.is_file():
-        raise UserError(f"scikit-image's photograph {name} is missing; run pip install -e '.[mm]'")
-    return path
 
 
 def _read_photograph(name: str) -> np.ndarray:
@@ -123,7 +102,7 @@ def _background(photographs: list[np.ndarray], generator: np.random.Generator) -
 def _place(garment: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A garment in colour at a random place, size and angle: `(SIZE, SIZE, 3)`, and its opacity `(SIZE, SIZE)`."""
     inside = cut_out(garment)
-    # The outermost pixels are half black: the colours of those further in take their place.
+    # The outermost pixels are half black: inner colours replace them.
     core = ndimage.binary_erosion(inside)
     if core.any():
         rows, columns = ndimage.distance_transform_edt(~core, return_distances=False, return_indices=True)
@@ -197,7 +176,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
     garments = [_read_sheet(split, name) for name in CLASSES]
     images, annotations = [], []
     for index in tqdm(range(count), desc=f"composing {split}", unit="image", mininterval=1):
-        # A generator for each picture: the first ones are the same however many there are.
+        # A generator for each picture: the first ones do not depend on the count.
         generator = np.random.default_rng([seed, list(PHOTOGRAPHS).index(split), index])
         picture, instances = composite(photographs, garments, generator)
         labels = np.zeros((SIZE, SIZE), np.uint8)
@@ -214,28 +193,18 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
 
 
 def compose(out: Path, train: int = 6000, val: int = 300, seed: int = 0) -> int:
-    """Write the data set; returns how many pictures were made (0: they were there).
+    """Write the data set and return how many pictures were made (0: they were there).
 
-    Raises `UserError` if material is missing, or if `out` holds something that this function did not make.
+    Raises `UserError` if material is missing, or if `out` was not written by this function.
     """
     material = [Path(__file__).read_bytes(), (SHEETS / "SHA256SUMS").read_bytes(), f"{train} {val} {seed}".encode()]
-    version = hashlib.sha256(b"".join(material)).hexdigest()
-    stamp = out / STAMP
-    if stamp.is_file() and stamp.read_text() == version:
-        return 0
-    if out.exists() and not stamp.is_file():
-        raise UserError(f"{out} exists but was not made by compose.py: move it away or choose another --out")
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    try:
+
+    def write(folder: Path) -> int:
         for split, count in (("train", train), ("val", val)):
-            _write_split(partial, split, count, seed)
-        (partial / STAMP).write_text(version)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return train + val
+            _write_split(folder, split, count, seed)
+        return train + val
+
+    return write_once(out, hashlib.sha256(b"".join(material)).hexdigest(), write)
 
 
 @exit_on_user_error

@@ -2,14 +2,12 @@
 
     python demo/unpack.py [--output data/fashion_mnist]
 
-Quick and safe to repeat: a complete folder is left alone, and a new one appears only when all of it is written.
+A complete folder is left alone, and a new one appears only when all of it is written.
 """
 
 import argparse
 import hashlib
 import itertools
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -18,46 +16,30 @@ if __name__ == "__main__":
 
 from PIL import Image
 
+from demo.steps import ROOT, write_once
 from internimage.errors import UserError, exit_on_user_error
 
 __all__ = ["unpack"]
 
-ROOT = Path(__file__).resolve().parents[1]
 SHEETS = Path(__file__).parent / "fashion_mnist"
 TILE = 28
-STAMP = ".complete"  # holds the checksum of SHA256SUMS, so that a changed subset is unpacked anew
 
 
 def unpack(output: Path, sheets: Path = SHEETS) -> int:
-    """Cut the sheets under `sheets` into single PNGs under `output`; returns how many were written (0: was there).
+    """Cut the sheets under `sheets` into single PNGs under `output`; return how many were written (0: was there).
 
-    Raises `UserError` if a sheet is damaged, or if `output` cannot be written or holds what this function did not make.
+    Raises `UserError` if a sheet is damaged, or if `output` cannot be written or was not written by this function.
     """
     sums = (sheets / "SHA256SUMS").read_bytes()
-    version = hashlib.sha256(sums).hexdigest()
-    stamp = output / STAMP
-    if stamp.is_file() and stamp.read_text() == version:
-        return 0
-    if output.exists() and not stamp.is_file():
-        raise UserError(f"{output} exists but was not made by unpack.py: move it away or choose another --output")
 
-    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
-    try:
+    def write(folder: Path) -> int:
         count = 0
         for line in sums.decode().splitlines():
             digest, name = line.split()
-            count += _cut_sheet(sheets / name, digest, (partial / name).with_suffix(""))
-        (partial / STAMP).write_text(version)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {output}: {error.strerror}; free space there or choose another --output"
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return count
+            count += _cut_sheet(sheets / name, digest, (folder / name).with_suffix(""))
+        return count
+
+    return write_once(output, hashlib.sha256(sums).hexdigest(), write)
 
 
 def _cut_sheet(path: Path, digest: str, folder: Path) -> int:

@@ -1,4 +1,4 @@
-r"""Write a detector for another runtime, compare it with PyTorch, and time it.
+r"""Export a detector to another runtime, compare it with PyTorch, and time it.
 
     python detection/export.py detection/configs/demo/mask_rcnn_internimage_demo.py \
         --checkpoint CHECKPOINT --output demo.onnx
@@ -6,9 +6,9 @@ r"""Write a detector for another runtime, compare it with PyTorch, and time it.
     python detection/export.py detection/configs/coco/mask_rcnn_internimage_t_fpn_1x_coco.py \
         --output random.onnx --size 256 320 --repeats 0
 
-The file takes normalised images and gives boxes, labels and masks, with non-maximum suppression inside. How to make
-images of pictures is in its metadata; `predict_onnx.py` does it. Without --checkpoint the weights are random; without
---images the photographs of the check are scikit-image's. A file that disagrees with PyTorch is renamed to *.failed.
+The file takes normalised images and returns boxes, labels and masks after non-maximum suppression. Its metadata have
+the preprocessing, which `predict_onnx.py` follows. Without --checkpoint the weights are random; without --images the
+check uses scikit-image's photographs. A file that disagrees with PyTorch is renamed to *.failed.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Evaluate a detector; released checkpoints work as they are.
+"""Evaluate a detector; released checkpoints work unchanged.
 
     python detection/test.py CONFIG CHECKPOINT
     python detection/test.py CONFIG CHECKPOINT --out results.pkl --show-dir pictures --tta

@@ -1,13 +1,12 @@
 """Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021) on every device.
 
-Computed by the CUDA kernels (`ops_dcnv3.ms_deform_attn`) if the CUDA library is available, else by the DCNv3 operator.
-Both are weighted sums of bilinear samples; heads are groups. DCNv3 has offsets from the grid of its output. So the
-queries are arranged as the output of a convolution over each level, and the offsets are computed from that grid to the
-sampling points. In this way every backend of the operator supports attention and its gradients.
+On a GPU with the CUDA library it runs its own kernels (`ops_dcnv3.ms_deform_attn`), elsewhere the DCNv3 operator. Both
+are weighted sums of bilinear samples; heads are groups. They differ in the positions: DCNv3 adds offsets to a regular
+grid. So the queries are arranged as the output of a convolution over each level, and the offsets are the distances from
+that grid to the points. Every backend of the operator then also computes attention, with its gradients.
 
-CPU time at the sizes of DINO's encoder (one image of 800 x 1280: 21260 queries, 8 heads of 32 channels, 4 levels, 4
-points; one core of an AMD EPYC): 0.10 s forward and 0.22 s with backward; mmcv's version with grid_sample takes 1.0 s
-and 2.7 s (benchmarks/ms_deform_attn.py).
+At the sizes of DINO's encoder for 800 x 1280 pixels, one CPU core takes 0.10 s forward and 0.22 s with backward; mmcv's
+form with grid_sample takes 1.0 s and 2.7 s (benchmarks/ms_deform_attn.py).
 """
 
 import math
@@ -24,14 +23,14 @@ __all__ = ["has_kernel", "ms_deform_attn"]
 
 
 def has_kernel(value: Tensor) -> bool:
-    """Whether `ops_dcnv3.ms_deform_attn` supports this tensor: it is on a GPU with the CUDA library."""
+    """Whether `ops_dcnv3.ms_deform_attn` supports this tensor: it is on a GPU, and the CUDA library is there."""
     return value.is_cuda and backends.select("auto", value.device) == "cuda"
 
 
-def _grid(size: int, kernel: int, wanted: int) -> tuple[int, int, int]:
-    """Return (length, stride, padding) of a convolution over `size` pixels with the least output length >= `wanted`."""
-    stride = max(1, math.ceil((size - kernel + 1) / wanted))
-    padding = max(0, math.ceil(((wanted - 1) * stride + kernel - size) / 2))
+def _grid(size: int, kernel: int, least: int) -> tuple[int, int, int]:
+    """Return (length, stride, padding) of a convolution's output over `size` pixels: the smallest length >= `least`."""
+    stride = max(1, math.ceil((size - kernel + 1) / least))
+    padding = max(0, math.ceil(((least - 1) * stride + kernel - size) / 2))
     return (size + 2 * padding - kernel) // stride + 1, stride, padding
 
 
@@ -39,7 +38,7 @@ def _level(value: Tensor, locations: Tensor, weights: Tensor, heads: int) -> Ten
     """Sample one level `(N, H, W, C)` at `(N, Q, heads, P, 2)` in 0 to 1, weights `(N, Q, heads, P)`; `(N, Q, C)`."""
     images, height, width, channels = value.shape
     queries, points = locations.shape[1], locations.shape[3]
-    # A nearly square grid has small coordinates, and so small rounding errors of the offsets.
+    # A grid near a square keeps its coordinates, and so the rounding of the offsets, small.
     rows, stride_h, padding_h = _grid(height, points, math.isqrt(max(queries, 1) - 1) + 1)
     columns, stride_w, padding_w = _grid(width, 1, max(1, math.ceil(queries / rows)))
     spare = rows * columns - queries
@@ -48,8 +47,8 @@ def _level(value: Tensor, locations: Tensor, weights: Tensor, heads: int) -> Ten
     y = (query // columns) * stride_h - padding_h
     tap = torch.arange(points, device=value.device)  # the kernel is a column of `points` pixels
     grid = torch.stack([x[:, None].expand(-1, points), y[:, None] + tap], dim=-1)
-    # The location in pixels is location * size - 0.5, because the first pixel's centre is at 0.5.
-    # new_full, not a copy from the host, which would synchronize with a GPU.
+    # A location in pixels is location * size - 0.5: the first pixel's centre is at half a pixel.
+    # `size` is filled, not copied from the host, which would synchronise a GPU.
     size = torch.stack([locations.new_full((), width), locations.new_full((), height)])
     offset = torch.addcmul(-0.5 - grid[:, None], locations, size).flatten(2)
     output = dcnv3(
@@ -72,18 +71,18 @@ def ms_deform_attn(
 ) -> Tensor:
     """Weighted sum of the values at the sampling points.
 
-    The CUDA kernel reads and writes the dtype of the tensors and sums in float32 (float64 for float64). The other
-    backends convert to float32 first; on a GPU they synchronize if the shapes are a tensor.
+    The CUDA kernel reads and writes the tensors' own type and sums in float32 (float64 for float64 values). Everything
+    else converts to float32 first; on a GPU it synchronises if the shapes are a tensor.
 
     Args:
         value: `(N, keys, heads, D)`, the levels one after the other, rows first.
         spatial_shapes: `(levels, 2)`, height and width: a tensor, or nested sequences of ints.
-        sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y; 0 and 1 are the edges of the map.
-            Samples outside are zero.
+        sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y; 0 and 1 are the edges of the map. Values
+            outside are zero.
         attention_weights: `(N, queries, heads, levels, points)`.
 
     Returns:
-        `(N, queries, heads * D)` in the dtype of `value`.
+        `(N, queries, heads * D)` in the type of `value`.
     """
     if has_kernel(value):
         return ops_dcnv3.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)

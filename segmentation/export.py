@@ -1,4 +1,4 @@
-r"""Write a segmentor for another runtime, compare it with PyTorch, and time it.
+r"""Export a segmentor to another runtime, compare it with PyTorch, and time it.
 
     python segmentation/export.py segmentation/configs/demo/upernet_internimage_demo.py \
         --checkpoint CHECKPOINT --output demo.onnx
@@ -6,9 +6,9 @@ r"""Write a segmentor for another runtime, compare it with PyTorch, and time it.
     python segmentation/export.py segmentation/configs/ade20k/upernet_internimage_t_512_160k_ade20k.py \
         --output random.onnx --size 256 320 --repeats 0
 
-The file takes normalised images and gives label maps and their scores. How to make images of pictures is in its
-metadata; `predict_onnx.py` does it. Without --checkpoint the weights are random; without --images the photographs of
-the check are scikit-image's. A file that disagrees with PyTorch is renamed to *.failed.
+The file takes normalised images and returns label maps and their scores. Its metadata have the preprocessing, which
+`predict_onnx.py` follows. Without --checkpoint the weights are random; without --images the check uses scikit-image's
+photographs. A file that disagrees with PyTorch is renamed to *.failed.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python segmentation/image_demo.py IMAGE CONFIG CHECKPOINT --out picture.jpg
 
-Released checkpoints work as they are, by path or address.
+Released checkpoints work unchanged, by path or URL.
 """
 
 import sys

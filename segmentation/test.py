@@ -1,4 +1,4 @@
-"""Evaluate a segmentor; released checkpoints work as they are.
+"""Evaluate a segmentor; released checkpoints work unchanged.
 
     python segmentation/test.py CONFIG CHECKPOINT
     python segmentation/test.py CONFIG CHECKPOINT --tta --out label_maps --show-dir pictures

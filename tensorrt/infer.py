@@ -1,8 +1,8 @@
-"""Run a TensorRT engine on one image: prints what it finds, and draws it.
+"""Run a TensorRT engine on one image, print the result, and draw it.
 
     python tensorrt/infer.py model.engine photo.jpg --out picture.png
 
-Pre-processing and class names come from the description beside the engine (`model.engine.json`).
+Pre-processing and class names come from the engine's description (`model.engine.json`).
 State: never run with TensorRT, nor on a GPU; its calls were checked as `internimage/export/tensorrt.py` says.
 """
 
@@ -21,7 +21,7 @@ from predict_onnx import Mistake, Model, show
 
 
 class EngineModel(Model):
-    """An engine in the place of an ONNX file."""
+    """An engine instead of an ONNX file."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.outputs = engine, engine.about["outputs"]
@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("engine", type=Path, help="file of tensorrt/build.py, or of --format tensorrt")
     parser.add_argument("image", type=Path, help="image file")
-    parser.add_argument("--out", type=Path, help="picture to write with the result drawn into it")
-    parser.add_argument("--threshold", type=float, help="lowest score shown; default: the model's")
+    parser.add_argument("--out", type=Path, help="picture of the result to write")
+    parser.add_argument("--threshold", type=float, help="lowest score shown; defaults to the model's")
     parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="SO", help="for --core custom")
     args = parser.parse_args(argv)
     model = EngineModel(Engine(args.engine, plugins=args.plugin))

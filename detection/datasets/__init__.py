@@ -1,8 +1,8 @@
-"""Data sets and result files that mmdet lacks, and converters into formats that it has.
+"""Data sets and result files that mmdet does not have, and converters to formats that it has.
 
-Importing this registers `VOCTestDataset` and `VOCResultFiles` and lets `LVISMetric` run on present-day numpy; the
+Importing this registers `VOCTestDataset` and `VOCResultFiles` and lets `LVISMetric` run on current numpy; the
 configurations that need it name it in `custom_imports`. The converters are scripts: `crowd_human.py`, `openimages.py`
-and, for data of your own in COCO's format, `own_data.py`.
+and, for your own data in COCO's format, `own_data.py`.
 """
 
 import internimage.mm  # noqa: F401 - before mmdet is imported

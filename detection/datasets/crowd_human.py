@@ -1,9 +1,9 @@
-"""CrowdHuman (Shao et al., 2018): its annotations (.odgt, one JSON object a line) converted into COCO's format.
+"""CrowdHuman (Shao et al., 2018): convert its annotations (.odgt, one JSON object a line) to COCO's format.
 
     python detection/datasets/crowd_human.py annotation_train.odgt Images annotations/annotation_train.json
 
-People are category 1, `person`. What CrowdHuman says to ignore (its `mask` regions and people marked so) becomes
-`iscrowd`, which neither trains nor counts as a miss. Full-body boxes may reach beyond the image; they stay so.
+People are category 1, `person`. What CrowdHuman marks as ignored (`mask` regions and some people) becomes `iscrowd`,
+which is neither trained on nor counted as a miss. Full-body boxes may extend beyond the image; they are not clipped.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("odgt", help="CrowdHuman's annotation_train.odgt or annotation_val.odgt")
     parser.add_argument("images", help="folder with the images")
     parser.add_argument("out", type=Path, help="COCO file to write")
-    parser.add_argument("--box", choices=BOXES, default="full", help="which box of a person (default: full)")
+    parser.add_argument("--box", choices=BOXES, default="full", help="which box of a person; defaults to full")
     args = parser.parse_args(argv)
     coco = to_coco(args.odgt, args.images, box=args.box)
     args.out.parent.mkdir(parents=True, exist_ok=True)

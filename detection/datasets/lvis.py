@@ -1,4 +1,4 @@
-"""LVIS (Gupta et al., 2019): its evaluation package, as published, on present-day numpy."""
+"""LVIS (Gupta et al., 2019): its published evaluation package on current numpy."""
 
 import types
 
@@ -8,7 +8,7 @@ __all__ = ["repair_lvis"]
 
 
 class _NumpyWithOldNames(types.ModuleType):
-    """numpy with `np.float`, which it lost in 1.24."""
+    """numpy with `np.float`, which 1.24 removed."""
 
     float = float
 
@@ -17,7 +17,7 @@ class _NumpyWithOldNames(types.ModuleType):
 
 
 def repair_lvis() -> bool:
-    """Let `lvis.LVISEval` run on numpy 1.24 and later. Returns whether the package `lvis` is installed."""
+    """Make `lvis.LVISEval` run on numpy 1.24 and later. Return whether the package `lvis` is installed."""
     try:
         import lvis.eval
     except ImportError:

@@ -1,4 +1,4 @@
-"""OpenImages (Kuznetsova et al., 2020): the file of image sizes that mmdet wants beside the annotations.
+"""OpenImages (Kuznetsova et al., 2020): the file of image sizes that mmdet needs besides the annotations.
 
     python detection/datasets/openimages.py oidv6-train-annotations-bbox.csv train annotations/train-image-metas.pkl
 
@@ -29,13 +29,12 @@ def _meta(path: Path) -> dict:
     return {"filename": path.name, "ori_shape": (height, width, 3)}
 
 
-def image_metas(annotations: str | Path, images: str | Path, *, threads: int = 8) -> list[dict]:
+def image_metas(annotations: str | Path, images: str | Path) -> list[dict]:
     """Return `{"filename", "ori_shape": (height, width, 3)}` of each annotated image, in the annotations' order.
 
     Args:
         annotations: OpenImages' `*-annotations-bbox.csv`, all lines of one image together.
         images: folder with the images, `<ImageID>.jpg`. Only their headers are read.
-        threads: how many are read at once.
     """
     annotations = Path(annotations)
     if not annotations.is_file():
@@ -44,7 +43,7 @@ def image_metas(annotations: str | Path, images: str | Path, *, threads: int = 8
         rows = csv.reader(file)
         next(rows, None)  # the header
         names = list(dict.fromkeys(row[0] for row in rows))
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(8) as pool:
         return list(pool.map(_meta, (Path(images) / f"{name}.jpg" for name in names)))
 
 
@@ -55,9 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("annotations", help="OpenImages' *-annotations-bbox.csv")
     parser.add_argument("images", help="folder with the images")
     parser.add_argument("out", type=Path, help="pickle to write")
-    parser.add_argument("--threads", type=int, default=8, help="images read at once (default: 8)")
     args = parser.parse_args(argv)
-    metas = image_metas(args.annotations, args.images, threads=args.threads)
+    metas = image_metas(args.annotations, args.images)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_bytes(pickle.dumps(metas))
     print(f"{args.out}: sizes of {len(metas)} images")

@@ -1,9 +1,10 @@
-r"""A configuration for data of your own in COCO's format: class names and their number come from the annotations.
+r"""Write a configuration for your own data in COCO's format; the class names are read from the annotations.
 
     python detection/datasets/own_data.py detection/configs/coco/mask_rcnn_internimage_t_fpn_1x_coco.py \
         --data-root data/own --train annotations/train.json train --val annotations/val.json val --out own.py
 
-Writes a short configuration that inherits the given one, for `train.py`, `test.py` and `DetInferencer`.
+The new configuration inherits the given one and works with `train.py`, `test.py` and
+`DetInferencer`.
 """
 
 import argparse
@@ -21,7 +22,7 @@ __all__ = ["own_config", "read_annotations"]
 
 
 def read_annotations(ann_file: str | Path, images: str | Path, *, masks: bool = False) -> tuple[str, ...]:
-    """Check a COCO annotation file and return its class names, in the file's order, which is the order of the labels.
+    """Check a COCO annotation file and return its class names in the order of the labels, which is the file's order.
 
     Args:
         ann_file: JSON with `images`, `annotations` and `categories`.
@@ -29,8 +30,8 @@ def read_annotations(ann_file: str | Path, images: str | Path, *, masks: bool = 
         masks: whether every annotation must have a `segmentation`.
 
     Raises:
-        UserError: what is wrong, and where: no such file, not COCO's format, no or doubled categories, annotations of
-            unknown categories or images, missing image files, no masks.
+        UserError: no such file, not COCO's format, no categories or one twice, annotations of unknown categories or
+            images, missing image files, no masks.
     """
     ann_file, images = Path(ann_file), Path(images)
     if not ann_file.is_file():
@@ -90,10 +91,10 @@ def own_config(
         data_root: folder of the data set, as seen from where `train.py` will be run.
         train: annotation file and image folder, relative to `data_root`.
         val: the same for evaluation. It must have the same categories in the same order.
-        load_from: path or address of a trained detector to start from; its heads for other classes start anew.
+        load_from: path or URL of a trained detector to start from; heads with another class count start from scratch.
 
     Raises:
-        UserError: as `read_annotations`; or the two sets have other categories; or `base` is not on COCO.
+        UserError: as `read_annotations`; the two sets have different categories; `base` is not on COCO.
     """
     from mmengine.config import Config
 
@@ -111,7 +112,6 @@ def own_config(
             f"training and validation have different categories, {list(names)} and {list(others)}; give both files "
             "the same list in the same order"
         )
-    relative = os.path.relpath(base.resolve(), out.resolve().parent)
     root = f"{data_root}/"
     loader = """dict(
     dataset=dict(data_root=data_root, metainfo=metainfo, ann_file={0!r}, data_prefix=dict(img={1!r}))
@@ -119,7 +119,7 @@ def own_config(
     lines = [
         f'"""{base.stem} on {data_root}, {len(names)} classes. Written by detection/datasets/own_data.py."""',
         "",
-        f"_base_ = {relative!r}",
+        f"_base_ = {os.path.relpath(base.resolve(), out.resolve().parent)!r}",
         "",
         f"data_root = {root!r}",
         f"metainfo = dict(classes={names!r})",
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-root", required=True, help="folder of the data set")
     parser.add_argument("--train", nargs=2, required=True, metavar=("JSON", "IMAGES"), help="relative to --data-root")
     parser.add_argument("--val", nargs=2, required=True, metavar=("JSON", "IMAGES"), help="relative to --data-root")
-    parser.add_argument("--load-from", help="trained detector to start from (default: the base's own)")
+    parser.add_argument("--load-from", help="trained detector to start from (defaults to the base's own)")
     parser.add_argument("--out", type=Path, required=True, help="configuration to write")
     args = parser.parse_args(argv)
     text = own_config(args.base, args.out, args.data_root, tuple(args.train), tuple(args.val), args.load_from)

@@ -1,4 +1,4 @@
-"""PASCAL VOC's test set of 2012 (Everingham et al.): images whose annotations VOC keeps, and files for its server."""
+"""PASCAL VOC's test set of 2012 (Everingham et al.): images without public annotations, and files for its server."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["VOCResultFiles", "VOCTestDataset"]
 
 @DATASETS.register_module()
 class VOCTestDataset(VOCDataset):
-    """`VOCDataset` that takes images without an annotation file as images without objects."""
+    """`VOCDataset` in which images without an annotation file have no objects."""
 
     def parse_data_info(self, img_info: dict) -> dict:
         """The image's paths, size and, where they exist, annotations."""
@@ -37,7 +37,7 @@ class VOCResultFiles(BaseMetric):
     """Writes `comp4_det_test_<class>.txt`: a line `image score xmin ymin xmax ymax` per detection, pixels from 1.
 
     Args:
-        out_dir: folder for the files; made if it does not exist.
+        out_dir: folder for the files; created if it does not exist.
         collect_device, prefix: as in mmengine.
     """
 

@@ -1,8 +1,8 @@
-"""Draw what a detector finds in composites beside what is there.
+"""Draw the true and the detected objects of composites.
 
-    python detection/demo/pictures.py CONFIG CHECKPOINT [--out detections.png] [--count 16] [--score-thr 0.5]
+    python detection/demo/pictures.py CONFIG CHECKPOINT [--out detections.png]
 
-Pictures and true objects are the first of the configuration's test data: rows of truth and of detections take turns.
+Pictures and true objects are the first of the configuration's test data; rows of truth and of detections alternate.
 """
 
 import argparse
@@ -31,6 +31,8 @@ from internimage.mm.demo import load_model
 __all__ = ["draw_objects", "grid"]
 
 COLUMNS = 8
+COUNT = 16  # pictures
+THRESHOLD = 0.5  # lowest score drawn
 
 
 def draw_objects(
@@ -58,14 +60,14 @@ def draw_objects(
     axis.set(xticks=[], yticks=[], xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
 
 
-def grid(config_path: str, checkpoint: str, count: int = 16, score_thr: float = 0.5) -> Figure:
-    """The figure of this module, of the first `count` pictures with detections from a score of `score_thr` on."""
+def grid(config_path: str, checkpoint: str) -> Figure:
+    """The figure of this module."""
     config = read_config(config_path)
     check_data_files(config, ("test",))
     model = load_model(config, checkpoint)
     names = model.dataset_meta["classes"]
     dataset = DATASETS.build(config.test_dataloader.dataset)
-    count = min(count, len(dataset))
+    count = min(COUNT, len(dataset))
     rows = 2 * -(-count // COLUMNS)
     figure = Figure(figsize=(1.75 * COLUMNS, 1.85 * rows), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
@@ -82,7 +84,7 @@ def grid(config_path: str, checkpoint: str, count: int = 16, score_thr: float = 
         boxes = [instance["bbox"] for instance in true]
         draw_objects(above, image, boxes, masks, labels, [names[label] for label in labels])
         found = inference_detector(model, bgr).pred_instances
-        found = found[found.scores >= score_thr].numpy()
+        found = found[found.scores >= THRESHOLD].numpy()
         texts = [f"{names[label]} {score:.2f}" for label, score in zip(found.labels, found.scores)]
         draw_objects(below, image, found.bboxes, found.masks, found.labels.tolist(), texts)
         for axis in (above, below):
@@ -99,10 +101,8 @@ def main() -> None:
     parser.add_argument("config", help="configuration file")
     parser.add_argument("checkpoint", help="path of the weights")
     parser.add_argument("--out", type=Path, default=Path("detections.png"))
-    parser.add_argument("--count", type=int, default=16, help="how many pictures")
-    parser.add_argument("--score-thr", type=float, default=0.5, help="draw detections from this score on")
     args = parser.parse_args()
-    save_figure(grid(args.config, args.checkpoint, args.count, args.score_thr), args.out)
+    save_figure(grid(args.config, args.checkpoint), args.out)
 
 
 if __name__ == "__main__":

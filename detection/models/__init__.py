@@ -1,4 +1,4 @@
-"""The models of detection. Importing this, or `internimage.mm` alone, registers them with mmdet."""
+"""The models of detection; importing this, or `internimage.mm` alone, registers them with mmdet."""
 
 from internimage.mm import CBInternImage, FlashInternImage, InternImage
 from internimage.mm.dino import CBDINO, CBDINOHead, InternImageDINOHead

@@ -1,16 +1,15 @@
 """AOTInductor's `.pt2`: the model compiled ahead of time to a library that PyTorch loads, from Python or C++.
 
-The file runs without this project, on processors like the one that it was compiled on; C++ loads it by
-`torch::inductor::AOTIModelPackageLoader`. R-CNN detectors call torchvision's operators: import torchvision before they
-are loaded, or link it. With the core `custom` it calls this project's CPU kernels, and wants
-`ops_dcnv3.backends.load("cpu")` before. Height and width are fixed: with free ones compilation takes many times longer
-and the result is slower. The library does not look at shapes, and reads beyond smaller images, unless the environment
-variable AOTI_RUNTIME_CHECK_INPUTS is 1; `load` checks them.
+The file runs without this project, on processors like the one that compiled it; C++ loads it with
+`torch::inductor::AOTIModelPackageLoader`. R-CNN detectors call torchvision's operators: import or link torchvision
+before loading. The core `custom` needs this project's CPU kernels: call `ops_dcnv3.backends.load("cpu")` before. Height
+and width are fixed: free ones make compilation many times longer and the result slower. The library does not check
+shapes, and reads out of bounds on smaller images, unless the environment variable AOTI_RUNTIME_CHECK_INPUTS is 1;
+`load` checks them.
 """
 
 import contextlib
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +25,13 @@ from ops_dcnv3 import backends
 
 from .cores import prepare
 from .formats import Runtime
-from .progress import phase, quiet_logs
+from .progress import phase, quiet
 from .spec import Exportable
 
 __all__ = ["load", "write"]
 
 _SHAPE, _CORE = "input_shape", "core"
-_MOST_IMAGES = 4096  # the compiler wants a bound
+_MOST_IMAGES = 4096  # the compiler needs a bound
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "gather", half: bool = False) -> None:
@@ -42,7 +41,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "gather", half: boo
         UserError: no C++ compiler, or float16.
     """
     if half:
-        raise UserError("--format aoti is compiled for the CPU in float32, float16 being slower there; omit --half")
+        raise UserError("--format aoti is compiled for the CPU in float32, since float16 is slower there; omit --half")
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
@@ -53,7 +52,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "gather", half: boo
         shape[0], dynamic_shapes = None, ({0: Dim("batch", max=_MOST_IMAGES)},)
         images = images.repeat(2, 1, 1, 1)[:2]  # a batch of one would be taken for a constant
     path.parent.mkdir(parents=True, exist_ok=True)
-    with phase("Compiling"), torch.no_grad(), _quiet(), _whole_grid_sample():
+    with phase("Compiling"), torch.no_grad(), quiet(), _whole_grid_sample():
         program = torch.export.export(prepare(exportable.model, core), (images,), dynamic_shapes=dynamic_shapes)
         if table := exportable.decompositions():
             program = program.run_decompositions(table)
@@ -67,7 +66,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "gather", half: boo
 
 @contextlib.contextmanager
 def _whole_grid_sample():
-    """Leaves grid_sample to PyTorch's kernel: a small DINO takes 25 ms so, 116 ms with what Inductor makes of it."""
+    """Keep PyTorch's kernel for grid_sample: a small DINO takes 25 ms with it, 116 ms with Inductor's code."""
     table, name = select_decomp_table(), torch.ops.aten.grid_sampler_2d.default
     rules = {name: table.pop(name)} if name in table else {}
     try:
@@ -76,24 +75,15 @@ def _whole_grid_sample():
         table.update(rules)
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Silences warnings of the compiler's internals, which the user can do nothing about."""
-    with quiet_logs(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def load(path: Path, *, threads: int = 1) -> Runtime:
-    """A file run by this PyTorch. The number of threads is the process's.
+    """Load a file into this PyTorch. `threads` applies to the whole process.
 
     Raises:
-        UserError: a file that cannot be read, or kernels that it needs and that are missing; when it is run, images of
-            another shape than the file's.
+        UserError: the file cannot be read, or its kernels are missing; when run, images of another shape.
     """
     torch.set_num_threads(threads)
     try:
-        with _quiet():
+        with quiet():
             model = aoti_load_package(str(path))
         about = model.get_metadata()
         shape = json.loads(about[_SHAPE])

@@ -1,4 +1,4 @@
-"""The part of `export.py` that all tasks share: options, and write, check, time, print."""
+"""What the tasks' `export.py` share: options, and writing, checking and timing a file."""
 
 import argparse
 import math
@@ -30,35 +30,35 @@ __all__ = ["add_arguments", "check_arguments", "image_size", "run"]
 def add_arguments(parser: argparse.ArgumentParser, *, checkpoint: bool = True) -> None:
     """Add the options that `run` and the task's script read. `checkpoint`: whether to add --checkpoint as well."""
     if checkpoint:
-        parser.add_argument("--checkpoint", metavar="FILE", help="trained weights (default: random ones)")
+        parser.add_argument("--checkpoint", metavar="FILE", help="trained weights; defaults to random ones")
     parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="file to write")
-    parser.add_argument("--format", default="onnx", metavar="NAME", help=f"one of {', '.join(FORMATS)} (default onnx)")
+    parser.add_argument("--format", default="onnx", metavar="NAME", help=f"{', '.join(FORMATS)}; defaults to onnx")
     parser.add_argument(
         "--core",
         metavar="NAME",
-        help=f"form of the operator: {', '.join(CORES)} (default: the most widely known one that the format has; "
-        "deform_conv is faster in ONNX Runtime 1.32, custom needs this project's kernels or its TensorRT plugin)",
+        help=f"form of the operator: {', '.join(CORES)}; defaults to the most widely supported one of the format; "
+        "deform_conv is faster in ONNX Runtime 1.32, custom needs this project's kernels or its TensorRT plugin",
     )
     parser.add_argument("--half", action="store_true", help="float16 weights and activations")
     parser.add_argument(
-        "--int8", action="store_true", help="write --output as int8, and NAME.float32 beside it; needs --images"
+        "--int8", action="store_true", help="write --output as int8, and NAME.float32 next to it; needs --images"
     )
-    parser.add_argument(
-        "--symmetric", action="store_true", help="with --int8: without zero points, as TensorRT expects it"
-    )
+    parser.add_argument("--symmetric", action="store_true", help="with --int8: no zero points, as TensorRT requires")
     parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
     shapes = parser.add_mutually_exclusive_group()
-    shapes.add_argument("--dynamic", action="store_true", help="any batch and size (default)")
-    shapes.add_argument("--static", action="store_true", help="only --batch and --size: for the last bit of speed")
-    parser.add_argument("--batch", type=int, default=1, help="images per call with --static, and of the timing")
-    parser.add_argument("--images", metavar="PATH", type=Path, help="image, or folder of images, for check and --int8")
+    shapes.add_argument("--dynamic", action="store_true", help="any batch and size (the default)")
+    shapes.add_argument("--static", action="store_true", help="only --batch and --size; slightly faster")
+    parser.add_argument("--batch", type=int, default=1, help="images per call, with --static and in the timing")
+    parser.add_argument(
+        "--images", metavar="PATH", type=Path, help="image, or folder of images, for the check and --int8"
+    )
     parser.add_argument("--tolerance", type=float, help="largest relative error allowed (1e-4; with --half 5e-2)")
-    parser.add_argument("--threads", type=int, default=1, help="of check and timing")
-    parser.add_argument("--repeats", type=int, default=10, help="of the timing; 0 for none")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads for check and timing")
+    parser.add_argument("--repeats", type=int, default=10, help="number of timed calls; 0 skips the timing")
 
 
 def image_size(args: argparse.Namespace, default: tuple[int, int], multiple: int = 1) -> tuple[int, int]:
-    """Height and width that --size asks for. Raises `UserError` if the model cannot take them."""
+    """Height and width that --size asks for. Raises `UserError` if the model does not support them."""
     size = tuple(args.size or default)
     size = size * 2 if len(size) == 1 else size
     if len(size) != 2 or min(size) < 32:
@@ -69,21 +69,21 @@ def image_size(args: argparse.Namespace, default: tuple[int, int], multiple: int
 
 
 def check_arguments(args: argparse.Namespace) -> tuple[Format, str]:
-    """The format and the core asked for. Raises `UserError` for options that cannot work."""
+    """The format and the core of the options. Raises `UserError` for invalid options."""
     form = find_format(args.format)
     core = form.choose(args.core)
     form.check_path(args.output)
     if args.int8 and not args.images:
-        raise UserError("--int8 needs --images, a folder of some hundred images like those it will see")
+        raise UserError("--int8 needs --images, a folder of some hundred typical images")
     if args.int8 and not form.int8:
         able = " and ".join(item.name for item in FORMATS.values() if item.int8)
         raise UserError(f"--int8 is supported by the formats {able}; got {form.name}")
     if args.int8 and args.half:
-        raise UserError("--int8 and --half exclude each other; give one of them")
+        raise UserError("--int8 and --half cannot be combined; give one of them")
     if args.int8 and core == "custom":
-        raise UserError("--int8 cannot be measured with --core custom; leave out --core")
+        raise UserError("--int8 does not support --core custom; omit --core")
     if args.symmetric and not args.int8:
-        raise UserError("--symmetric is a kind of --int8; give both")
+        raise UserError("--symmetric needs --int8; give both")
     return form, core
 
 
@@ -99,17 +99,17 @@ def run(
         calibration: real images `(1, 3, H, W)`, from which --int8 takes the ranges of values.
 
     Raises:
-        UserError: options that cannot work, or results too far from PyTorch's; the file then ends in `.failed`.
+        UserError: invalid options, or results that differ too much from PyTorch's; the file then ends in `.failed`.
     """
     form, core = check_arguments(args)
     torch.set_num_threads(args.threads)
-    # The file that int8 is made from stays beside it.
+    # With --int8 the float32 file is kept.
     path = args.output.with_name(f"{args.output.stem}.float32{form.suffix}") if args.int8 else args.output
     form.write(exportable, path, core=core, half=args.half)
     with phase(f"Loading {path}"):
         runtime = form.load(path, threads=args.threads)
     with phase("Comparing it with PyTorch"):
-        # A given tolerance is taken strictly, without regard to the model's own jumps.
+        # A given tolerance is strict: the model's own jumps do not count.
         limit = math.inf if args.tolerance else default_tolerance(args.half)
         rows = check_parity(exportable, check, runtime, limit)
     precision = "float16" if args.half else "float32"
@@ -119,7 +119,7 @@ def run(
         print(f"{warning}\n")
     runtimes = {f"{form.name} ({core})": runtime}
     if args.int8:
-        from .quantize import write_int8  # needs onnx and onnxruntime, which other formats do without
+        from .quantize import write_int8  # needs onnx and onnxruntime, which are optional
 
         write_int8(exportable, path, args.output, calibration, core=core, symmetric=args.symmetric)
         runtimes[f"{form.name} int8"] = quantized = form.load(args.output, threads=args.threads)

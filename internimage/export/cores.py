@@ -1,4 +1,4 @@
-"""Rewriting a model so that its DCNv3 and DCNv4 layers consist of operators that other runtimes know.
+"""Rewrite a model so that its DCNv3 and DCNv4 layers consist of operators that other runtimes support.
 
 `grid_sample` is GridSample, native in ONNX Runtime, OpenVINO, TensorRT and ExecuTorch; `deform_conv` is ONNX's
 DeformConv; `gather` is arithmetic and gathers, which compilers fuse; `custom` keeps the operator as one node.
@@ -34,7 +34,7 @@ def _geometry(layer: DCNv3 | DCNv4, mask_is_logits: bool) -> Geometry:
 
 
 def _rows(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer on `(..., C)` as one matrix product, which runtimes have with its bias."""
+    """A linear layer on `(..., C)` as one matrix product, which runtimes fuse with its bias."""
     return layer(x.flatten(0, -2)).view(*x.shape[:-1], layer.out_features)
 
 
@@ -49,7 +49,7 @@ class CoreDCNv3(nn.Module):
         self.sampler = SAMPLERS[core](_geometry(layer, mask_is_logits=True), predictors)
         self.gate = None
         if layer.center_feature_scale:
-            # Repeated for the channels of a group in the weights, not in the activations.
+            # Weights, not activations, are repeated for the channels of a group.
             weight = layer.center_feature_scale_proj_weight.repeat_interleave(layer.group_channels, 0)
             bias = layer.center_feature_scale_proj_bias.repeat_interleave(layer.group_channels, 0)
             self.gate = nn.ParameterList([nn.Parameter(tensor.detach(), False) for tensor in (weight, bias)])
@@ -74,7 +74,7 @@ class CoreDCNv4(nn.Module):
         self.offset_mask_dw = None if layer.dw_kernel_size is None else layer.offset_mask_dw
         parts = []
         for tensor in (layer.offset_mask.weight, layer.offset_mask.bias):
-            # Groups in a row, each with its offsets, then its mask; then padding.
+            # One group after the other, each with its offsets and mask; then padding.
             rows = tensor[: layer.group * geometry.points * 3].unflatten(0, (layer.group, geometry.points * 3))
             parts.append([part.flatten(0, 1) for part in rows.split([geometry.points * 2, geometry.points], dim=1)])
         (offset_weight, mask_weight), (offset_bias, mask_bias) = parts

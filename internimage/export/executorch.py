@@ -1,12 +1,11 @@
 """ExecuTorch's `.pte`, one static shape, for devices without Python (Android, iOS, embedded Linux).
 
-XNNPACK takes the convolutions, linear layers and element-wise steps; norms, GridSample and what lies between run on
-ExecuTorch's portable kernels, which are written for size rather than speed.
+XNNPACK runs the convolutions, linear layers and element-wise steps; norms, GridSample and the rest run on ExecuTorch's
+portable kernels, which are small rather than fast.
 """
 
 import contextlib
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,26 +19,21 @@ from internimage.errors import UserError
 
 from .cores import prepare
 from .formats import Runtime
-from .progress import phase, quiet_logs
+from .progress import phase, quiet
 from .spec import Exportable
 
 __all__ = ["load", "write"]
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:
-    """Write `path` for the shape of `exportable.images`.
-
-    Raises:
-        UserError: sizes that are to stay free, float16, or a model that cannot be lowered.
-    """
+    """Write `path` for the shape of `exportable.images`. Raises `UserError` if the model cannot be lowered."""
     if half:
         raise UserError("--format executorch is float32 only: ExecuTorch's XNNPACK computes these layers in float32")
     if exportable.dynamic:
-        raise UserError("--format executorch holds one shape: add --static, and --batch and --size if need be")
+        raise UserError("--format executorch holds one shape: add --static, and --batch and --size if needed")
     images = exportable.images
     silence = contextlib.redirect_stdout(io.StringIO())
-    with phase("Lowering to ExecuTorch"), warnings.catch_warnings(), quiet_logs(), silence:
-        warnings.simplefilter("ignore")
+    with phase("Lowering to ExecuTorch"), quiet(), silence:
         program = torch.export.export(prepare(exportable.model, core), (images,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,10 +42,10 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
 
 
 def load(path: Path, *, threads: int = 1) -> Runtime:
-    """A file in ExecuTorch's runtime for Python; the number of threads is the process's.
+    """Load a file into ExecuTorch's Python runtime. `threads` applies to the whole process.
 
     Raises:
-        UserError: a file that cannot be read; when it is run, images of another shape than the file's.
+        UserError: the file cannot be read; when run, images of another shape.
     """
     portable_lib._unsafe_reset_threadpool(threads)  # there is no public call
     try:

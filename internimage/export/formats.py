@@ -1,4 +1,4 @@
-"""The formats that models can be exported to. Each has a module of its name, imported only when it is asked for."""
+"""The formats that models can be exported to. Each has a module of its name, imported when used."""
 
 import importlib
 import importlib.util
@@ -23,7 +23,7 @@ def _installed(module: str) -> bool:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of the package that the module is in
         return False
-    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
+    return spec is not None and spec.origin is not None  # a plain folder of that name has no origin
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Format:
         name: as in `--format`.
         suffix: of the file.
         packages: import name to pip name of what it needs.
-        cores: the operator's forms that it can hold (see `cores.py`), the default first.
+        cores: supported forms of the operator (see `cores.py`), the default first.
         int8: whether `quantize.py` writes it.
         one_size: whether height and width are fixed even if the batch is free.
     """
@@ -67,7 +67,7 @@ class Format:
         self._module()
         core = core or self.cores[0]
         if core not in self.cores:
-            raise UserError(f"format {self.name} cannot hold core {core!r}; it has {', '.join(self.cores)}")
+            raise UserError(f"format {self.name} does not support core {core!r}; supported: {', '.join(self.cores)}")
         return core
 
     def check_path(self, path: Path) -> None:
@@ -83,18 +83,18 @@ class Format:
 
 _ONNX = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
 _STANDARD = ("grid_sample", "deform_conv", "gather")
-_FORMATS = (
+_ALL = (
     Format("onnx", ".onnx", _ONNX, (*_STANDARD, "custom"), int8=True),
     Format("openvino", ".xml", {**_ONNX, "openvino": "openvino"}, _STANDARD, int8=True),
     Format("aoti", ".pt2", {}, ("gather", "grid_sample", "custom"), one_size=True),
     Format("executorch", ".pte", {"executorch.runtime": "executorch"}, ("grid_sample", "gather")),
     Format("tensorrt", ".engine", _ONNX, ("grid_sample",)),
 )
-FORMATS = {item.name: item for item in _FORMATS}
+FORMATS = {item.name: item for item in _ALL}
 
 
 def find_format(name: str) -> Format:
     """The format of that name. Raises `UserError` if there is none."""
     if name not in FORMATS:
-        raise UserError(f"unknown format {name!r}; formats are {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {name!r}; expected one of {', '.join(FORMATS)}")
     return FORMATS[name]

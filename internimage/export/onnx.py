@@ -1,12 +1,10 @@
 """ONNX by PyTorch's exporter, run by ONNX Runtime.
 
-Files have opset 19 and standard operators only. Opset 20 would add nothing but names, and TensorRT's parsers before
-2026 take its GridSample of mode `linear` for `nearest` without a word. `--core custom` writes the operator as nodes
-`DCNv3` of the domain `ops_dcnv3`, for which `tensorrt/plugin` is the plugin; ONNX's reference implementation checks
-such files.
+Files have opset 19 and standard operators only. Opset 20 has no advantage, and TensorRT's parsers before 2026 silently
+read its GridSample mode `linear` as `nearest`. `--core custom` writes nodes `DCNv3` of the domain `ops_dcnv3`, for the
+plugin in `tensorrt/plugin`; ONNX's reference implementation checks such files.
 """
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from ops_dcnv3.reference import Geometry
 
 from .cores import prepare
 from .formats import Runtime
-from .progress import phase, quiet_logs
+from .progress import phase, quiet
 from .sampling import DOMAIN
 from .spec import Exportable
 
@@ -59,18 +57,17 @@ _TRANSLATIONS = {torch.ops.torchvision.deform_conv2d.default: _deform_conv2d}
 
 
 def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx_ir.Model:
-    """The ONNX model with its metadata; its weights still are PyTorch's, so that large ones are not in memory twice."""
+    """The ONNX model with its metadata; it shares PyTorch's weights, so that large ones are not in memory twice."""
     model = prepare(exportable.model, core)
     images = exportable.images
     dynamic_shapes = None
     if exportable.dynamic:
-        # A batch of one would be taken for a constant.
+        # The exporter takes a batch of one as a constant.
         images = images.repeat(2, 1, 1, 1)[:2]
         dynamic_shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     if half:
         model = _HalfInside(model.half())
-    with phase("Writing the model as an ONNX graph"), warnings.catch_warnings(), quiet_logs():
-        warnings.simplefilter("ignore")
+    with phase("Writing the model as an ONNX graph"), quiet():
         program = torch.onnx.export(
             model,
             (images,),
@@ -83,9 +80,9 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx_ir.Model:
             verbose=False,
             optimize=False,
         )
-    with phase("Optimising the graph"), quiet_logs():
-        # Three of four nodes compute sizes that others compute as well. Without them first, the optimiser, which tries
-        # its rules at every node, takes a tenth of the time: of DINO-T, 30 s instead of more than 200.
+    with phase("Optimising the graph"), quiet():
+        # Three of four nodes compute sizes that other nodes also compute. With these removed first, the optimiser,
+        # which tries its rules at every node, is much faster: 30 s instead of more than 200 for DINO-T.
         CommonSubexpressionEliminationPass()(program.model)
         program.optimize()
     _strip(program.model)
@@ -94,7 +91,7 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx_ir.Model:
 
 
 def _strip(model: onnx_ir.Model) -> None:
-    """Remove the exporter's notes on every node: stack traces with this machine's paths, larger than the graph."""
+    """Remove the exporter's stack traces from every node: they contain paths and are larger than the graph."""
     model.metadata_props.clear()
     for graph in model.graphs():
         nodes = list(graph)
@@ -137,7 +134,7 @@ class DCNv3(OpRun):
 
 
 def load(path: Path, *, threads: int = 1) -> Runtime:
-    """A file in ONNX Runtime's CPU provider, or, if it has nodes of `--core custom`, in ONNX's slow reference.
+    """Load a file into ONNX Runtime's CPU provider, or, for `--core custom`, into ONNX's slow reference.
 
     Raises:
         UserError: ONNX Runtime cannot read the file.

@@ -1,6 +1,6 @@
-"""OpenVINO's own format, an `.xml` beside a `.bin`, from the same graph that is written as ONNX.
+"""OpenVINO's own format, an `.xml` and a `.bin` file, converted from the ONNX graph.
 
-float32 is asked for when the file is loaded: by default OpenVINO may compute in bfloat16 on processors that have it.
+`load` sets float32: by default OpenVINO may compute in bfloat16 on processors that support it.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ __all__ = ["load", "write"]
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:
-    """Write `path` and its weights beside it, as float16 if `half` (OpenVINO computes in float32 all the same).
+    """Write `path` and its weights beside it, as float16 if `half` (OpenVINO still computes in float32).
 
     The metadata become the section `internimage` of the file's runtime information.
     """
@@ -37,11 +37,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
 
 
 def convert(source: Path, path: Path, *, half: bool = False) -> None:
-    """Turn an ONNX file into `path` and its weights; quantised files keep their int8 layers.
-
-    Raises:
-        UserError: OpenVINO cannot read the file.
-    """
+    """Convert a float32 or int8 ONNX file to `path` and its weights. Raises `UserError` if OpenVINO cannot read it."""
     core = openvino.Core()
     core.add_extension(ConversionExtension("DeformConv", "", _deform_conv))
     try:
@@ -54,7 +50,7 @@ def convert(source: Path, path: Path, *, half: bool = False) -> None:
 
 
 def _deform_conv(node: NodeContext) -> list:
-    """ONNX's DeformConv, which OpenVINO has but does not read (2026.4)."""
+    """ONNX's DeformConv, which OpenVINO supports but its ONNX reader does not (2026.4)."""
     data, weight, offsets, bias, mask = (node.get_input(index) for index in range(5))
     pads = node.get_attribute("pads")
     result = opset8.deformable_convolution(
@@ -80,9 +76,9 @@ def _first_line(error: Exception) -> str:
 
 
 def load(path: Path, *, threads: int = 1) -> Runtime:
-    """A file on OpenVINO's CPU device, in float32.
+    """Load a file on OpenVINO's CPU device, in float32.
 
-    A file of free sizes runs faster with the size fixed when it is loaded: `core.read_model`, `model.reshape`.
+    A file with free sizes runs faster if you fix the size when loading: `core.read_model`, `model.reshape`.
 
     Raises:
         UserError: OpenVINO cannot read the file.

@@ -1,4 +1,4 @@
-"""Exporting a model of one's own: any module of images that has DCNv3 or DCNv4 layers, or whole backbones, inside."""
+"""Export your own model: any module on images that contains DCNv3 or DCNv4 layers, or whole backbones."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ __all__ = ["export"]
 
 
 class _NamedOutputs(nn.Module):
-    """Gives a tensor, a sequence or a dictionary of tensors as a tuple, and keeps the names of a dictionary."""
+    """Returns a tensor, a sequence or a dictionary of tensors as a tuple, and stores the names of a dictionary."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -32,7 +32,9 @@ class _NamedOutputs(nn.Module):
             self.names, outputs = list(outputs), outputs.values()
         outputs = tuple(outputs)
         if strange := [type(output).__name__ for output in outputs if not isinstance(output, Tensor)]:
-            raise UserError(f"outputs must be tensors; this model gives {strange[0]}: wrap it in a module that does")
+            raise UserError(
+                f"outputs must be tensors; this model returns {strange[0]}: wrap it in a module that returns tensors"
+            )
         return outputs
 
 
@@ -53,25 +55,25 @@ def export(
     """Write `model` for another runtime and compare the file with PyTorch.
 
     Args:
-        model: takes one tensor of images; gives a tensor, or a sequence or dictionary of tensors. Exported in
-            evaluation mode, and left as it is.
-        path: of the file, with the ending that the format has.
-        images: `(N, C, H, W)` float32, one tensor or several of the sizes to compare at; the first one is traced.
+        model: takes one tensor of images; returns a tensor, or a sequence or dictionary of tensors. Exported in
+            evaluation mode; it is not changed.
+        path: the file, with the format's suffix.
+        images: `(N, C, H, W)` float32, one tensor, or several to compare with; the first one is traced.
         format: `onnx`, `openvino`, `aoti`, `executorch` or `tensorrt`.
-        core: form of the operator, one of `internimage.export.CORES` that the format has; its default if None.
+        core: form of the operator, one of `internimage.export.CORES`; defaults to the first that the format supports.
         half: float16 weights and activations.
         dynamic: leave batch, height and width free (with `aoti` the batch alone; not with `executorch`).
-        output_names: names of the outputs; by default a dictionary's keys, else `output0`, `output1` and so on.
-        metadata: written into the file, where the format allows it.
-        tolerance: the largest error allowed, relative to an output's largest value; by default 1e-4, with `half` 5e-2.
-        threads: of the runtime while it is compared.
+        output_names: defaults to the keys of a dictionary, or else `output0`, `output1` and so on.
+        metadata: written into the file if the format supports it.
+        tolerance: the largest error allowed, relative to an output's largest value; defaults to 1e-4, with `half` 5e-2.
+        threads: number of CPU threads of the runtime.
 
     Returns:
-        The errors found for each of `images`.
+        The errors for each of `images`.
 
     Raises:
-        UserError: a format that is not there or cannot hold the model, or results too far from PyTorch's; the file
-            then ends in `.failed`.
+        UserError: a format that is not installed or does not support the model, or results that differ too much from
+            PyTorch's; the file then ends in `.failed`.
     """
     path, form = Path(path), find_format(format)
     core = form.choose(core)
@@ -87,7 +89,7 @@ def export(
         raise UserError(f"output_names has {len(names)} names, but the model has {count} outputs")
     exportable.output_names = names
     form.write(exportable, path, core=core, half=half)
-    # A given tolerance is taken strictly, without regard to the model's own jumps.
+    # A given tolerance is strict: the model's own jumps do not count.
     limit = math.inf if tolerance else default_tolerance(half)
     rows = check_parity(exportable, Check(samples), form.load(path, threads=threads), limit)
     require_parity(rows, path, tolerance or limit)

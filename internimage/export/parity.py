@@ -1,4 +1,4 @@
-"""Whether an exported file computes what PyTorch computes, and how fast it is beside it."""
+"""Compare the results and the speed of an exported file with PyTorch."""
 
 import math
 import statistics
@@ -27,18 +27,18 @@ __all__ = [
     "require_parity",
 ]
 
-_LARGEST_JUMP = 1e-2  # a model that moves more by itself cannot be checked
+_LARGEST_JUMP = 1e-2  # a model with larger jumps of its own cannot be checked
 _JUMPS = 10.0  # factor between a model's jumps at ties: those of one random DINO-T were 2e-5 to 5e-3
 
 
 class Parity(NamedTuple):
-    """How far the results for one sample are apart."""
+    """The errors for one sample."""
 
     shape: tuple[int, ...]
     absolute: float
     relative: float
-    matched: tuple[int, int] | None = None  # objects compared, of how many
-    own: float = 0.0  # see `_own_response`; 0 where it was not asked for
+    matched: tuple[int, int] | None = None  # objects compared, and all objects
+    own: float = 0.0  # see `_own_response`; 0 if it was not measured
 
     def passes(self, tolerance: float) -> bool:
         """Whether the results are close enough."""
@@ -53,7 +53,7 @@ class Time(NamedTuple):
 
 
 def default_tolerance(half: bool) -> float:
-    """The largest relative error allowed where the user gave none."""
+    """The largest relative error allowed by default."""
     return 5e-2 if half else 1e-4
 
 
@@ -77,17 +77,17 @@ def require_parity(rows: list[Parity], path: Path, tolerance: float) -> None:
         failed = path.replace(path.with_name(f"{path.name}.failed"))
         raise UserError(
             f"the results differ from PyTorch's: the relative error {worst:.1e} exceeds {tolerance:.1e}; the file is "
-            f"now {failed} (a larger error can be allowed: --tolerance)"
+            f"now {failed} (--tolerance allows a larger error)"
         )
 
 
 def _own_response(
     exportable: Exportable, check: Check, images: Tensor, expected: Outputs, enough: float, draws: int = 4
 ) -> float:
-    """The largest relative change of PyTorch's own results when pixels change by up to a millionth; ends at `enough`.
+    """The largest relative change of PyTorch's own results when pixels change by up to a millionth; stops at `enough`.
 
-    That is what computing in another order does to them. Models that choose by rank (DINO its queries) jump where two
-    scores nearly tie, and then a file may be on the other side of the jump without being wrong.
+    Computing in another order has the same effect. Models that choose by rank, as DINO chooses its queries, jump where
+    two scores nearly tie; a file may then be on the other side of the jump without being wrong.
     """
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
@@ -100,17 +100,17 @@ def _own_response(
 
 
 def match_warning(rows: list[Parity]) -> str | None:
-    """What to tell the user if small errors prove little, since there was little to compare."""
+    """A warning if small errors prove little because there was little to compare; otherwise None."""
     counts = [row.matched for row in rows if row.matched]
     matched, total = map(sum, zip(*counts)) if counts else (1, 1)
     if matched >= 0.9 * total > 0:
         return None
-    found = f"{matched} of {total} objects had a partner" if total else "PyTorch found no object in the sample images"
+    found = f"{matched} of {total} objects were matched" if total else "PyTorch found no object in the sample images"
     return f"WARNING: {found}, so the errors prove little; give --images in which the model finds something"
 
 
 def interleaved_times(steps: dict[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, Time]:
-    """Median times of each step, taken in turn, so that a busy machine slows all of them alike."""
+    """Median times of the steps, run in turn, so that a busy machine slows all of them equally."""
     for step in steps.values():
         for _ in range(warmup):
             step()

@@ -1,17 +1,18 @@
-"""What an export tells on the way: its phases, since a large model takes minutes, and not its libraries' logs."""
+"""Progress of an export: its phases are printed, its libraries' logs are silenced."""
 
 import contextlib
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 
-__all__ = ["phase", "quiet_logs"]
+__all__ = ["phase", "quiet"]
 
 
 @contextlib.contextmanager
 def phase(doing: str) -> Iterator[None]:
-    """Write one line to stderr: what is being done, at once, and how long it took, afterwards."""
+    """Print one line to stderr: what is being done, and then how long it took."""
     print(f"{doing} ...", end="", file=sys.stderr, flush=True)
     start = time.perf_counter()
     try:
@@ -23,11 +24,13 @@ def phase(doing: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet_logs() -> Iterator[None]:
-    """Silence logs up to warnings: steps of exporters and compilers that are no news to the user."""
+def quiet() -> Iterator[None]:
+    """Silence warnings and logs below errors: messages of exporters and compilers that the user cannot act on."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(previous)

@@ -1,7 +1,7 @@
 """int8 post-training quantisation of exported models.
 
-Static quantisation with Q/DQ nodes (Jacob et al., CVPR 2018) by ONNX Runtime's quantiser: the linear layers, nearly all
-of the weights and most of the time, multiply int8 by int8. The rest stays float32:
+Static quantisation with Q/DQ nodes (Jacob et al., CVPR 2018) by ONNX Runtime's quantiser: the linear layers, which have
+nearly all weights and take most of the time, multiply int8 by int8. The rest stays float32:
 - offset and mask projections: an offset's error of 1/256 of its range moves a sample by much of a pixel;
 - the stem, the other convolutions and the classifier: first and last layers matter most and cost little;
 - norms, activations, sampling.
@@ -19,7 +19,7 @@ from torch import Tensor
 from internimage.errors import UserError
 
 from . import onnx as onnx_format
-from .progress import phase, quiet_logs
+from .progress import phase, quiet
 from .spec import Exportable
 
 __all__ = ["linear_layers", "quantize_onnx", "sampling_layers", "write_int8"]
@@ -97,12 +97,12 @@ def quantize_onnx(source: Path, images: Sequence[np.ndarray], path: Path, *, sym
     if not layers:
         raise UserError(f"{source} has no float32 linear layers to quantise; export it without --half and --int8 first")
     external = model.ByteSize() > 2**31 - 2**20
-    # The sums leave the product as float32: quantising them as well would gain nothing here.
+    # Outputs stay float32: quantising them too would gain nothing here.
     extra_options = {"OpTypesToExcludeOutputQuantization": list(_LINEAR)}
     if symmetric:
         extra_options |= {"ActivationSymmetric": True, "QuantizeBias": False}
-    # The advice to pre-process the file is followed already: the exporter's graph is folded and has shapes.
-    with phase("Quantising"), quiet_logs():
+    # The exporter's graph needs no pre-processing: it is folded and has shapes.
+    with phase("Quantising"), quiet():
         quantize_static(
             source,
             path,
@@ -126,11 +126,7 @@ def quantize_onnx(source: Path, images: Sequence[np.ndarray], path: Path, *, sym
 def write_int8(
     exportable: Exportable, source: Path, path: Path, calibration: Sequence[Tensor], *, core: str, symmetric: bool
 ) -> None:
-    """Write an int8 version `path` of the file `source` that was written from `exportable`, ONNX or OpenVINO's.
-
-    Raises:
-        UserError: as `quantize_onnx`.
-    """
+    """Write `path`, an int8 version of the ONNX or OpenVINO file `source` of `exportable`, with `quantize_onnx`."""
     batch = 1 if exportable.dynamic else len(exportable.images)
     images = [item.repeat(batch, 1, 1, 1).numpy() for item in calibration]
     if path.suffix == ".onnx":

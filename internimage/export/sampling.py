@@ -1,9 +1,9 @@
-"""The operator's forms for other runtimes, with as much as possible done to weights instead of to activations.
+"""The operator's forms for other runtimes, with as much work as possible moved from activations to weights.
 
-A sampler takes the projected values and the features from which offsets and mask are predicted. Its offset and mask
-projections are rewritten once: offset scale, tap positions, the order of taps and of coordinates and the left-out
-centre all go into weights and biases. Projections multiply from the left, `W @ features^T`, so that offsets, mask and
-samples are planes of pixels: what is done to them runs along contiguous memory.
+A sampler takes the projected values and the features that predict offsets and mask. Its offset and mask projections are
+rewritten once: offset scale, tap positions, the order of taps and coordinates, and the removed centre become part of
+weights and biases. Projections multiply from the left, `W @ features^T`, so that offsets, mask and samples are planes
+of pixels in contiguous memory.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from internimage.errors import UserError
 from ops_dcnv3.reference import Geometry, gather_core
 
 __all__ = ["DOMAIN", "SAMPLERS", "Predictors", "Sampler"]
@@ -24,7 +23,7 @@ _NO_WEIGHT = -1e4  # the logit of a point that does not exist; its exponential i
 
 
 class Predictors(NamedTuple):
-    """The linear maps from `C` features to offsets, (x, y) for every group and point, and to mask or its logits."""
+    """The linear maps from `C` features to offsets, (x, y) of every group and point, and to the mask or its logits."""
 
     offset_weight: Tensor  # (G*P*2, C)
     offset_bias: Tensor
@@ -41,12 +40,12 @@ class Sampler(nn.Module):
         self.setup(*(tensor.detach().clone() for tensor in predictors))
 
     def keep(self, **tensors: Tensor) -> None:
-        """Keep constants."""
+        """Register constants."""
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.contiguous(), persistent=False)
 
     def setup(self, offset_weight: Tensor, offset_bias: Tensor, mask_weight: Tensor, mask_bias: Tensor) -> None:
-        """Rewrite the predictors; by default as they are."""
+        """Rewrite the predictors; by default they stay unchanged."""
         self.keep(offset_weight=offset_weight, offset_bias=offset_bias, mask_weight=mask_weight, mask_bias=mask_bias)
 
     def mask_planes(self, features: Tensor) -> Tensor:
@@ -69,12 +68,12 @@ def _taps(geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 class GridSampler(Sampler):
-    """By `grid_sample`."""
+    """With `grid_sample`."""
 
     def setup(self, offset_weight: Tensor, offset_bias: Tensor, mask_weight: Tensor, mask_bias: Tensor) -> None:
         g = self.geometry
         weight = offset_weight.view(g.groups, g.points, 2, -1) * g.offset_scale
-        # The regular grid is part of the bias: positions then are a linear map and the output pixel's own place.
+        # The regular grid is part of the bias: positions are then a linear map plus the output pixel's position.
         bias = (offset_bias.view(g.groups, g.points, 2) + torch.stack(_taps(g), -1).to(offset_bias)) * g.offset_scale
         super().setup(weight.transpose(1, 2).flatten(0, 2), bias.transpose(1, 2).flatten(), mask_weight, mask_bias)
 
@@ -96,9 +95,9 @@ class GridSampler(Sampler):
         _, height, width, channels = value.shape
         batch, out_h, out_w, _ = features.shape
         groups, points = self.geometry.groups, self.geometry.points
-        # Shapes without -1: exporters take long over symbolic divisions.
+        # Shapes without -1: symbolic divisions make exporters slow.
         features = features.flatten(1, 2).transpose(1, 2)
-        # Sampling is in float32: half-precision coordinates miss by pixels.
+        # Sampling is in float32: half-precision coordinates are off by pixels.
         pixels = (torch.matmul(self.offset_weight, features) + self.offset_bias[:, None]).float()
         scale, shift = self._places((out_h, out_w), (height, width), pixels)
         grid = pixels.unflatten(1, (groups, 2, points)) * scale + shift
@@ -111,14 +110,12 @@ class GridSampler(Sampler):
 
 
 class DeformConvSampler(Sampler):
-    """By deformable convolution of each channel with a kernel of ones."""
+    """With a deformable convolution of each channel with a kernel of ones."""
 
     def setup(self, offset_weight: Tensor, offset_bias: Tensor, mask_weight: Tensor, mask_bias: Tensor) -> None:
         g = self.geometry
         x, y = _taps(g)
-        if g.remove_center and g.kernel_h * g.kernel_w == 1:
-            raise UserError("a 1x1 kernel without its centre has no points")
-        # DeformConv's own kernel is not scaled: the difference is part of the offsets.
+        # DeformConv does not scale its kernel positions: the offsets include the difference.
         taps = torch.stack([x, y], -1).to(offset_bias) * (g.offset_scale - 1)
         weight = offset_weight.view(g.groups, g.points, 2, -1) * g.offset_scale
         bias = offset_bias.view(g.groups, g.points, 2) * g.offset_scale + taps
@@ -162,7 +159,7 @@ def _insert(tensor: Tensor, index: int, value: float) -> Tensor:
 
 
 class GatherSampler(Sampler):
-    """By gathers and arithmetic."""
+    """With gathers and arithmetic."""
 
     def forward(self, value: Tensor, features: Tensor) -> Tensor:
         offset = F.linear(features, self.offset_weight, self.offset_bias)
@@ -175,7 +172,7 @@ class GatherSampler(Sampler):
 
 
 class CustomSampler(GatherSampler):
-    """By the operator itself: this project's kernels, or in ONNX the node that `tensorrt/plugin` computes."""
+    """With the operator itself: this project's kernels, or in ONNX the node of `tensorrt/plugin`."""
 
     def operator(self, value: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         if not torch.onnx.is_in_onnx_export():

@@ -1,4 +1,4 @@
-"""What is exported, a model of any task, and how the file is checked."""
+"""Descriptions of an exported model of any task and of its check."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass
 class Exportable:
-    """A model that takes one tensor of images, and what a file of it says.
+    """A model that takes one tensor of images, and the content of its file.
 
     Attributes:
         model: in evaluation mode; `images (N, 3, H, W)` float32, normalised, to a tuple of tensors.
         images: to trace the model with, `(N, 3, H, W)`; a file of fixed shape takes this one.
         output_names: of the tuple's tensors.
-        metadata: written into the file where the format allows it: task, mean, std, resize rule, class names (JSON)...
+        metadata: written into the file if the format supports it: task, mean, std, resize rule, class names (JSON)...
         dynamic: whether batch, height and width are free in the exported file.
-        translations: gives the ONNX form of operators that PyTorch's exporter does not know.
-        decompositions: gives what compilers make of such operators.
+        translations: returns the ONNX form of operators that PyTorch's exporter does not support.
+        decompositions: returns the decompositions of such operators for compilers.
     """
 
     model: nn.Module
@@ -67,8 +67,8 @@ class Check:
         samples: images to compare with, of several sizes and batches if the file takes them.
         source: what they show, for the report.
         error: (actual, expected) to the largest absolute and relative error.
-        matched: (actual, expected) to how many of the expected objects `error` found a partner for, and of how many;
-            None if outputs are compared as wholes.
+        matched: (actual, expected) to the number of expected objects that `error` compares, and of all of them; None if
+            outputs are compared as a whole.
     """
 
     samples: list[Tensor]
@@ -78,7 +78,7 @@ class Check:
 
 
 class Logits(nn.Module):
-    """A classifier as exporters want it: `(N, 3, H, W)` to `((N, classes),)`; unknown place and date are zeros."""
+    """A classifier for exporters: `(N, 3, H, W)` to `((N, classes),)`; unknown place and date are zeros."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Logits(nn.Module):
 
 
 def spread_sampling_points(model: nn.Module) -> None:
-    """Draw offsets and masks of a new model, which are zero, so that its points are spread like a trained one's."""
+    """Draw the offset and mask layers of a new model, which are zero, so that its points spread as in a trained one."""
     for module in model.modules():
         if isinstance(module, DCNv3):
             # Offsets of about half a pixel times the offset scale, however many channels they come from. With 0.1,

@@ -1,11 +1,10 @@
 """TensorRT engines: building from ONNX files, and the export format; `tensorrt_engine.py` runs them.
 
-Every type is the file's: export it with `--half` for float16, with `--int8 --symmetric` for int8. Choosing types and
-calibration are gone from TensorRT 11, and version 10 is used the same way. Files need no plugin unless they were
-written with `--core custom`.
+The file sets every type: export it with `--half` for float16, with `--int8 --symmetric` for int8. TensorRT 11 no longer
+chooses types or calibrates, and version 10 is used in the same way. Only files of `--core custom` need a plugin.
 
 State: parsing and building were run with TensorRT for RTX 1.7, on a machine without a GPU. Nothing was run with
-`tensorrt`, nor on a GPU: there, each call was only checked against the signatures of versions 10.16, 11.4 and 1.7.
+`tensorrt` or on a GPU: there, each call was only checked against the signatures of versions 10.16, 11.4 and 1.7.
 """
 
 import json
@@ -38,18 +37,18 @@ def build(
     plugins: Sequence[Path] = (),
     trt: ModuleType | None = None,
 ) -> dict:
-    """Build an engine from an ONNX file; a `.json` beside it says for what. Return that description.
+    """Build an engine from an ONNX file, with a `.json` file that describes it. Return that description.
 
     Args:
         onnx_path: file of `--format onnx`.
         engine_path: file to write.
-        batch, height, width: for the dimensions that the file leaves open.
-        tf32: let matrix products of float32 round their factors to 10 bits, faster and off by about 1e-3.
-        plugins: libraries of plugins that the file needs.
-        trt: the library; by default the first one installed.
+        batch, height, width: for the file's free dimensions.
+        tf32: round the factors of float32 matrix products to 10 bits: faster, with errors of about 1e-3.
+        plugins: plugin libraries that the file needs.
+        trt: the library; defaults to the first one installed.
 
     Raises:
-        UserError: the file cannot be parsed or built, or an option does not fit.
+        UserError: the file cannot be parsed or built, or an option is invalid.
     """
     trt = trt or library()
     if not is_rtx(trt):
@@ -94,7 +93,7 @@ def build(
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    """The graph of an ONNX file, without its weights where they are beside it."""
+    """The graph of an ONNX file, without weights in other files."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; export a model with --format onnx first")
     try:
@@ -119,10 +118,10 @@ def _parser_error(trt: ModuleType, parser) -> str:
 
 
 def _set_interpolation(trt: ModuleType, network, model: onnx.ModelProto) -> None:
-    """Set the interpolation of every grid-sample layer to what the file says.
+    """Set the interpolation of every grid-sample layer to the file's.
 
-    Parsers before a fix of 2026 take GridSample of opset 20 and mode `linear` for `nearest` without a word
-    (onnx-tensorrt, pull request 1060). Our files have opset 19; others may not.
+    Parsers before a fix of 2026 silently read GridSample of opset 20 and mode `linear` as `nearest` (onnx-tensorrt,
+    pull request 1060). Our files have opset 19; others may not.
     """
     names = {"linear": "LINEAR", "bilinear": "LINEAR", "nearest": "NEAREST", "cubic": "CUBIC", "bicubic": "CUBIC"}
     modes = set()
@@ -139,7 +138,7 @@ def _set_interpolation(trt: ModuleType, network, model: onnx.ModelProto) -> None
 
 
 def _profile(shape: tuple[int, ...], ranges: Sequence[Range | None]) -> tuple[tuple[int, ...], ...]:
-    """The smallest, usual and largest shape of an input `(N, C, H, W)` whose open dimensions are -1."""
+    """The smallest, usual and largest shape of an input `(N, C, H, W)` whose free dimensions are -1."""
     if len(shape) != 4 or shape[1] == -1:
         raise UserError(f"the model's input has the shape {shape}; expected (N, 3, H, W)")
     columns = []
@@ -147,7 +146,7 @@ def _profile(shape: tuple[int, ...], ranges: Sequence[Range | None]) -> tuple[tu
         if size != -1:
             choice = (size, size, size)
         elif choice is None:
-            raise UserError(f"the model takes any {what}: say for which sizes to build (--size)")
+            raise UserError(f"the model takes any {what}: give the sizes to build for (--size)")
         elif not 0 < choice[0] <= choice[1] <= choice[2]:
             raise UserError(f"{what} {choice}: expected smallest <= usual <= largest")
         columns.append(choice)
@@ -155,9 +154,9 @@ def _profile(shape: tuple[int, ...], ranges: Sequence[Range | None]) -> tuple[tu
 
 
 def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half: bool = False) -> None:
-    """Write the engine, and beside it the ONNX file that it is built from, for batches up to 8 and sizes about its own.
+    """Write the engine, for batches up to 8 and half to 1.25 times the size, and the ONNX file that it is built from.
 
-    An engine is bound to its GPU and checked on it, so this needs one; elsewhere export `--format onnx`.
+    An engine is bound to its GPU and checked on it, so this needs a GPU; without one, export `--format onnx`.
     """
     trt = library()
     require_gpu("--format tensorrt")
@@ -168,5 +167,5 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
 
 
 def load(path: Path, *, threads: int = 1) -> Engine:
-    """An engine on the GPU; see `formats.Runtime`. `threads` has no meaning there."""
+    """An engine on the GPU, a `formats.Runtime`; `threads` is ignored."""
     return Engine(path)

@@ -1,6 +1,6 @@
-"""Running TensorRT engines, and the library that is installed: `tensorrt` 10 or 11, or `tensorrt_rtx` 1.
+"""Run TensorRT engines with the installed library: `tensorrt` 10 or 11, or `tensorrt_rtx` 1.
 
-The three share one Python API; TensorRT for RTX also builds where there is no GPU. State: see `tensorrt.py`.
+They share one Python API; TensorRT for RTX also builds without a GPU. State: see `tensorrt.py`.
 """
 
 import functools
@@ -18,14 +18,14 @@ from internimage.errors import UserError
 __all__ = ["Engine", "description_path", "gpu_name", "is_rtx", "library", "load_plugins", "logger", "require_gpu"]
 
 DEVICE = "cuda"
-LIBRARIES = {"tensorrt": (10, 11), "tensorrt_rtx": (1,)}  # the major versions whose API is known here
+LIBRARIES = {"tensorrt": (10, 11), "tensorrt_rtx": (1,)}  # the supported major versions
 
 
 def library(name: str | None = None) -> ModuleType:
     """Return the TensorRT module of that name, or the first one installed of `tensorrt` and `tensorrt_rtx`.
 
     Raises:
-        UserError: it is not installed, cannot be loaded, or has a version that is not supported.
+        UserError: it is not installed, cannot be loaded, or its version is not supported.
     """
     for candidate in [name] if name else LIBRARIES:
         try:
@@ -57,17 +57,17 @@ def gpu_name() -> str | None:
 
 
 def require_gpu(purpose: str) -> None:
-    """Raise `UserError` where torch sees no GPU."""
+    """Raise `UserError` if torch sees no GPU."""
     if gpu_name() is None:
         raise UserError(
             f"{purpose} needs an NVIDIA GPU, and torch sees none here; export --format onnx, and run "
-            "tensorrt/build.py on the machine that has it"
+            "tensorrt/build.py on the machine with the GPU"
         )
 
 
 @functools.cache
 def logger(trt: ModuleType):
-    """The library's one logger: errors are kept for the message to the user, the rest is dropped."""
+    """The library's one logger: it stores errors for the message to the user and drops the rest."""
     severity = trt.ILogger.Severity
 
     class Errors(trt.ILogger):
@@ -80,7 +80,7 @@ def logger(trt: ModuleType):
                 self.messages.append(message)
 
         def reason(self) -> str:
-            """The first line of the first error that says more than where it was seen; forgets them all."""
+            """The first informative line of the stored errors; clears them."""
             messages, self.messages = self.messages, []
             lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
             telling = [line for line in lines if "Error" in line or "ssertion" in line] or lines
@@ -90,7 +90,7 @@ def logger(trt: ModuleType):
 
 
 def load_plugins(trt: ModuleType, paths: Sequence[Path]) -> None:
-    """Register TensorRT's own plugins (RoiAlign is one), and those of these libraries, such as that of tensorrt/plugin.
+    """Register TensorRT's own plugins, such as RoiAlign, and those in `paths`, such as that of tensorrt/plugin.
 
     Raises:
         UserError: a file is missing or cannot be loaded, or the library has no plugin layers.
@@ -104,7 +104,7 @@ def load_plugins(trt: ModuleType, paths: Sequence[Path]) -> None:
         _load_plugin(trt, path.resolve())
 
 
-@functools.cache  # a second time the registry would find the names taken
+@functools.cache  # the registry rejects a second registration
 def _load_plugin(trt: ModuleType, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} does not exist; build the plugin as tensorrt/plugin/CMakeLists.txt says")
@@ -113,16 +113,12 @@ def _load_plugin(trt: ModuleType, path: Path) -> None:
 
 
 def description_path(engine_path: Path) -> Path:
-    """The file beside an engine that says what it is: library, version, GPU, input ranges, outputs, metadata."""
+    """The file that describes an engine: library, version, GPU, input ranges, outputs, metadata."""
     return engine_path.with_name(engine_path.name + ".json")
 
 
 class Engine:
-    """An engine on the GPU; a `formats.Runtime`.
-
-    Raises:
-        UserError: no GPU, or the engine was built by another library, version or kind of GPU.
-    """
+    """An engine on the GPU; a `formats.Runtime`. Raises `UserError` without a GPU, or for another library or GPU."""
 
     def __init__(self, path: Path, *, plugins: Sequence[Path] = ()) -> None:
         for file in (path, description_path(path)):
@@ -149,7 +145,7 @@ class Engine:
         self.stream = torch.cuda.Stream()
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Images `(N, 3, H, W)` float32, normalised, to the outputs in the order of the model."""
+        """Images `(N, 3, H, W)` float32, normalised, to the outputs in the model's order."""
         smallest, _, largest = self.ranges
         fits = (low <= size <= high for low, size, high in zip(smallest, images.shape, largest))
         if images.ndim != 4 or not all(fits):

@@ -1,13 +1,13 @@
-"""InternImage in OpenMMLab: importing this package registers it (in a configuration, name it in `custom_imports`).
+"""InternImage in OpenMMLab: importing this package registers it (in configurations, by `custom_imports`).
 
-It makes mmengine, and with it mmdet, mmseg, mmdet3d and mmpose, know
+It registers, for mmengine and so for mmdet, mmseg, mmdet3d and mmpose:
 
 - the backbones `InternImage`, `FlashInternImage` and `CBInternImage`, and the optimizer-wrapper constructor
-  `CustomLayerDecayOptimizerConstructor`, in the root registries, where all of these look up what they lack;
+  `CustomLayerDecayOptimizerConstructor`, in the root registries, where these packages look up unknown names;
 - the heads of the released detectors and segmentors (`dino`, `mask2former`), if mmdet and mmseg are installed;
-- released checkpoints: every model with such a backbone converts them when it loads them, and files are checked.
+- a conversion: every model with such a backbone converts released checkpoints when it loads them, and checks files.
 
-It also supplies `mmcv._ext` if only mmcv-lite is installed. In that case import it before any package that imports
+With mmcv-lite it also supplies `mmcv._ext`. Then import it before any package that imports
 `mmcv.ops`, such as mmdet and mmseg.
 """
 
@@ -26,13 +26,13 @@ __all__ = ["CBInternImage", "FlashInternImage", "InternImage"]
 
 
 def _register_heads() -> None:
-    """Register what the released models have beyond mmdet and mmseg, for those of the two that are installed."""
+    """Register the modules that the released models add to mmdet and mmseg, if these are installed."""
     for module, frameworks in {"dino": ["mmdet"], "mask2former": ["mmdet", "mmseg"]}.items():
         if all(find_spec(framework) for framework in frameworks):
             try:
                 importlib.import_module(f".{module}", __name__)
             except (ImportError, AssertionError) as error:  # an incomplete installation, or another mmcv than asked for
-                warnings.warn(f"without the models in {__name__}.{module}: {error}", stacklevel=2)
+                warnings.warn(f"the models in {__name__}.{module} are not registered: {error}", stacklevel=2)
 
 
 mmcv_ext.speed_up_attention()

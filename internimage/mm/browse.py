@@ -1,8 +1,8 @@
-"""Draw what a training sees of a data set, after the training pipeline, before hours are spent on it.
+"""Draw training images with their annotations, as the training pipeline gives them.
 
     python -m internimage.mm.browse CONFIG [--out browse] [--count 12]
 
-A look at these pictures shows whether images, annotations or label maps, and class names belong together.
+The pictures show whether images, annotations or label maps, and class names match.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.runner import set_random_seed
 
 from ..errors import UserError, exit_on_user_error
-from .checks import check_data_files, explained, explained_empty, merge_options, read_config
+from .checks import check_data_files, explained, explained_empty, read_config
 
 __all__ = ["main"]
 
@@ -25,16 +25,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write a picture of each of the first training images, with its annotations."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="configuration file")
-    parser.add_argument("--out", type=Path, default=Path("browse"), help="folder for the pictures; default %(default)s")
-    parser.add_argument("--count", type=int, default=12, help="how many images; default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of what the pipeline does at random")
+    parser.add_argument(
+        "--out", type=Path, default=Path("browse"), help="folder for the pictures; defaults to %(default)s"
+    )
+    parser.add_argument("--count", type=int, default=12, help="number of images; defaults to %(default)s")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
     args = parser.parse_args(argv)
-    config = read_config(args.config)
-    merge_options(config, args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     check_data_files(config, ("train",))
     init_default_scope(config.get("default_scope", "mmengine"))
-    set_random_seed(args.seed)
+    set_random_seed(0)
     with explained(), explained_empty("train"):
         dataset = DATASETS.build(config.train_dataloader.dataset)
         if len(dataset) == 0:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             image = np.ascontiguousarray(item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1])  # from (3, H, W), BGR
             path = args.out / f"{index:03d}_{Path(sample.img_path).stem}.jpg"
             visualizer.add_datasample("browse", image, sample, draw_pred=False, out_file=str(path))
-    print(f"{len(dataset)} training images; the first {count} are drawn to {args.out}")
+    print(f"{len(dataset)} training images; the first {count} are in {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""mmengine's runner by our rules: strict and safe checkpoints, trainings that can stop anywhere, CPUs like GPUs."""
+"""mmengine's runner with strict and safe checkpoints, training that can stop at any step, and several CPU processes."""
 
 import atexit
 import multiprocessing
@@ -31,7 +31,7 @@ from .resuming import LOOPS, EpochLoop, ResumableBatches
 
 __all__ = ["CheckedRunner", "bare"]
 
-_TIMEOUT = 600  # seconds without a batch, after which a worker process is taken to hang
+_TIMEOUT = 600  # seconds without a batch until a worker process counts as hung
 
 
 # Weights
@@ -45,11 +45,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Start a training from a file: the backbone must fit, of the rest what fits is taken; return notices.
-
-    Raises:
-        CheckpointError: the file has another backbone, or none.
-    """
+    """Load what fits, and the backbone exactly; return notices. Raises `CheckpointError` for another backbone."""
     inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     if not inside:  # a classifier, or a backbone alone
         return load_pretrained(model.backbone, state)
@@ -60,7 +56,9 @@ def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
     model.load_state_dict(fitting, strict=False)
     notices = []
     if left := [key for key in own if key not in fitting and not key.endswith("num_batches_tracked")]:
-        notices.append(f"{len(left)} entries of other shape, or not in the file, keep initial values: {left[0]}, ...")
+        notices.append(
+            f"{len(left)} entries keep their initial values, since the file has none of their shape: {left[0]}, ..."
+        )
     if unused := [key for key in rest if key not in own]:
         notices.append(f"{len(unused)} entries of the file are not in the model: {unused[0]}, ...")
     return notices
@@ -68,7 +66,7 @@ def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
 
 @atexit.register
 def _end_workers() -> None:
-    """End what is left of the data loaders' workers, which ignore the signal that Python ends them with."""
+    """Kill the data loaders' remaining workers, which ignore the signal that Python sends them at exit."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
@@ -79,14 +77,14 @@ class _Stopped(Exception):
 
 
 class CheckedRunner(Runner):
-    """mmengine's runner, reading and writing checkpoints by our rules.
+    """mmengine's runner with this project's rules for checkpoints.
 
-    `load_from` initialises (see `_initialise`); testing and resuming are strict. Resuming without a name takes the
-    newest checkpoint that can be read. A training that is asked to stop saves its place (see `resuming`).
+    `load_from` initialises (see `_initialise`); testing and resuming are strict. Resuming without a name uses the
+    newest checkpoint that can be read. A training that receives a stop signal saves its place (see `resuming`).
 
     Attributes:
-        stopped: whether `train` returned because the training was asked to stop.
-        saved_iter: the iteration of the last checkpoint that a training can go on from.
+        stopped: whether `train` returned because of a stop signal.
+        saved_iter: the iteration of the last checkpoint that can be resumed from.
     """
 
     stopped = False
@@ -95,13 +93,13 @@ class CheckedRunner(Runner):
     _stop_request: StopRequest | None = None  # while it trains
 
     def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
-        """Register a hook; for mmengine's checkpoint hook, ours with the same options."""
+        """Register a hook; `SafeCheckpointHook` replaces mmengine's checkpoint hook."""
         if isinstance(hook, dict) and hook.get("type") in ("CheckpointHook", "mmengine.CheckpointHook", CheckpointHook):
             hook = {**hook, "type": SafeCheckpointHook}
         super().register_hook(hook, priority)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes, which mmengine does on GPUs only."""
+        """Wrap the model for several processes, also without a GPU, where mmengine does not."""
         if not self.distributed or torch.cuda.is_available():
             return super().wrap_model(model_wrapper_cfg, model)
         unused = self.cfg.get("find_unused_parameters", False)
@@ -115,21 +113,21 @@ class CheckedRunner(Runner):
 
     @property
     def is_training(self) -> bool:
-        """Whether `train` is at work."""
+        """Whether `train` is running."""
         return self._stop_request is not None
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
-        """Build a loader whose workers leave signals to the main process, and that does not wait for them forever."""
+        """Build a loader with a time-out, whose workers ignore the signals that the main process handles."""
         if isinstance(dataloader, dict):
             dataloader = {"worker_init_fn": {"type": ignore_in_worker}, **dataloader}
-            dataloader.pop("disable_subprocess_warning", None)  # goes with mmengine's own function for workers
+            dataloader.pop("disable_subprocess_warning", None)  # an argument of mmengine's own worker function
             if dataloader.get("num_workers"):
                 dataloader.setdefault("timeout", _TIMEOUT)
         return Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Build the training loop; in the place of mmengine's two, ours, which can begin and stop anywhere."""
+        """Build the training loop; those of `resuming`, which start and stop at any step, replace mmengine's two."""
         names = {True: "EpochBasedTrainLoop", False: "IterBasedTrainLoop"}
         name = (loop.get("type") or names[loop.get("by_epoch", True)]) if isinstance(loop, dict) else None
         if name not in LOOPS or not isinstance(self._train_dataloader, dict):
@@ -142,27 +140,27 @@ class CheckedRunner(Runner):
         return super().build_train_loop({**options, "type": LOOPS[name]})
 
     def train(self) -> nn.Module:
-        """Train, from where the resumed checkpoint was, until the end or until SIGTERM or SIGUSR1 asks to stop."""
+        """Train, or resume, until the end or until SIGTERM or SIGUSR1."""
         with StopRequest() as self._stop_request:
             try:
                 return super().train()
             except _Stopped:
                 self.stopped = True
-                self.logger.info(f"asked to stop: saved at iteration {self.iter}; --resume goes on from there")
+                self.logger.info(f"stop signal: saved at iteration {self.iter}; resume with --resume")
                 self.call_hook("after_run")
                 return self.model
             finally:
                 self._stop_request = None
 
     def stop_if_asked(self) -> None:
-        """After a step: save and end the training if it was asked to stop, as soon as no gradients are accumulated."""
+        """After a step: save and stop if a signal has arrived and no gradients are accumulated."""
         self._stopping |= self._stop_request.agreed()
         if self._stopping and self.iter % self.cfg.optim_wrapper.get("accumulative_counts", 1) == 0:
             self.save_place()
             raise _Stopped
 
     def save_place(self) -> None:
-        """Save the training where it is, in the middle of an epoch, too, unless that has happened."""
+        """Save the training at this step, also in mid-epoch, unless it is already saved."""
         if self.saved_iter == self.iter:
             return
         loop = self.train_loop
@@ -181,28 +179,20 @@ class CheckedRunner(Runner):
         return super().test()
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        """Load the weights of a file into the model and return the whole file.
-
-        Raises:
-            CheckpointError: it cannot be read or does not fit.
-        """
+        """Load a file's weights into the model; return its content. Raises `CheckpointError` if it does not fit."""
         path = local_checkpoint(str(filename))
-
-        def check() -> None:
-            load_file(path)
-
-        on_main(check)
+        on_main(lambda: isinstance(load_file(path), dict))  # the main process checks the file; only a bool is sent
         mark_verified(path)
         content = load_file(path)
         if self._resume:
             content = training_state(content, filename)
-            if isinstance(self.train_loop, EpochLoop):  # with another number of processes the epoch has other batches
+            if isinstance(self.train_loop, EpochLoop):  # another number of processes changes the batches
                 batch, batches = content["meta"].get("place", [0, 1])
                 self.train_loop.batch = batch * len(self.train_loop.dataloader) // batches
             self.saved_iter = content["meta"]["iter"]
         extra = content if isinstance(content, dict) and "state_dict" in content else {}
         checkpoint = {**extra, "state_dict": extract_state_dict(content)}
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # EMAHook takes its average from it
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # EMAHook reads its average
         model = bare(self.model)
         try:
             if self._testing or self._resume:
@@ -215,7 +205,7 @@ class CheckedRunner(Runner):
         return checkpoint
 
     def load_or_resume(self) -> None:
-        """Load or resume what the configuration says, unless that has happened."""
+        """Load or resume what the configuration says, once."""
         if self._has_loaded or not self._resume or self._load_from is not None:
             return super().load_or_resume()
 
@@ -227,7 +217,7 @@ class CheckedRunner(Runner):
 
         path = on_main(find)
         if path is None:
-            self.logger.info(f"nothing to resume in {self.work_dir}; starting anew")
+            self.logger.info(f"nothing to resume in {self.work_dir}; starting from scratch")
             return None
         self.logger.info(f"resuming from {path}")
         self.resume(str(path))
@@ -235,7 +225,7 @@ class CheckedRunner(Runner):
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save as mmengine does, but under the final name only once the file is whole."""
+        """Save as mmengine does, but atomically: the file gets its name when it is complete."""
         if "://" in str(out_dir):
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         with atomic_path(Path(out_dir, filename)) as temporary:

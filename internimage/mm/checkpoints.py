@@ -1,7 +1,7 @@
-"""Checkpoints of mmengine runs: written whole, deleted only when newer ones are there, found again, read with care.
+"""Checkpoints of mmengine runs: written atomically, deleted only after newer ones are complete, found, and checked.
 
-mmengine's own hook deletes the oldest checkpoint before it writes the new one, under its final name, and notes the
-name in `last_checkpoint`: a run that is killed meanwhile may be left with half a file and a note of one that is gone.
+mmengine's own hook deletes the oldest checkpoint before it writes the new one, under its final name, and writes the
+name to `last_checkpoint`: a run that is killed meanwhile may leave a truncated file and the name of a deleted one.
 """
 
 import re
@@ -31,16 +31,17 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-STOPPED = "stopped.pth"  # the place of a run between two of its checkpoints; the next one replaces it
+STOPPED = "stopped.pth"  # saved between two numbered checkpoints; the next of these replaces it
 _NOTE, _VALIDATED = "last_checkpoint", "last_validation"
+_HUB = ("message_hub.log_scalars", "message_hub.runtime_info", "message_hub.resumed_keys")
 
 
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's hook, with its options, in an order that leaves a whole checkpoint at any moment.
+    """mmengine's hook, with its options, in an order that leaves a complete checkpoint at any moment.
 
-    At least two are kept if old ones are deleted at all (`max_keep_ckpts=1` counts as 2): the newest may turn out to be
-    unreadable. Only files of this run's folder are ever deleted, whatever a resumed checkpoint says. A validation
-    begins only when the training is saved, and one that was interrupted is made up for when the run is resumed.
+    At least two are kept if old ones are deleted at all (`max_keep_ckpts=1` counts as 2), since the newest may be
+    unreadable. Only files in this run's folder are deleted, whatever a resumed checkpoint says. A validation starts
+    only after a save, and an interrupted one is repeated when the run is resumed.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -78,7 +79,7 @@ class SafeCheckpointHook(CheckpointHook):
             steps = [*self.keep_ckpt_ids, step]
             outdated = steps[: -self.max_keep_ckpts]
             self.keep_ckpt_ids.append(step)  # and forgets the first, if it is full
-            # With the outdated ones: should this process die before it deletes them, the next one will.
+            # With the outdated ones: if this process dies before it deletes them, the next one does.
             runner.message_hub.update_info("keep_ckpt_ids", steps)
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
@@ -107,7 +108,7 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
             return
-        # mmengine deletes the best one so far before it writes the better one, unless it knows of none.
+        # mmengine deletes the best one so far before it writes the better one, unless it knows none.
         before = self._best_paths
         self._best_paths = dict.fromkeys(before)
         super()._save_best_checkpoint(runner, metrics)
@@ -120,7 +121,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     @property
     def _best_paths(self) -> dict[str, str | None]:
-        """The best checkpoint of each metric. mmengine keeps that of a single one elsewhere."""
+        """The best checkpoint of each metric. mmengine stores that of a single one elsewhere."""
         return {"": self.best_ckpt_path} if len(self.key_indicators) == 1 else dict(self.best_ckpt_path_dict)
 
     @_best_paths.setter
@@ -140,11 +141,7 @@ class SafeCheckpointHook(CheckpointHook):
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Run `work` in the first process and give every process its (picklable) result.
-
-    Raises:
-        UserError: in every process, if `work` raised one.
-    """
+    """Run `work` in the first process; in every process, return its (picklable) result or raise its `UserError`."""
     message: list = [None, None]  # result, error
     if is_main_process():
         try:
@@ -165,10 +162,10 @@ def note_latest(work_dir: str, checkpoint: str | Path) -> None:
 
 
 def find_checkpoints(config: Config) -> list[Path]:
-    """The checkpoints that the run of a configuration can go on from, newest first.
+    """The checkpoints that the run of a configuration can resume from, newest first.
 
-    These are the one that `last_checkpoint` names, what was written after that note, and the numbered ones before.
-    Larger numbers from before the note are of an earlier run in the same folder.
+    These are the one that `last_checkpoint` names, those written after that file, and those with smaller numbers.
+    Older files with larger numbers belong to an earlier run in the same folder.
     """
     options, work_dir = config.get("default_hooks", {}).get("checkpoint") or {}, config.work_dir
     template = options.get("filename_tmpl") or ("epoch_{}.pth" if options.get("by_epoch", True) else "iter_{}.pth")
@@ -185,62 +182,56 @@ def find_checkpoints(config: Config) -> list[Path]:
 
 
 def training_state(content: object, path: str | Path) -> dict:
-    """What mmengine resumes from, without what it would execute.
+    """The part of a checkpoint that mmengine resumes from, without code. Raises `CheckpointError` if one is missing."""
 
-    Raises:
-        CheckpointError: it is not the state of a training.
-    """
-    content = content if isinstance(content, dict) else {}
-    wanted = {"meta": dict, "message_hub": dict, "state_dict": dict}
-    lacking = [key for key, kind in wanted.items() if not isinstance(content.get(key), kind)]
-    lacking += [f"meta.{key}" for key in ("epoch", "iter") if not lacking and type(content["meta"].get(key)) is not int]
-    place = content["meta"].get("place", [0, 1]) if not lacking else [0, 1]  # batches done and in all, of the epoch
+    def entry(name: str) -> object:
+        value = content
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    missing = [name for name in ("state_dict", *_HUB) if not isinstance(entry(name), dict)]
+    missing += [name for name in ("meta.epoch", "meta.iter") if type(entry(name)) is not int]
+    # Batches of the epoch: done, and in all.
+    place = content["meta"].get("place", [0, 1]) if entry("meta.epoch") is not None else [0, 1]
     if not (isinstance(place, list) and [type(n) for n in place] == [int, int] and 0 <= place[0] <= place[1] != 0):
-        lacking.append("meta.place")
-    hub = ("log_scalars", "runtime_info", "resumed_keys")
-    lacking += [
-        f"message_hub.{key}" for key in hub if not lacking and not isinstance(content["message_hub"].get(key), dict)
-    ]
-    if lacking:
+        missing.append("meta.place")
+    if missing:
         raise CheckpointError(
-            f"{path} is no checkpoint that a training can go on from: it lacks {', '.join(lacking)}; resume from one "
-            "that train.py wrote, or start from its weights with --cfg-options load_from=FILE"
+            f"{path} cannot be resumed from: it lacks {', '.join(missing)}; resume from a checkpoint that train.py "
+            "wrote, or start from its weights with --cfg-options load_from=FILE"
         )
     return _without_code(content)
 
 
 def _without_code(content: object) -> object:
-    """A checkpoint without what mmengine's runner would execute: a configuration as Python text, of older versions."""
+    """A checkpoint without what mmengine's runner executes: older versions store a configuration as Python text."""
     if not isinstance(content, dict) or not isinstance(content.get("meta"), dict):
         return content
     return {**content, "meta": {key: value for key, value in content["meta"].items() if key != "config"}}
 
 
 def newest_readable(paths: list[Path], log: Callable[[str], None]) -> Path | None:
-    """The first of some checkpoints that a training can go on from; None if there are none at all.
-
-    Raises:
-        CheckpointError: none can be read. Starting from nothing would overwrite them.
-    """
+    """The first checkpoint that can be resumed from; None without `paths`. Raises `CheckpointError` if none is."""
     for path in paths:
         try:
             training_state(load_file(path), path)
             return path
         except CheckpointError as error:
-            log(f"passing over an unreadable checkpoint: {error}")
+            log(f"skipping an unreadable checkpoint: {error}")
     if paths:
         raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {paths[0].parent} can be read; move them away to start anew, or "
+            f"none of the {len(paths)} checkpoints in {paths[0].parent} can be read; move them away to start again, or "
             "name another one with --resume FILE"
         )
     return None
 
 
 def _load_from_internimage(filename: str, map_location: object = None) -> object:
-    """Read a file for mmengine, checked, onto the CPU; mmengine copies the weights to where they belong."""
+    """Read and check a file for mmengine, on the CPU; mmengine copies the weights to their device."""
     return _without_code(load_file(local_checkpoint(filename)))
 
 
 def read_through_our_loader() -> None:
-    """Make mmengine read local files and downloads through `internimage.checkpoint.load_file`, whoever asks it to."""
+    """Make mmengine read local files and downloads through `internimage.checkpoint.load_file`."""
     CheckpointLoader.register_scheme(prefixes=["", "http://", "https://"], loader=_load_from_internimage, force=True)

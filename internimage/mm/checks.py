@@ -1,4 +1,4 @@
-"""Mistakes in configurations and data of the mm frameworks, found before they end in a trace from deep inside."""
+"""Clear errors for mistakes in configurations and data of the mm frameworks."""
 
 import difflib
 import json
@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError
 
-__all__ = ["check_classes", "check_data_files", "explained", "explained_empty", "merge_options", "read_config"]
+__all__ = ["check_classes", "check_data_files", "explained", "explained_empty", "read_config"]
 
-# What mmengine's runner reads although a configuration need not have it.
+# Settings that mmengine's runner reads although a configuration may lack them.
 _RUNNER_KEYS = (
     *("work_dir", "load_from", "resume", "launcher", "randomness", "experiment_name", "custom_hooks", "auto_scale_lr"),
     *("find_unused_parameters", "model_wrapper_cfg", "compile", "activation_checkpointing", "tta_model"),
@@ -27,11 +27,11 @@ _RUNNER_KEYS = (
 )
 
 
-def read_config(path: str) -> Config:
-    """Read a configuration file.
+def read_config(path: str, options: Mapping | None = None) -> Config:
+    """Read a configuration file and merge `options`, those of `--cfg-options`, into it.
 
     Raises:
-        UserError: no such file (names the nearest of the folder), or one that cannot be read.
+        UserError: no such file, one that cannot be read, or an option whose first part the configuration does not have.
     """
     file = Path(path)
     if not file.is_file():
@@ -40,21 +40,13 @@ def read_config(path: str) -> Config:
         hint = f"did you mean {file.parent / near[0]}?" if near else "the released ones are in the folder configs"
         raise UserError(f"no configuration at {path}; {hint}")
     try:
-        return Config.fromfile(path)
+        config = Config.fromfile(path)
     except UserError:
         raise
     except Exception as error:  # configurations are Python code
         raise UserError(
             f"{path} cannot be read as a configuration ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
-
-
-def merge_options(config: Config, options: Mapping | None) -> None:
-    """Merge `--cfg-options` into a configuration.
-
-    Raises:
-        UserError: an option whose first part the configuration does not have.
-    """
     known = [*config.keys(), *_RUNNER_KEYS]
     for name in options or ():
         first = name.split(".")[0]
@@ -62,6 +54,7 @@ def merge_options(config: Config, options: Mapping | None) -> None:
             near = difflib.get_close_matches(first, known, n=1, cutoff=0)
             raise UserError(f"--cfg-options {name}: the configuration has no {first!r}; did you mean {near[0]!r}?")
     config.merge_from_dict(dict(options or {}))
+    return config
 
 
 def _datasets(config: Mapping) -> Iterator[Mapping]:
@@ -74,11 +67,7 @@ def _datasets(config: Mapping) -> Iterator[Mapping]:
 
 
 def check_data_files(config: Config, phases: tuple[str, ...]) -> None:
-    """Look for the annotation files and image folders of the data loaders of some phases (`train`, `val`, `test`).
-
-    Raises:
-        UserError: one is missing; names it, the loader and the option to change.
-    """
+    """Raise `UserError` if an annotation file or image folder of some phases (`train`, `val`, `test`) is missing."""
     for phase in phases:
         loader = config.get(f"{phase}_dataloader")
         for dataset in _datasets(loader["dataset"]) if loader else ():
@@ -91,7 +80,7 @@ def check_data_files(config: Config, phases: tuple[str, ...]) -> None:
                 if not (root / value).exists():
                     raise UserError(
                         f"no data at {root / value} ({phase}_dataloader.dataset.{option}); put the data there, or set "
-                        f"another place with --cfg-options {phase}_dataloader.dataset.data_root=..."
+                        f"another folder with --cfg-options {phase}_dataloader.dataset.data_root=..."
                     )
 
 
@@ -101,7 +90,7 @@ def _plain_dataset(dataset: Dataset) -> Dataset:
 
 
 def _check_categories(dataset: Dataset, phase: str, classes: tuple[str, ...]) -> None:
-    """COCO-format data: categories that the annotation file lacks would silently be left out."""
+    """Raise `UserError` if a COCO annotation file lacks classes; mmdet silently ignores them."""
     plain = _plain_dataset(dataset)
     found = getattr(plain, "cat_ids", None)
     if found is None or len(found) == len(classes):
@@ -125,11 +114,7 @@ def _empty(phase: str) -> UserError:
 
 @contextmanager
 def explained_empty(phase: str) -> Iterator[None]:
-    """Around the building of a data loader: mmengine fails to join the annotations of a data set without images.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Raise `UserError` if a data loader that is built has no images; mmengine's own error does not say so."""
     try:
         yield
     except ValueError as error:
@@ -145,10 +130,10 @@ def check_classes(model: nn.Module, dataset: Dataset, phase: str, *, exact: bool
         model: detector or segmentor.
         dataset: of the loader of `phase`.
         phase: `train`, `val` or `test`, for messages.
-        exact: heads must have as many classes as the data; else as many or more (released street-scene heads do).
+        exact: heads must have as many classes as the data; otherwise at least as many.
 
     Raises:
-        UserError: no image is left, a class without category, or a head of another class count.
+        UserError: no images, a class without category, or a head with another class count.
     """
     if len(dataset) == 0:
         raise _empty(phase)
@@ -169,14 +154,10 @@ def check_classes(model: nn.Module, dataset: Dataset, phase: str, *, exact: bool
 
 
 class _RegularFiles(LocalBackend):
-    """mmengine's local files, but none that a read may wait for forever."""
+    """mmengine's local files, without those that may block forever."""
 
     def get(self, filepath: str | Path) -> bytes:
-        """Read a file.
-
-        Raises:
-            UserError: it is a pipe, a socket or a device.
-        """
+        """Read a file. Raises `UserError` if it is a pipe, a socket or a device."""
         mode = os.stat(filepath).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise UserError(f"{filepath} is not a file but a pipe, a socket or a device; replace it or leave it out")
@@ -190,7 +171,7 @@ _STATES = {"T": " (stopped)", "D": " (waiting for a file system)"}
 
 
 def _late_workers() -> str:
-    """The loaders' worker processes, and what Linux says of those that do not run."""
+    """The loaders' worker processes, with the state that Linux gives for those that do not run."""
     names = []
     for worker in multiprocessing.active_children():
         status = Path(f"/proc/{worker.pid}/stat")
@@ -201,15 +182,14 @@ def _late_workers() -> str:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what bad data ends in, in this process or in a loader's, into a `UserError`.
+    """Turn the errors of bad data, in this process or in a loader's workers, into `UserError`.
 
-    Raises:
-        UserError: an image or annotation file that is missing or cannot be read, or a worker that gives no batch.
+    These are image and annotation files that are missing or cannot be read, and workers that give no batch.
     """
     try:
         yield
     except UserError as error:
-        # Of a worker's error torch makes one of the same kind from the text of its trace, the message in the last line.
+        # torch raises a worker's error again with the text of its traceback; the message is the last line.
         if "Original Traceback" not in str(error):
             raise
         raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
@@ -227,7 +207,9 @@ def explained() -> Iterator[None]:
             f"missing file {paths[-1] if paths else error}; the annotations name it: restore it or leave it out there"
         ) from error
     except AssertionError as error:
-        if found := re.findall(r"failed to load image: (\S+)", str(error)):  # the last: a trace shows the source, too
+        if found := re.findall(
+            r"failed to load image: (\S+)", str(error)
+        ):  # the last one: a traceback also shows the source
             raise UserError(f"{found[-1]} is not a readable image; replace it or leave it out") from error
         raise
     except json.JSONDecodeError as error:

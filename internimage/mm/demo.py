@@ -1,4 +1,4 @@
-"""`image_demo.py`: one image, one checkpoint, one picture with what the model finds."""
+"""`image_demo.py`: run a model on one image and draw the result."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import nn
 from ..checkpoint import extract_state_dict, load_exact, load_file
 from ..errors import CheckpointError, UserError, exit_on_user_error
 from ..zoo import local_checkpoint
-from .checks import merge_options, read_config
+from .checks import read_config
 from .runner import Task
 
 __all__ = ["draw", "image_demo", "load_model"]
@@ -37,7 +37,7 @@ def load_model(config: Config, checkpoint: str, device: str | torch.device = "cp
 
     Args:
         config: the model's configuration.
-        checkpoint: path or address; any layout.
+        checkpoint: path or URL; any layout.
         device: to run on.
 
     Raises:
@@ -69,17 +69,14 @@ def draw(model: nn.Module, image: np.ndarray, path: Path, task: Task, score_thr:
 
 @exit_on_user_error
 def image_demo(task: Task, argv: Sequence[str] | None = None) -> None:
-    """`image_demo.py IMAGE CONFIG CHECKPOINT`: write a picture of the result beside the working folder."""
+    """`image_demo.py IMAGE CONFIG CHECKPOINT`: write a picture of the result."""
     parser = argparse.ArgumentParser(description=f"Run a {task.name} model on an image and draw the result.")
-    for name, text in (
-        ("image", "image file"),
-        ("config", "configuration file"),
-        ("checkpoint", "path or address of the weights"),
-    ):
-        parser.add_argument(name, help=text)
-    parser.add_argument("--out", type=Path, help="picture to write; default NAME_OF_IMAGE_result.jpg")
-    parser.add_argument("--score-thr", type=float, default=0.3, help="draw detections from this score on")
-    parser.add_argument("--device", help="default: the GPU if there is one")
+    parser.add_argument("image", help="image file")
+    parser.add_argument("config", help="configuration file")
+    parser.add_argument("checkpoint", help="path or URL of the weights")
+    parser.add_argument("--out", type=Path, help="picture to write; defaults to NAME_OF_IMAGE_result.jpg")
+    parser.add_argument("--score-thr", type=float, default=0.3, help="draw detections with at least this score")
+    parser.add_argument("--device", help="defaults to the GPU if there is one")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
     args = parser.parse_args(argv)
     if not Path(args.image).is_file():
@@ -87,8 +84,7 @@ def image_demo(task: Task, argv: Sequence[str] | None = None) -> None:
     image = mmcv.imread(args.image)
     if image is None:
         raise UserError(f"{args.image} is not a readable image")
-    config = read_config(args.config)
-    merge_options(config, args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     out = args.out or Path(f"{Path(args.image).stem}_result.jpg")
     out.parent.mkdir(parents=True, exist_ok=True)

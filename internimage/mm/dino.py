@@ -1,4 +1,4 @@
-"""What the released DINO detectors do otherwise than mmdet 3's.
+"""Where the released DINO detectors differ from those of mmdet 3.
 
 DINO (Zhang et al., ICLR 2023) as in InternImage's original project; CBDINO is its version for `CBInternImage`.
 """
@@ -44,32 +44,15 @@ class CBDINOHead(InternImageDINOHead):
         super().__init__(*args, **kwargs)
         self.cb_first_weight = cb_first_weight
 
-    def loss_by_feat(
-        self,
-        all_layers_cls_scores: Tensor,
-        all_layers_bbox_preds: Tensor,
-        enc_cls_scores: Tensor,
-        enc_bbox_preds: Tensor,
-        batch_gt_instances: list,
-        batch_img_metas: list[dict],
-        *args,
-        **kwargs,
-    ) -> dict[str, Tensor]:
-        """Losses of the two halves of the batch, each normalised by its own boxes."""
-        half = len(batch_img_metas) // 2
+    def loss_by_feat(self, *inputs, **kwargs) -> dict[str, Tensor]:
+        """Losses of the two halves of the batch, each normalised by its own boxes. Arguments as in mmdet."""
+        decoder, per_image, rest = inputs[:2], inputs[2:6], inputs[6:]  # the decoder's have the layers before the batch
+        half = len(per_image[-1]) // 2
         losses = {}
         for index, weight in enumerate((self.cb_first_weight, 1.0)):
             part = slice(index * half, (index + 1) * half)
-            own = super().loss_by_feat(
-                all_layers_cls_scores[:, part],
-                all_layers_bbox_preds[:, part],
-                enc_cls_scores[part],
-                enc_bbox_preds[part],
-                batch_gt_instances[part],
-                batch_img_metas[part],
-                *args,
-                **kwargs,
-            )
+            halves = [item[:, part] for item in decoder] + [item[part] for item in per_image]
+            own = super().loss_by_feat(*halves, *rest, **kwargs)
             losses |= {f"{name}_cb{index}": value * weight for name, value in own.items()}
         return losses
 

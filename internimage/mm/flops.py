@@ -1,8 +1,8 @@
 """`get_flops.py`: parameters and FLOPs of a detector or segmentor by the published convention (`internimage.flops`).
 
-What is counted of a two-stage detector is what the original counted: 1000 regions in the box heads and 100 in the mask
-head. Models are built on the meta device, so that those with billions of parameters need no memory; only transformer
-heads, whose sampling needs numbers, run on the CPU, with all weights zero.
+Two-stage detectors are counted as in the original project: 1000 regions in the box heads and 100 in the mask head.
+Models are built on the meta device, so that billions of parameters need no memory; only transformer heads, whose
+sampling needs values, run on the CPU, with zero weights.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from ..errors import exit_on_user_error
 from ..flops import count_flops, count_parameters
-from .checks import merge_options, read_config
+from .checks import read_config
 
 __all__ = ["get_flops", "measure"]
 
 _BOXES, _MASKS = 1000, 100
 
 
-def _two_stage(model: nn.Module, maps: tuple[Tensor, ...], shape: tuple[int, int]) -> None:
+def _two_stage(model: nn.Module, maps: tuple[Tensor, ...]) -> None:
     maps = model.neck(maps)
     model.rpn_head(maps)
     roi = model.roi_head
@@ -43,16 +43,15 @@ def _samples(shape: tuple[int, int]) -> list:
     return [DetDataSample(metainfo={"img_shape": shape, "batch_input_shape": shape, "ori_shape": shape})]
 
 
-def _dino(model: nn.Module, maps: tuple[Tensor, ...], shape: tuple[int, int]) -> None:
-    model.bbox_head(**model.forward_transformer(model.neck(maps), _samples(shape)))
-
-
-def _mask_transformer(model: nn.Module, maps: tuple[Tensor, ...], shape: tuple[int, int]) -> None:
-    model.decode_head(maps, _samples(shape))
-
-
-def _convolutional(model: nn.Module, maps: tuple[Tensor, ...], shape: tuple[int, int]) -> None:
-    model.decode_head(maps)
+def _heads(model: nn.Module, maps: tuple[Tensor, ...], shape: tuple[int, int]) -> None:
+    if hasattr(model, "roi_head"):
+        _two_stage(model, maps)
+    elif hasattr(model, "encoder"):  # DINO
+        model.bbox_head(**model.forward_transformer(model.neck(maps), _samples(shape)))
+    elif hasattr(model.decode_head, "pixel_decoder"):  # Mask2Former
+        model.decode_head(maps, _samples(shape))
+    else:
+        model.decode_head(maps)
 
 
 @torch.no_grad()
@@ -69,33 +68,24 @@ def measure(config: Config, shape: tuple[int, int]) -> tuple[int, int]:
         maps.extend(found[-1] if isinstance(found[0], tuple) else found)  # a composite's second
 
     flops = count_flops(model, torch.empty(1, 3, *shape, device="meta"), forward=backbone)
-    if hasattr(model, "roi_head"):
-        heads = _two_stage
-    elif hasattr(model, "encoder"):
-        heads = _dino
-    else:
-        heads = _mask_transformer if hasattr(model.decode_head, "pixel_decoder") else _convolutional
-    if heads in (_dino, _mask_transformer):
+    if hasattr(model, "encoder") or hasattr(getattr(model, "decode_head", None), "pixel_decoder"):
         model.backbone = nn.Identity()
         model.to_empty(device="cpu")
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.zero_()
         maps = [torch.zeros(feature.shape) for feature in maps]
-    return parameters, flops + count_flops(model, forward=lambda: heads(model, tuple(maps), shape))
+    return parameters, flops + count_flops(model, forward=lambda: _heads(model, tuple(maps), shape))
 
 
 @exit_on_user_error
 def get_flops(default_shape: tuple[int, int], argv: Sequence[str] | None = None) -> None:
     """`get_flops.py`: print the parameters and FLOPs of a configuration's model."""
-    parser = argparse.ArgumentParser(description="Parameters and FLOPs of a model.")
+    parser = argparse.ArgumentParser(description="Print the parameters and FLOPs of a model.")
     parser.add_argument("config", help="configuration file")
-    parser.add_argument(
-        "--shape", type=int, nargs=2, metavar=("H", "W"), default=default_shape, help="default %(default)s"
-    )
+    parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), default=default_shape)
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
     args = parser.parse_args(argv)
-    config = read_config(args.config)
-    merge_options(config, args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     parameters, flops = measure(config, tuple(args.shape))
     height, width = args.shape
     print(f"{args.config}: {parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOPs at {height} x {width}")

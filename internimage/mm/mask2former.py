@@ -1,4 +1,4 @@
-"""What the released Mask2Former segmentors do otherwise than mmseg 1's.
+"""Where the released Mask2Former segmentors differ from those of mmseg 1.
 
 Mask2Former (Cheng et al., CVPR 2022) as in InternImage's and FlashInternImage's original projects.
 """
@@ -60,22 +60,9 @@ class UnnormalizedDeformableAttention(MultiScaleDeformableAttention):
         level_start_index: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """Attend from `query` `(N, queries, C)` to `value` `(N, keys, C)`, the levels one after the other.
+        """Attend from `query` `(N, queries, C)` to `value` `(N, keys, C)`; return `(N, queries, C)`.
 
-        Args:
-            query: attending tokens.
-            key: unused, the weights do not depend on keys.
-            value: tokens attended to; default `query`.
-            identity: added to the result; default `query`.
-            query_pos: position encoding, as `query`.
-            key_padding_mask: `(N, keys)`, True where a token is padding.
-            reference_points: `(N, queries, levels, 2)`, x and y in 0 to 1.
-            spatial_shapes: `(levels, 2)`, height and width.
-            level_start_index: `(levels,)`.
-            kwargs: ignored.
-
-        Returns:
-            `(N, queries, C)`.
+        Arguments as in mmcv, but `reference_points` must be `(N, queries, levels, 2)`.
         """
         identity = query if identity is None else identity
         value = self.value_proj(query if value is None else value)

@@ -1,11 +1,10 @@
 """`mmcv._ext` without building mmcv: the compiled operators that these models need, from torchvision and ops_dcnv3.
 
-mmcv-lite has all of mmcv but its compiled module, whose names `mmcv.ops` asks for when it is imported. This stand-in
-has every name. `nms` and `roi_align_*` (all that Mask R-CNN and Cascade need) call torchvision's kernels. mmcv calls
+mmcv-lite is mmcv without its compiled module, which `mmcv.ops` imports. This module replaces it, unless the compiled
+one is installed. `nms` and `roi_align_*` (all that Mask R-CNN and Cascade need) call torchvision's kernels. mmcv calls
 `ms_deform_attn_*` and `sigmoid_focal_loss_*` on a GPU only: the first are CUDA kernels of `ops_dcnv3`, or without its
-CUDA library the DCNv3 operator (`ms_deform_attn.py`), the second PyTorch. Any other operator says what is missing when
-it is called. Arguments and results are those of mmcv 2.1's compiled functions: outputs are written in place. Where a
-real `mmcv._ext` is installed, it is used.
+CUDA library the DCNv3 operator (`ms_deform_attn.py`), the second PyTorch. Any other operator raises an error when it is
+called. Arguments and results are those of mmcv 2.1's compiled functions: outputs are written in place.
 """
 
 import functools
@@ -87,7 +86,7 @@ def roi_align_backward(
 
 
 def _gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of `function(*inputs)`, computed anew: mmcv's autograd functions keep inputs, not graphs."""
+    """Gradients of `function(*inputs)`, by a new forward pass: mmcv's autograd functions save inputs, not graphs."""
     with torch.enable_grad():
         inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
         return torch.autograd.grad(function(*inputs), inputs, grad_output)
@@ -101,19 +100,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Multi-scale deformable attention.
-
-    Args:
-        value: `(N, keys, heads, D)`, the levels one after the other.
-        spatial_shapes: `(levels, 2)`, height and width.
-        level_start_index: unused, it follows from the shapes.
-        sampling_locations: `(N, queries, heads, levels, points, 2)`, x and y in 0 to 1.
-        attention_weights: `(N, queries, heads, levels, points)`.
-        im2col_step: unused, there is no such buffer.
-
-    Returns:
-        `(N, queries, heads * D)`.
-    """
+    """`internimage.ms_deform_attn.ms_deform_attn`; `level_start_index` and `im2col_step` are not used."""
     return ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
 
 
@@ -185,7 +172,7 @@ _OPERATORS = {
 
 
 class _Extension(ModuleType):
-    """The module in the place of `mmcv._ext`."""
+    """The replacement of `mmcv._ext`."""
 
     def __getattr__(self, name: str) -> Callable:
         if name.startswith("__"):
@@ -204,9 +191,9 @@ class _Extension(ModuleType):
 
 
 def install() -> bool:
-    """Put the stand-in in the place of `mmcv._ext`, unless a real one is installed; return whether it is in use.
+    """Replace `mmcv._ext` unless the compiled one is installed; return whether the replacement is in use.
 
-    Must run before `mmcv.ops` (and so mmdet or mmseg) is imported. Calling it again changes nothing.
+    Call it before `mmcv.ops` (and so mmdet or mmseg) is imported. A second call changes nothing.
 
     Raises:
         UserError: mmcv is not installed.
@@ -225,7 +212,7 @@ def install() -> bool:
 
 
 def speed_up_attention() -> None:
-    """Let mmcv's `MultiScaleDeformableAttention` use our form where it has no kernel. Tracing keeps its own."""
+    """Make mmcv's `MultiScaleDeformableAttention` use `ms_deform_attn` where mmcv has no kernel, except in tracing."""
     from mmcv.ops import multi_scale_deform_attn as module
 
     original = module.multi_scale_deformable_attn_pytorch

@@ -1,6 +1,6 @@
 """The backbones and the learning-rate rule of InternImage in mmengine's root registries.
 
-Models with such a backbone convert released checkpoints when they load them, whoever loads.
+Models with such a backbone convert released checkpoints whenever they load them.
 """
 
 import difflib
@@ -23,11 +23,11 @@ __all__ = ["CBInternImage", "CustomLayerDecayOptimizerConstructor", "FlashIntern
 
 
 class _MMBackbone:
-    """What mmengine expects of a backbone, on top of one of ours.
+    """What mmengine expects of a backbone, added to one of this project's.
 
     Args (beyond the backbone's own):
-        init_cfg: None, or `dict(type="Pretrained", checkpoint=path or address)`.
-        frozen_stages: number of levels, from the first, that are not trained.
+        init_cfg: None, or `dict(type="Pretrained", checkpoint=path or URL)`.
+        frozen_stages: number of levels, from the first, that are frozen.
     """
 
     def __init__(self, *, init_cfg: Mapping | None = None, frozen_stages: int = 0, **kwargs) -> None:
@@ -44,15 +44,15 @@ class _MMBackbone:
             del module.num_classes  # mmdet compares what has this name with the data set's classes
 
     def _plain(self) -> list[backbone.InternImage]:
-        """The plain backbones that this one consists of."""
+        """The plain backbones inside this one."""
         return [self]
 
     def _part_of(self, state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-        """What of a classifier's weights this plain backbone takes."""
+        """The part of a classifier's weights that this plain backbone loads."""
         return state
 
     def init_weights(self) -> None:
-        """Load the pretrained weights of `init_cfg`, if there are any. Random weights were drawn at construction."""
+        """Load the pretrained weights of `init_cfg`, if any; without them the constructor's random weights stay."""
         if self.init_cfg and not self.is_init:
             source = str(self.init_cfg["checkpoint"])
             print_log(f"{type(self).__name__}: pretrained weights from {source}", logger="current")
@@ -109,15 +109,8 @@ class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         parameters = dict(model.named_parameters())
         groups: dict[tuple[float, bool], dict] = {}
         for name, (scale, decays) in mm_param_scales(parameters.items(), **options).items():
-            group = groups.setdefault(
-                (scale, decays),
-                {
-                    "params": [],
-                    "lr": base_lr * scale,
-                    "lr_scale": scale,
-                    "weight_decay": decay if decays else 0.0,
-                },
-            )
+            options = {"lr": base_lr * scale, "lr_scale": scale, "weight_decay": decay if decays else 0.0}
+            group = groups.setdefault((scale, decays), {"params": [], **options})
             group["params"].append(parameters[name])
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": list(groups.values())})
         return OPTIM_WRAPPERS.build({**self.optim_wrapper_cfg, "optimizer": optimizer})
@@ -135,7 +128,7 @@ def _check_options(options: Mapping) -> None:
 
 
 def _convert_detectors(parent: nn.Module, name: str, module: nn.Module) -> None:
-    """Make a detector or segmentor accept released checkpoints as soon as it gets one of our backbones."""
+    """Make a detector or segmentor with one of these backbones accept released checkpoints."""
     if name == "backbone" and isinstance(module, _MMBackbone):
         install_layout_hook(parent)
 

@@ -1,9 +1,9 @@
-"""Trainings that stop when they are asked to and go on at the exact step, as if nothing had happened.
+"""Training that stops at any step and resumes with exactly the same result.
 
-mmengine resumes at the end of an epoch, with new random numbers, and reads again all data that an iteration-based
-training has seen. Here nothing random has a state to save: every sample and every step draws from a seed of its own,
-made of the run's seed, the process, and the place in the training. So a resumed training gives the same weights, with
-any number of worker processes. (Transforms that keep earlier samples, such as `CachedMosaic`, are an exception.)
+mmengine resumes at the end of an epoch, with new random numbers, and an iteration-based training reads all earlier data
+again. Here no random state needs saving: every sample and every step has its own seed, computed from the run's seed,
+the process, and the step. So a resumed training gives the same weights, with any number of worker processes.
+(Transforms that keep earlier samples, such as `CachedMosaic`, are an exception.)
 """
 
 import functools
@@ -22,14 +22,14 @@ __all__ = ["LOOPS", "EpochLoop", "ResumableBatches"]
 
 
 class ResumableBatches(Sampler):
-    """A batch sampler that starts anywhere, and gives every sample a seed: batches of pairs of seed and index.
+    """A batch sampler that starts at any batch and gives every sample a seed: batches of (seed, index) pairs.
 
     Args:
         sampler: indices of this process's samples.
         batch_size: samples in a batch.
-        inner: configuration of the batch sampler that makes the batches; default: consecutive indices.
-        drop_last: leave out a last, smaller batch.
-        endless: start again when the sampler ends, as an iteration-based training needs it.
+        inner: configuration of the batch sampler that makes the batches; defaults to consecutive indices.
+        drop_last: drop a smaller last batch.
+        endless: start again when the sampler ends, for iteration-based training.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ResumableBatches(Sampler):
         self._epoch = self._start = 0
 
     def open(self, seed: int, epoch: int, start: int) -> None:
-        """Make the next iterator begin with batch `start` of an epoch. Before the first call there are no batches."""
+        """Make the next iterator start at batch `start` of an epoch. Before the first call there are no batches."""
         self._seed, self._epoch, self._start = seed, epoch, start
         if hasattr(self.sampler, "seed"):
             self.sampler.seed = seed  # the resumed run's
@@ -79,11 +79,11 @@ def _fetch(dataset: Dataset, batch: Sequence[tuple[int, int]]) -> list:
 
 
 class _Loop:
-    """What both loops add to mmengine's: samples and steps with seeds of their own."""
+    """What both loops add to mmengine's: seeds for samples and steps."""
 
     def __init__(self, runner: Runner, dataloader: dict, **options) -> None:
         loader = runner.build_dataloader(dataloader, seed=runner.shared_seed)
-        # torch's loaders call this, in place of indexing, with what the batch sampler gives. Set before workers start.
+        # torch's loaders call this instead of indexing, with a batch of the sampler. Set before workers start.
         loader.dataset.__getitems__ = functools.partial(_fetch, loader.dataset)
         super().__init__(runner, loader, **options)
 
@@ -103,25 +103,25 @@ class _Loop:
 
 
 class EpochLoop(_Loop, EpochBasedTrainLoop):
-    """mmengine's epoch-based loop, which can begin in the middle of an epoch."""
+    """mmengine's epoch-based loop, which can start in mid-epoch."""
 
     by_iter = False
-    batch = 0  # of this epoch, the next one
+    batch = 0  # the next one of this epoch
 
     def run_epoch(self) -> None:
-        """Run what is left of the epoch."""
+        """Run the rest of the epoch."""
         self._open(self._epoch, self.batch)
         super().run_epoch()
         self.batch = 0
 
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
-        """Run one step. `idx` counts from where the epoch was begun this time."""
+        """Run one step. `idx` counts from where this run started the epoch."""
         self._step(self.batch, data_batch)
         self.batch += 1
         self.runner.stop_if_asked()
 
     def validation_is_due(self) -> bool:
-        """Whether mmengine validates at this place."""
+        """Whether mmengine validates at this step."""
         return self.batch == 0 and self._is_due(self._epoch, self._max_epochs)
 
 
@@ -131,9 +131,9 @@ class IterLoop(_Loop, IterBasedTrainLoop):
     by_iter = True
 
     def run(self) -> torch.nn.Module:
-        """Train from the present iteration on."""
+        """Train from the current iteration."""
         self._open(0, self._iter)
-        # mmengine takes as many batches as there were steps, to get past them.
+        # mmengine skips as many batches as there were steps.
         self.dataloader_iterator = itertools.chain(itertools.repeat(None, self._iter), self.dataloader)
         return super().run()
 
@@ -143,7 +143,7 @@ class IterLoop(_Loop, IterBasedTrainLoop):
         self.runner.stop_if_asked()
 
     def validation_is_due(self) -> bool:
-        """Whether mmengine validates at this place."""
+        """Whether mmengine validates at this step."""
         return self._is_due(self._iter, self._max_iters)
 
 

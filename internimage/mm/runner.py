@@ -1,8 +1,8 @@
 """Training and testing on mmengine, shared by detection and segmentation.
 
-The options are those of mmdet's and mmseg's own `train.py` and `test.py`. What differs: mistakes end in one line,
-checkpoints are read by `internimage.checkpoint` (strictly for testing and resuming) and written so that a kill loses
-none (`checkpoints`), and several processes work without a GPU, too (gloo, and BN for SyncBN).
+The options are those of mmdet's and mmseg's own `train.py` and `test.py`. What differs: user errors end in one line,
+checkpoints are read by `internimage.checkpoint` (strictly for testing and resuming) and written so that no kill loses
+them (`checkpoints`), and several processes also work without a GPU (gloo, and BN for SyncBN).
 """
 
 import argparse
@@ -19,39 +19,37 @@ from ..runlock import lock_run
 from ..zoo import local_checkpoint
 from .checked_runner import CheckedRunner, bare
 from .checkpoints import find_checkpoints, on_main
-from .checks import check_classes, check_data_files, explained, explained_empty, merge_options, read_config
+from .checks import check_classes, check_data_files, explained, explained_empty, read_config
 from .tasks import DETECTION, SEGMENTATION, Task
 
-__all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "load_config", "test", "train"]
+__all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"]
 
 
 # Configuration
 
 
-def _arguments(description: str, *positional: tuple[str, str]) -> argparse.ArgumentParser:
+def _arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    for name, text in (("config", "configuration file"), *positional):
-        parser.add_argument(name, help=text)
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints; default work_dirs/NAME_OF_CONFIG")
+    parser.add_argument("config", help="configuration file")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints; defaults to work_dirs/NAME_OF_CONFIG")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,
         metavar="KEY=VALUE",
-        help="settings over those of the configuration, for example train_dataloader.batch_size=4",
+        help="settings to change, for example train_dataloader.batch_size=4",
     )
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     return parser
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def _load_config(args: argparse.Namespace) -> Config:
     """The configuration of the command line."""
-    config = read_config(args.config)
-    merge_options(config, args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get("work_dir") or f"./work_dirs/{Path(args.config).stem}"
     if config.launcher == "pytorch" and not torch.cuda.is_available():
-        distributed.init_process_group("gloo")  # mmengine would ask for a GPU, unless there is a group already
+        distributed.init_process_group("gloo")  # mmengine needs a GPU unless there is a group already
     return config
 
 
@@ -73,7 +71,7 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
 
 
 def _leave_together() -> None:
-    """Close the process group at the end of a good run; gloo may abort a process whose peer has gone first."""
+    """Close the process group together: gloo may abort a process whose peer has already exited."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
@@ -83,7 +81,7 @@ def _leave_together() -> None:
 def train(task: Task, argv: Sequence[str] | None = None) -> None:
     """`train.py`: train from the configuration's pretrained weights, from `load_from`, or from a checkpoint."""
     parser = _arguments(f"Train a {task.name} model.")
-    parser.add_argument("--amp", action="store_true", help="mixed precision (needs a GPU)")
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision (needs a GPU)")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
     )
@@ -92,13 +90,13 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="continue from this checkpoint; without a name, from the latest in the work folder, if there is one",
+        help="resume from this checkpoint; without a name, from the latest one in the work folder, if any",
     )
     args = parser.parse_args(argv)
-    config = load_config(args)
+    config = _load_config(args)
     if args.amp:
         if not torch.cuda.is_available():
-            raise UserError("--amp needs a GPU; on the CPU train without it")
+            raise UserError("--amp needs a GPU; omit it on the CPU")
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     if args.auto_scale_lr:
         if not config.get("auto_scale_lr", {}).get("base_batch_size"):
@@ -122,12 +120,13 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
 @exit_on_user_error
 def test(task: Task, argv: Sequence[str] | None = None) -> None:
     """`test.py`: evaluate a checkpoint, of this or of the original project, on the configuration's test data."""
-    parser = _arguments(f"Evaluate a {task.name} model.", ("checkpoint", "path or address of the weights"))
+    parser = _arguments(f"Evaluate a {task.name} model.")
+    parser.add_argument("checkpoint", help="path or URL of the weights")
     parser.add_argument("--out", help=task.out_help)
     parser.add_argument("--show-dir", help="folder for pictures of the predictions")
-    parser.add_argument("--tta", action="store_true", help="test-time augmentation, as the configuration has it")
+    parser.add_argument("--tta", action="store_true", help="use the test-time augmentation of the configuration")
     args = parser.parse_args(argv)
-    config = load_config(args)
+    config = _load_config(args)
     config.load_from = str(local_checkpoint(args.checkpoint))
     config.resume = False
     config.model.backbone.pop("init_cfg", None)
@@ -135,9 +134,9 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
         task.save_pictures(config, args.show_dir)
     if args.tta:
         if "tta_model" not in config or "tta_pipeline" not in config:
-            raise UserError(f"{args.config} has no tta_model and tta_pipeline; test without --tta")
+            raise UserError(f"{args.config} has no tta_model and tta_pipeline; omit --tta")
         if "mask_head" in config.model.get("roi_head", {}):
-            raise UserError("mmdet cannot merge the masks of augmented images; test without --tta")
+            raise UserError("mmdet cannot merge the masks of augmented images; omit --tta")
         config.model = ConfigDict(**config.tta_model, module=config.model)
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
     with explained():

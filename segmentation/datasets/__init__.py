@@ -1,7 +1,7 @@
-"""Data sets and loading steps that mmseg lacks or has otherwise.
+"""Data sets and loading steps that mmseg does not have.
 
-Importing this registers them; the configurations name it in `custom_imports`. `own_data.py` is a script besides: it
-writes a configuration for label maps of your own.
+Importing this registers them; the configurations name it in `custom_imports`. `own_data.py` is also a script that
+writes a configuration for your own label maps.
 """
 
 import internimage.mm  # noqa: F401 - before mmseg is imported

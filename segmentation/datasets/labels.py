@@ -1,7 +1,7 @@
-"""Reading label maps, with a clear word about labels that a data set does not have.
+"""Reading label maps, with a clear error for labels that a data set does not have.
 
-On a GPU a label out of range stops the process from deep inside the loss, and mmseg stores labels in 8 bits, in which
-256 becomes class 0.
+On a GPU a label out of range fails in the loss without its file name, and mmseg stores labels in 8 bits, so that 256
+becomes class 0.
 """
 
 import mmcv
@@ -32,11 +32,10 @@ class LoadLabelMap(LoadAnnotations):
         self.num_classes = num_classes
 
     def _load_seg_map(self, results: dict) -> None:
-        """Add `gt_seg_map` `(H, W)`, uint8; nothing where there is an image alone, as in mmseg's inference functions.
+        """Add `gt_seg_map` `(H, W)`, uint8, unless there is no label map, as in mmseg's inference functions.
 
         Raises:
-            UserError: no image, not one whole number per pixel, another size than the image, or a label out of range;
-                names the file.
+            UserError: not a readable image, not one integer per pixel, not the image's size, or a label out of range.
         """
         if "seg_map_path" not in results:
             return

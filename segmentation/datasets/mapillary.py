@@ -1,6 +1,6 @@
 """Mapillary Vistas 1.2 (Neuhold et al., ICCV 2017) with the 19 classes of Cityscapes.
 
-The released models learn from Mapillary what Cityscapes is tested on. The table is that of the original project.
+The released models are trained on Mapillary and tested on Cityscapes. The table is that of the original project.
 """
 
 import numpy as np
@@ -12,33 +12,17 @@ from .labels import IGNORE
 
 __all__ = ["MapillaryDataset", "MapillaryToCityscapes"]
 
-# Other classes of Mapillary are ignored.
+# Mapillary's other classes have the names of Cityscapes with capitals, or are ignored.
 _CITYSCAPES_OF = {
-    "Road": "road",
     "Lane Marking - General": "road",
     "Manhole": "road",
     "Curb": "sidewalk",
-    "Sidewalk": "sidewalk",
-    "Building": "building",
-    "Wall": "wall",
-    "Fence": "fence",
-    "Pole": "pole",
     "Utility Pole": "pole",
-    "Traffic Light": "traffic light",
     "Traffic Sign (Front)": "traffic sign",
-    "Vegetation": "vegetation",
-    "Terrain": "terrain",
-    "Sky": "sky",
-    "Person": "person",
     "Bicyclist": "rider",
     "Motorcyclist": "rider",
     "Other Rider": "rider",
-    "Car": "car",
-    "Truck": "truck",
-    "Bus": "bus",
     "On Rails": "train",
-    "Motorcycle": "motorcycle",
-    "Bicycle": "bicycle",
 }
 
 
@@ -51,9 +35,6 @@ class MapillaryDataset(BaseSegDataset):
 
     METAINFO = CityscapesDataset.METAINFO
 
-    def __init__(self, img_suffix: str = ".jpg", seg_map_suffix: str = ".png", **kwargs) -> None:
-        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
-
 
 @TRANSFORMS.register_module()
 class MapillaryToCityscapes(BaseTransform):
@@ -63,8 +44,9 @@ class MapillaryToCityscapes(BaseTransform):
         cityscapes = CityscapesDataset.METAINFO["classes"]
         self.table = np.full(256, IGNORE, dtype=np.uint8)
         for label, name in enumerate(MapillaryDataset_v1.METAINFO["classes"]):
-            if name in _CITYSCAPES_OF:
-                self.table[label] = cityscapes.index(_CITYSCAPES_OF[name])
+            name = _CITYSCAPES_OF.get(name, name.lower())
+            if name in cityscapes:
+                self.table[label] = cityscapes.index(name)
 
     def transform(self, results: dict) -> dict:
         """Return `results` with the new label map."""

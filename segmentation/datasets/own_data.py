@@ -1,11 +1,11 @@
-r"""Data of your own: a folder of images, a folder of label maps, and one small file with class names and colours.
+r"""Write a configuration for your own data: a folder of images, a folder of label maps, and `classes.json`.
 
     python segmentation/datasets/own_data.py segmentation/configs/ade20k/upernet_internimage_t_512_160k_ade20k.py \
         --data-root data/own --train images/train labels/train --val images/val labels/val --out own.py
 
 `data/own/classes.json` is `{"classes": ["background", "leaf"], "palette": [[0, 0, 0], [0, 160, 60]]}`; class i of the
-list is the value i in the label maps, 255 is ignored, and `palette` may be left out. Writes a short configuration that
-inherits the given one, for `train.py`, `test.py` and `image_demo.py`.
+list is the value i in the label maps, 255 is ignored, and `palette` is optional. The new configuration inherits the
+given one and works with `train.py`, `test.py` and `image_demo.py`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def read_classes(path: str | Path) -> dict[str, list]:
     """Read the file of class names and colours: `{"classes": [...], "palette": [[r, g, b], ...] or []}`.
 
     Raises:
-        UserError: no such file, or it does not hold that; says what is wrong.
+        UserError: no such file, or its content is something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,16 +43,14 @@ def read_classes(path: str | Path) -> dict[str, list]:
         content = json.loads(path.read_text(encoding="utf-8"))
         classes, palette = list(content["classes"]), [list(color) for color in content.get("palette", [])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} must be JSON with "classes" and, if wanted, "palette" ({error!r})') from error
+        raise UserError(f'{path} must be JSON with "classes" and optionally "palette" ({error!r})') from error
     if not classes or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
         raise UserError(f"{path}: classes must be names, at least one, each of them once; got {classes}")
     if len(classes) > 255:
         raise UserError(f"{path} has {len(classes)} classes; label maps of 8 bits hold at most 255")
-    colors = [value for color in palette for value in color]
+    is_byte = lambda value: isinstance(value, int) and 0 <= value <= 255  # noqa: E731
     if palette and (
-        len(palette) != len(classes)
-        or any(len(color) != 3 for color in palette)
-        or not all(isinstance(value, int) and 0 <= value <= 255 for value in colors)
+        len(palette) != len(classes) or any(len(color) != 3 or not all(map(is_byte, color)) for color in palette)
     ):
         raise UserError(
             f"{path}: palette must have one [red, green, blue] (0 to 255) for each of {len(classes)} classes"
@@ -61,11 +59,7 @@ def read_classes(path: str | Path) -> dict[str, list]:
 
 
 def _pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Images of any usual type with the label maps of the same name, `.png`, in the order of the names.
-
-    Raises:
-        UserError: no such folder, no image, or an image without label map.
-    """
+    """Images and label maps `.png` of the same names, sorted. Raises `UserError` if a folder or file is missing."""
     for folder in (images, labels):
         if not folder.is_dir():
             raise UserError(f"no folder at {folder}; give it relative to --data-root")
@@ -135,10 +129,10 @@ def own_config(
         data_root: folder of the data set with its `classes.json`, as seen from where `train.py` will be run.
         train: folder of images and folder of label maps, relative to `data_root`.
         val: the same for evaluation.
-        load_from: path or address of a trained segmentor to start from; its head for other classes starts anew.
+        load_from: path or URL of a trained segmentor; a head with another class count starts from scratch.
 
     Raises:
-        UserError: as `read_classes`; a folder, an image or a label map is missing; `base` does not suit.
+        UserError: as `read_classes`; a folder, an image or a label map is missing; `base` trains on several data sets.
     """
     base, data_root = Path(base), Path(data_root)
     if not base.is_file():
@@ -192,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-root", required=True, help="folder of the data set, which holds classes.json")
     parser.add_argument("--train", nargs=2, required=True, metavar=("IMAGES", "LABELS"), help="relative to --data-root")
     parser.add_argument("--val", nargs=2, required=True, metavar=("IMAGES", "LABELS"), help="relative to --data-root")
-    parser.add_argument("--load-from", help="trained segmentor to start from (default: the base's own)")
+    parser.add_argument("--load-from", help="trained segmentor to start from (defaults to the base's own)")
     parser.add_argument("--out", type=Path, required=True, help="configuration to write")
     args = parser.parse_args(argv)
     text = own_config(args.base, args.out, args.data_root, tuple(args.train), tuple(args.val), args.load_from)

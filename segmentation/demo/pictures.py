@@ -1,6 +1,6 @@
 """Draw images, their true label maps and the predicted ones side by side.
 
-    python segmentation/demo/pictures.py CONFIG CHECKPOINT [--out label_maps.png] [--count 15]
+    python segmentation/demo/pictures.py CONFIG CHECKPOINT [--out label_maps.png]
 
 Images and label maps are the first of the configuration's test data.
 """
@@ -27,6 +27,7 @@ from internimage.mm.demo import load_model
 
 __all__ = ["colored", "grid"]
 
+COUNT = 15  # images
 TRIPLES = 3  # in a row
 IGNORED = (255, 255, 255)
 
@@ -38,14 +39,14 @@ def colored(labels: np.ndarray, palette: list[list[int]]) -> np.ndarray:
     return colors[labels]
 
 
-def grid(config_path: str, checkpoint: str, count: int = 15) -> Figure:
-    """The figure of this module, of the first `count` images."""
+def grid(config_path: str, checkpoint: str) -> Figure:
+    """The figure of this module."""
     config = read_config(config_path)
     check_data_files(config, ("test",))
     model = load_model(config, checkpoint)
     names, palette = model.dataset_meta["classes"], model.dataset_meta["palette"]
     dataset = DATASETS.build(config.test_dataloader.dataset)
-    count = min(count, len(dataset))
+    count = min(COUNT, len(dataset))
     rows = -(-count // TRIPLES)
     figure = Figure(figsize=(4.5 * TRIPLES, 1.5 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, 3 * TRIPLES, squeeze=False)
@@ -74,9 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("config", help="configuration file")
     parser.add_argument("checkpoint", help="path of the weights")
     parser.add_argument("--out", type=Path, default=Path("label_maps.png"))
-    parser.add_argument("--count", type=int, default=15, help="how many images")
     args = parser.parse_args(argv)
-    save_figure(grid(args.config, args.checkpoint, args.count), args.out)
+    save_figure(grid(args.config, args.checkpoint), args.out)
 
 
 if __name__ == "__main__":

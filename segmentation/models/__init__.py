@@ -1,4 +1,4 @@
-"""The models of segmentation. Importing this, or `internimage.mm` alone, registers them with mmseg."""
+"""The models of segmentation; importing this, or `internimage.mm` alone, registers them with mmseg."""
 
 from internimage.mm import CBInternImage, FlashInternImage, InternImage
 from internimage.mm.mask2former import (

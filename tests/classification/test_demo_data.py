@@ -77,7 +77,7 @@ def test_a_damaged_sheet_is_named_and_leaves_nothing_behind(small_sheets, tmp_pa
 
 def test_a_folder_of_somebody_else_is_never_overwritten(small_sheets, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="was not made by unpack.py"):
+    with pytest.raises(UserError, match="was not made by the demo"):
         unpack(tmp_path / "out", small_sheets[0])
 
 

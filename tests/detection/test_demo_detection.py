@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from demo import compose as module
-from demo.compose import CLASSES, SIZE, compose, cut_out, photograph_path
+from demo.compose import CLASSES, SIZE, compose, cut_out
+from demo.steps import photograph_path
 from internimage.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def test_complete_composites_are_left_alone(folder):
 
 def test_a_folder_of_somebody_else_is_not_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="not made by compose.py"):
+    with pytest.raises(UserError, match="not made by the demo"):
         compose(tmp_path, train=1, val=1)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -120,7 +121,7 @@ def test_a_garment_is_cut_out_without_specks_and_pinholes():
 
 
 def test_a_missing_photograph_is_named():
-    with pytest.raises(UserError, match="nowhere.png is missing: pip install"):
+    with pytest.raises(UserError, match="nowhere.png is missing; run pip install"):
         photograph_path("nowhere.png")
 
 
@@ -156,7 +157,7 @@ def test_the_demo_composes_what_the_configuration_reads(monkeypatch, tmp_path):
     from detection.demo import __main__ as demo
 
     commands = []
-    monkeypatch.setattr(demo, "run", lambda *command: commands.append([str(part) for part in command]))
+    monkeypatch.setattr("demo.steps.run", lambda *command: commands.append([str(part) for part in command]))
     with pytest.raises(SystemExit):  # no checkpoint: nothing ran
         demo.main(["--output", str(tmp_path)])
     composed = commands[0][commands[0].index("--out") + 1]

@@ -344,7 +344,7 @@ def test_an_image_with_fewer_places_than_queries_is_refused(backbone):
 
 def test_executorch_names_what_it_lacks_for_rcnn():
     model = built("coco/mask_rcnn_internimage_t_fpn_1x_coco.py")
-    with pytest.raises(UserError, match="no kernels of non-maximum suppression and RoIAlign"):
+    with pytest.raises(UserError, match="no kernels for non-maximum suppression and RoIAlign"):
         detector_parts(model, argparse.Namespace(format="executorch"), predict_onnx.prepare)
 
 

@@ -165,12 +165,12 @@ def options(tmp_path, *words: str) -> argparse.Namespace:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "onnxx"], "formats are onnx, openvino"),
+        (["--format", "onnxx"], "expected one of onnx, openvino"),
         (["--core", "magic"], "grid_sample"),
         (["--output", "model.pb"], "ends in .onnx"),
         (["--int8"], "needs --images"),
-        (["--int8", "--half", "--images", "."], "exclude each other"),
-        (["--int8", "--core", "custom", "--images", "."], "leave out --core"),
+        (["--int8", "--half", "--images", "."], "cannot be combined"),
+        (["--int8", "--core", "custom", "--images", "."], "omit --core"),
         (["--symmetric"], "give both"),
     ],
 )

@@ -121,7 +121,7 @@ def test_the_export_format_checks_the_engine_and_says_if_it_differs(use, tmp_pat
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({}, "takes any height: say for which sizes to build"),
+        ({}, "takes any height: give the sizes to build for"),
         ({"height": (64, 32, 96), "width": (64, 64, 64)}, "expected smallest <= usual <= largest"),
         ({"batch": (0, 1, 1), "height": (64, 64, 64), "width": (64, 64, 64)}, "expected smallest <= usual <= largest"),
     ],

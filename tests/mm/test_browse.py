@@ -21,7 +21,7 @@ def config_of(task: str, folder: Path) -> str:
 @pytest.mark.parametrize("task", TASKS)
 def test_training_images_are_drawn_with_their_annotations(task, tmp_path, capsys):
     main([config_of(task, tmp_path), "--out", str(tmp_path / "new/pictures"), "--count", "3"])
-    assert "4 training images; the first 3 are drawn to" in capsys.readouterr().out
+    assert "4 training images; the first 3 are in" in capsys.readouterr().out
     pictures = sorted((tmp_path / "new/pictures").iterdir())
     assert [path.name for path in pictures] == ["000_0.jpg", "001_1.jpg", "002_2.jpg"]
     drawn = np.asarray(Image.open(pictures[0])).astype(int)

@@ -184,10 +184,10 @@ def test_a_training_starts_from_a_model_with_other_classes(trained, tmp_path):
     if trained.task is DETECTION:
         options += [f"{phase}_dataloader.dataset.metainfo.classes=('green',)" for phase in ("train", "val")]
         options += ["train_cfg.max_epochs=1"]
-        expected = "6 entries of other shape, or not in the file, keep initial values: roi_head.bbox_head"
+        expected = "6 entries keep their initial values, since the file has none of their shape: roi_head.bbox_head"
     else:
         options += ["train_cfg.max_iters=2", "train_cfg.val_interval=2"]
-        expected = "4 entries of other shape, or not in the file, keep initial values: decode_head.conv_seg"
+        expected = "4 entries keep their initial values, since the file has none of their shape: decode_head.conv_seg"
     train(trained.task, [str(trained.config), "--work-dir", str(tmp_path), "--cfg-options", *options])
     assert expected in last_log(tmp_path)
 
@@ -430,5 +430,5 @@ def test_two_processes_pass_over_a_damaged_checkpoint_together(segmentation, tmp
     assert largest_difference(one / "iter_2.pth", one / "iter_4.pth") > 1e-3
     (two / "iter_4.pth").write_bytes((two / "iter_4.pth").read_bytes()[:-100])
     assert in_two_processes(lambda: train(SEGMENTATION, [*command, "--resume"]) or 0) == [0, 0]
-    assert "passing over an unreadable checkpoint" in last_log(two)
+    assert "skipping an unreadable checkpoint" in last_log(two)
     assert largest_difference(one / "iter_4.pth", two / "iter_4.pth") < 1e-4

@@ -57,7 +57,7 @@ def test_the_demo_trains_evaluates_and_draws(few_composites, monkeypatch, capsys
         steps.append(script)
         scripts[script]([str(argument) for argument in arguments])
 
-    monkeypatch.setattr(demo, "run", run_in_this_process)
+    monkeypatch.setattr("demo.steps.run", run_in_this_process)
     monkeypatch.setattr("demo.steps.ROOT", few_composites)
     demo.main(["--cfg-options", *options])
 

@@ -1,7 +1,7 @@
 """Boxes in exported detectors: anchors, decoding, suppression and pooling, with shapes that do not depend on values.
 
-mmdet's own post-processing selects by lists of indices, image by image, which no exporter can follow. Here every image
-has a fixed number of candidates; those that are left out have score 0. Faster R-CNN (Ren et al., 2015).
+mmdet's own post-processing selects by lists of indices, image by image, which exporters do not support. Here every
+image has a fixed number of candidates; rejected ones have score 0. Faster R-CNN (Ren et al., 2015).
 """
 
 import math
@@ -30,8 +30,8 @@ __all__ = [
 def picture_sizes(images: Tensor) -> Tensor:
     """Width and height of each picture in a padded batch `(N, 3, H, W)`, `(N, 2)`.
 
-    Padding, at the right and at the bottom, is exactly zero; a normalised picture never is over a whole edge, since the
-    mean is not a whole number.
+    Padding, at the right and at the bottom, is exactly zero; a whole row or column of a normalised picture never is,
+    since the mean is not an integer.
     """
     used = images.abs().amax(1)
     sizes = []
@@ -50,9 +50,9 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def decode(coder: nn.Module, boxes: Tensor, deltas: Tensor, sizes: Tensor) -> Tensor:
-    """Apply the deltas `(N, ..., 4)` that a head predicted to boxes (x1, y1, x2, y2) of the same shape."""
+    """Apply a head's deltas `(N, ..., 4)` to boxes (x1, y1, x2, y2) of the same shape."""
     if type(coder) is not DeltaXYWHBBoxCoder or coder.add_ctr_clamp or not coder.clip_border:
-        raise UserError(f"cannot export the box coder {coder}; only DeltaXYWHBBoxCoder with its defaults can be")
+        raise UserError(f"cannot export the box coder {coder}; supported: DeltaXYWHBBoxCoder with its defaults")
     deltas = deltas.float()
     deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
     limit = abs(math.log(16 / 1000))
@@ -87,16 +87,13 @@ def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("internimage::suppress", mutates_args=())
 def suppress(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    """Non-maximum suppression of every class of every image by itself: 1 where a box is kept, else 0.
+    """Non-maximum suppression in every class of every image: 1 where a box is kept, otherwise 0, `(B, C, M)`.
 
     Args:
         boxes: `(B, M, 4)`.
-        scores: `(B, C, M)`; 0 for boxes that do not take part.
-        iou: boxes that overlap a better one by more are left out.
-        most: number of boxes kept per class.
-
-    Returns:
-        As `scores`.
+        scores: `(B, C, M)`; 0 for boxes to ignore.
+        iou: boxes that overlap a better one by more are rejected.
+        most: largest number of boxes kept per class.
     """
     keep = torch.zeros_like(scores)
     for image, image_scores in enumerate(scores):
@@ -115,8 +112,8 @@ def _(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
 def suppress_all(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
     """`suppress` by one call of torchvision's operator, for compilers.
 
-    `most` is left out: what a detector takes of the result is no more than that in all. Classes and images are moved
-    apart, in double precision, so that adding and subtracting the distance loses nothing.
+    `most` is ignored: the detector takes no more than that in all from the result. Classes and images are moved apart,
+    in double precision, so that moving them loses nothing.
     """
     images, classes, count = scores.shape
     flat = scores.flatten()
@@ -124,7 +121,7 @@ def suppress_all(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor
     group = torch.div(index, count, rounding_mode="floor")
     own = boxes.double().flatten(0, 1)[torch.div(group, classes, rounding_mode="floor") * count + index % count]
     own = own + group[:, None] * (boxes.double().amax() + 1)
-    # Compilers take the number of boxes kept for at least two: two more, away from all, are.
+    # Compilers assume at least two kept boxes: these two, away from all others, are always kept.
     corner = torch.arange(-4, 0, 2, dtype=own.dtype, device=own.device)
     away = torch.stack([corner, corner, corner + 1, corner + 1], 1)
     rest = torch.full_like(away[:, 0], -1.0)
@@ -137,8 +134,8 @@ def suppress_all(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor
 def pool_regions(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
     """RoIAlign of boxes `(N, K, 4)`, each on the level of its size, `(N * K, C, h, w)`.
 
-    Every level pools all boxes, those of other levels at a place outside the map, where the result is zero. Boxes and
-    pooling are float32: half types would move boxes by pixels.
+    Every level pools all boxes; boxes of other levels are moved outside the map, where the result is zero. Boxes and
+    pooling are float32, since half types would move boxes by pixels.
     """
     count = boxes.shape[1]
     image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)

@@ -1,4 +1,4 @@
-"""The command line that `detection/export.py` and `segmentation/export.py` share. Import the task's models first."""
+"""The command line of `detection/export.py` and `segmentation/export.py`."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from mmengine.config import DictAction
 
 from internimage.errors import exit_on_user_error
 from internimage.export.cli import add_arguments, check_arguments, run
-from internimage.mm.checks import merge_options, read_config
+from internimage.mm.checks import read_config
 
 from .models import Parts, Prepare, build_model
 
@@ -16,21 +16,13 @@ __all__ = ["export"]
 
 @exit_on_user_error
 def export(description: str, parts: Callable[..., Parts], prepare: Prepare, argv: Sequence[str] | None = None) -> None:
-    """Read the options, build the model, and write it.
-
-    Args:
-        description: for `--help`.
-        parts: `internimage.mm.export.models.detector_parts` or `segmentor_parts`.
-        prepare: `predict_onnx.prepare`.
-        argv: the options; those of the process if None.
-    """
+    """Build the model and write it; `parts` is `detector_parts` or `segmentor_parts`, `prepare` is `predict_onnx`'s."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="configuration file")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
     add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
-    config = read_config(args.config)
-    merge_options(config, args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     exportable, check, calibration = parts(build_model(config, args.checkpoint), args, prepare)
     run(exportable, check, args, calibration)

@@ -1,4 +1,4 @@
-"""How far the results of exported detectors and segmentors are from PyTorch's."""
+"""The errors of exported detectors and segmentors against PyTorch."""
 
 import math
 
@@ -11,11 +11,11 @@ __all__ = ["detection_error", "matched_detections", "segmentation_error"]
 
 
 def detection_error(actual: Outputs, expected: Outputs, threshold: float = 0.0) -> tuple[float, float]:
-    """How far two sets of detections are apart, in the units of the outputs, and with boxes in shares of the picture.
+    """The largest error of two sets of detections, in the outputs' units, and with boxes relative to the picture.
 
-    Detections are paired by label, box and score, nearest first; a pair's masks are compared as well. One without
-    partner counts with what its score is above `threshold`, below which the detector reports nothing, or, if the other
-    side has no place left, above the lowest score there.
+    Detections are paired by label, box and score, nearest first; the masks of a pair are also compared. The error of an
+    unpaired one is its score minus `threshold`, below which the detector reports nothing, or, if the other side is
+    full, minus the lowest score there.
     """
     if not all(output.isfinite().all() for output in (*actual, *expected)):
         return math.inf, math.inf
@@ -31,7 +31,7 @@ def detection_error(actual: Outputs, expected: Outputs, threshold: float = 0.0) 
 
 
 def _distances(found: list[Tensor], others: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Distances of all pairs `(F, O)` in pixels and scores, and in shares; infinite where labels differ."""
+    """Distances of all pairs `(F, O)`, absolute and relative to the picture; infinite where labels differ."""
     (boxes, labels), (other_boxes, other_labels) = found[:2], others[:2]
     difference = (boxes[:, None] - other_boxes[None]).abs()
     largest = torch.cat([boxes, other_boxes])[:, :4].max().clamp(min=1)
@@ -41,7 +41,7 @@ def _distances(found: list[Tensor], others: list[Tensor]) -> tuple[Tensor, Tenso
 
 
 def matched_detections(actual: Outputs, expected: Outputs) -> tuple[int, int]:
-    """How many of the expected detections have a partner whose distance `detection_error` tells, and of how many."""
+    """The number of expected detections that `detection_error` pairs, and of all expected ones."""
     matched = 0
     for image in range(expected[0].shape[0]):
         sides = [[output[image].float() for output in side] for side in (expected, actual)]
@@ -49,7 +49,7 @@ def matched_detections(actual: Outputs, expected: Outputs) -> tuple[int, int]:
     return matched, int((expected[1] >= 0).sum())
 
 
-_NEAR = 0.01  # share of the picture, and of a score: pairs farther apart are two different detections
+_NEAR = 0.01  # relative to the picture, and of a score: pairs farther apart are different detections
 
 
 def _paired(found: list[Tensor], others: list[Tensor]) -> tuple[float, float]:
@@ -64,7 +64,7 @@ def _paired(found: list[Tensor], others: list[Tensor]) -> tuple[float, float]:
 
 
 def _unpaired(found: list[Tensor], others: list[Tensor], threshold: float) -> float:
-    """The worst among the detections of the first side that the second has not."""
+    """The largest error of the first side's unpaired detections."""
     alone = (found[1] >= 0) & (_distances(found, others)[1].min(1)[0] >= _NEAR)
     if not alone.any():
         return 0.0

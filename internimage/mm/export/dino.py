@@ -1,8 +1,8 @@
 """DINO of mmdet as one module from images to boxes and labels, for exporters (Zhang et al., 2023).
 
-The layers are mmdet's, with deformable attention from `layers.py`; what prepares their input takes the sizes of the
-pictures from their padding. Results are those of mmdet's test path. Places, references and boxes are float32 in half
-models too: in float16, numbers near 1 are 0.6 pixels of 1,333 apart.
+The layers are mmdet's, with deformable attention from `layers.py`; the sizes of the pictures are found from their
+padding. Results are those of mmdet's test path. Places, references and boxes are float32 also in half models: near 1,
+float16 has steps of 0.6 pixels of 1,333.
 """
 
 import torch
@@ -11,12 +11,9 @@ from mmdet.models.layers import inverse_sigmoid
 from torch import Tensor, nn
 
 from .boxes import clip, picture_sizes, take
-from .layers import WeightsType, exportable_copy
+from .layers import Shapes, WeightsType, exportable_copy
 
 __all__ = ["DINO"]
-
-
-Shapes = list[tuple[int, int]]
 
 
 def _places(shapes: Shapes, ratios: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The images of an exported detector or segmentor: how pictures become its input, and which ones it is checked with."""
+"""The images of an exported detector or segmentor: their preprocessing, and those of its check."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +14,12 @@ from internimage.images import decode_rgb
 
 __all__ = ["default_size", "make_samples", "preprocessing", "read_pictures"]
 
-# Steps of test pipelines that leave the picture as it is.
+# Steps of test pipelines that do not change the picture.
 _NEUTRAL = ("Load", "Pack", "ToTensor", "ImageToTensor", "Collect")
 
 
 def preprocessing(config: Config) -> dict[str, object]:
-    """How a configuration's test pipeline makes a network's input of a picture, in the words of the metadata.
-
-    Raises:
-        UserError: a step that `predict_onnx.py` does not have.
-    """
+    """The metadata of a configuration's test pipeline. Raises `UserError` for a step not in `predict_onnx.py`."""
     source = config.model.data_preprocessor
     rule, scale, multiple = "keep size", None, 1
     for step in config.test_dataloader.dataset.pipeline:
@@ -53,7 +49,7 @@ def preprocessing(config: Config) -> dict[str, object]:
 
 
 def default_size(meta: Mapping, config: Config) -> tuple[int, int]:
-    """Height and width of a 4 to 3 photograph after the resizing, at most that of the frame."""
+    """Height and width of a 4 to 3 photograph after resizing."""
     if "size" in meta:
         return tuple(meta["size"])
     if "scale" not in meta:
@@ -63,17 +59,12 @@ def default_size(meta: Mapping, config: Config) -> tuple[int, int]:
     return up(shorter), up(min(longer, round(shorter * 4 / 3)))
 
 
-def _photographs() -> list[Image.Image]:
-    """Three photographs that come with scikit-image."""
-    from skimage import data  # an optional package, needed without --images alone
-
-    return [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea)]
-
-
 def read_pictures(source: Path | None, count: int) -> list[Image.Image]:
-    """Up to `count` pictures of a file or folder, evenly spaced, at least three; without a source, photographs."""
+    """Up to `count` pictures of a file or folder, evenly spaced, at least three; scikit-image's if `source` is None."""
     if source is None:
-        return _photographs()
+        from skimage import data  # an optional package
+
+        return [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea)]
     extensions = Image.registered_extensions()
     paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in extensions) if source.is_dir() else [source]
     if not paths:

@@ -1,4 +1,4 @@
-"""Layers of mmdet and mmseg whose code cannot be exported with free sizes or in half types, and what replaces them.
+"""Replacements for layers of mmdet and mmseg that cannot be exported with free sizes or in half types.
 
 Deformable attention (Zhu et al., 2021) by GridSample, Mask2Former's pixel decoder (Cheng et al., 2022) with sizes
 kept as numbers, adaptive average pooling as two matrix products, and positional encodings of the weights' type.
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from internimage.export.cores import shared_copy
 
-__all__ = ["WeightsType", "exportable_copy"]
+__all__ = ["Shapes", "WeightsType", "exportable_copy"]
 
 Shapes = list[tuple[int, int]]
 
 
 class WeightsType(nn.Module):
-    """Casts to the type that the model's weights have been brought to."""
+    """Casts to the type of the model's weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,10 +29,7 @@ class WeightsType(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """`MultiScaleDeformableAttention` whose `spatial_shapes` are a list of numbers.
-
-    References, which should be float32, and sampling keep their precision if the weights are in a half type.
-    """
+    """`MultiScaleDeformableAttention` with `spatial_shapes` as a list; half weights still sample in float32."""
 
     def __init__(self, layer: MultiScaleDeformableAttention) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
-"""What the exporter needs of a detector or segmentor: its module, its images and how to compare.
+"""What the exporter needs from a detector or segmentor: its module, its images and how to compare.
 
-`detection/export.py` and `segmentation/export.py` are made of this. Metadata have the keys of
-`classification/export.py` and those that `predict_onnx.py` needs besides.
+Metadata have the keys of `classification/export.py` and those that `predict_onnx.py` also needs.
 """
 
 import argparse
@@ -49,7 +48,7 @@ def build_model(config: Config, checkpoint: str | None) -> nn.Module:
     if checkpoint:
         return load_model(config, checkpoint)
     init_default_scope(config.get("default_scope", "mmengine"))
-    MMLogger.get_current_instance().setLevel("WARNING")  # it would tell how each of the weights was drawn
+    MMLogger.get_current_instance().setLevel("WARNING")  # otherwise it logs how each weight was drawn
     torch.manual_seed(0)
     config.model.backbone.pop("init_cfg", None)
     model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
@@ -64,15 +63,15 @@ def build_model(config: Config, checkpoint: str | None) -> nn.Module:
 
 @torch.no_grad()
 def _spread_predictions(model: nn.Module) -> None:
-    """Draw the layers of a new model's heads that begin at zero or near it as large as other layers.
+    """Draw the layers of a new model's heads that start near zero as large as other layers.
 
-    Otherwise no score passes a threshold, no box is moved, and a comparison of the results would prove nothing.
+    Otherwise no score passes a threshold and no box moves, and a comparison of the results would prove nothing.
     """
     own = set(model.backbone.modules())
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer not in own:
             usual = layer.weight[0].numel() ** -0.5
-            if layer.weight.std() < 0.4 * usual:  # layers that are not meant to be small have 0.6 and more
+            if layer.weight.std() < 0.4 * usual:  # layers that should not be small have at least 0.6
                 nn.init.normal_(layer.weight, std=usual)
 
 
@@ -94,7 +93,7 @@ class Parts(NamedTuple):
 def _parts(
     model: nn.Module, module: nn.Module, args: argparse.Namespace, prepare: Prepare, task: str, words: Mapping
 ) -> Parts:
-    """The rewritten `module` of a framework's `model`, with images of --images, or photographs, to check it with."""
+    """The rewritten `module` of a framework's `model`, with images of --images, or photographs, for its check."""
     meta = preprocessing(model.cfg)
     size = image_size(args, default_size(meta, model.cfg), meta["multiple"])
     pictures = read_pictures(args.images, _CALIBRATION_IMAGES if args.int8 else 3)
@@ -128,37 +127,28 @@ def _check_queries(model: nn.Module, samples: list[Tensor]) -> None:
 
 
 def _translations() -> dict:
-    from .onnx import translations  # needs onnxscript, which other formats do without
+    from .onnx import translations  # needs onnxscript, which is optional
 
     return translations()
 
 
 def detector_parts(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Parts:
-    """What the exporter needs of a detector.
-
-    Args:
-        model: from `build_model`.
-        args: options of `internimage.export.cli.add_arguments`.
-        prepare: makes the network's input of a picture: `predict_onnx.prepare`.
-
-    Raises:
-        UserError: an architecture or option that cannot be exported.
-    """
+    """What the exporter needs from a detector of `build_model`. Raises `UserError` if it cannot be exported."""
     if hasattr(model, "roi_head"):
         config = model.roi_head.test_cfg
         if (kind := config.nms.get("type", "nms")) != "nms":
             raise UserError(f"cannot export {kind}; set model.test_cfg.rcnn.nms.type=nms")
         if args.format == "executorch":
             raise UserError(
-                "--format executorch cannot hold R-CNN detectors: it has no kernels of non-maximum suppression and "
-                "RoIAlign; use another format, or DINO, which needs neither"
+                "--format executorch does not support R-CNN detectors: it has no kernels for non-maximum suppression "
+                "and RoIAlign; use another format, or DINO, which needs neither"
             )
         module = RCNN(model)
     elif hasattr(model, "encoder"):
         config = model.bbox_head.test_cfg
         module = DINO(model)
     else:
-        raise UserError(f"cannot export {type(model).__name__}; Mask R-CNN, Cascade Mask R-CNN and DINO can be")
+        raise UserError(f"cannot export {type(model).__name__}; supported: Mask R-CNN, Cascade Mask R-CNN and DINO")
     names = ("boxes", "labels")
     words = {
         "threshold": 0.3,
@@ -179,7 +169,7 @@ def detector_parts(model: nn.Module, args: argparse.Namespace, prepare: Prepare)
 
 
 def segmentor_parts(model: nn.Module, args: argparse.Namespace, prepare: Prepare) -> Parts:
-    """What the exporter needs of a segmentor; as `detector_parts`."""
+    """What the exporter needs from a segmentor; as `detector_parts`."""
     if model.out_channels == 1:
         raise UserError("cannot export a segmentor of one channel; give its head num_classes=2 and out_channels=2")
     if model.test_cfg.mode == "slide":

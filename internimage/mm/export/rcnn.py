@@ -1,7 +1,7 @@
 """Mask R-CNN and Cascade Mask R-CNN of mmdet as one module from images to boxes, labels and masks, for exporters.
 
-The networks are mmdet's; what lies between them is written anew with fixed shapes (see `boxes.py`). Results are
-those of mmdet's test path. He et al., 2017; Cai and Vasconcelos, 2019.
+The networks are mmdet's; the steps between them are rewritten with fixed shapes (see `boxes.py`). Results are those of
+mmdet's test path. He et al., 2017; Cai and Vasconcelos, 2019.
 """
 
 import torch
