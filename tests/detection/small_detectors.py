@@ -1,9 +1,22 @@
-"""Small copies of the detectors: the configurations as they are, with mini backbones and few boxes."""
+"""Small copies of the detectors: the configurations as they are, with mini backbones, narrow heads and few boxes."""
 
 from mmengine.config import Config
 from tiny_layouts import moved
 
 from mm_recipes.detection import CONFIGS
+
+# mmdet's DINO computes with 256 channels whatever the configuration says.
+NARROW = {"dino": {"feedforward_channels": 128}, "rcnn": {"fc_out_channels": 128}}
+NARROW["rcnn"] |= dict.fromkeys(("in_channels", "out_channels", "feat_channels", "conv_out_channels"), 64)
+
+
+def narrow(node, sizes):
+    """Set these channel counts, where there is one number, in all modules below `node`."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(value, dict | list | tuple):
+            narrow(value, sizes)
+        elif key in sizes:
+            node[key] = sizes[key]
 
 
 def small(name, num_classes=3, root=None):
@@ -11,6 +24,7 @@ def small(name, num_classes=3, root=None):
     whole = Config.fromfile(CONFIGS / name, import_custom_modules=False).to_dict()
     shrunk = Config(moved(whole, root) if root else whole)
     model = shrunk.model
+    narrow(model, NARROW["dino" if "bbox_head" in model else "rcnn"])
     depths = [1, 1, 3, 1] if model.backbone.get("level2_post_norm") else [1, 1, 1, 1]
     model.backbone.update(channels=16, depths=depths, groups=[1, 2, 4, 8], init_cfg=None, drop_path_rate=0.1)
     if "level2_post_norm_block_ids" in model.backbone:

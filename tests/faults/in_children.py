@@ -2,7 +2,8 @@
 
 import json
 import os
-import subprocess
+import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,6 +29,8 @@ def in_child(work: Callable[[], object]) -> tuple[int, str]:
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
+                output.reconfigure(line_buffering=True)
+                sys.stdout = sys.stderr = output  # pytest has put files of its own there
                 work()
                 code = 0
             except SystemExit as stop:
@@ -47,8 +50,17 @@ def in_child(work: Callable[[], object]) -> tuple[int, str]:
 
 
 def results_of(script: str, *arguments: object) -> dict[str, tuple[int, str]]:
-    """Run a helper script of this folder; return the exit code and last line of each thing that it tried."""
-    command = [sys.executable, str(Path(__file__).parent / script), *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return {name: tuple(found) for name, found in json.loads(result.stdout.splitlines()[-1]).items()}
+    """Run a helper script of this folder; return the exit code and last line of each thing that it tried.
+
+    In a forked child: a new interpreter would take seconds to import the frameworks.
+    """
+
+    def work() -> None:
+        signal.alarm(600)
+        os.chdir(ROOT)
+        sys.argv = [script, *map(str, arguments)]
+        runpy.run_path(str(Path(__file__).parent / script), run_name="__main__")
+
+    code, line = in_child(work)
+    assert code == 0, f"{script} ended with code {code}: {line}"
+    return {name: tuple(found) for name, found in json.loads(line).items()}
