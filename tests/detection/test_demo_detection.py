@@ -120,7 +120,7 @@ def test_a_garment_is_cut_out_without_specks_and_pinholes():
 
 
 def test_a_missing_photograph_is_named():
-    with pytest.raises(UserError, match="nowhere.png is missing: pip install"):
+    with pytest.raises(UserError, match="nowhere.png is missing; run pip install"):
         photograph_path("nowhere.png")
 
 
