@@ -77,7 +77,7 @@ def _product(x: Tensor, *parameters: Tensor | None) -> Callable:
 
     `parameters`: weight and bias of each layer.
     """
-    if not x.is_cpu:
+    if not x.is_cpu or torch.compiler.is_exporting():  # where a question about the size would bound what is exported
         return F.linear
     suits = (
         x.dim() > 1
@@ -85,7 +85,7 @@ def _product(x: Tensor, *parameters: Tensor | None) -> Callable:
         and all(w.dtype == torch.float32 and x.numel() * w.shape[0] >= _LEAST_WORK for w in parameters[::2])
         and not torch.is_autocast_enabled("cpu")
     )
-    if suits and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if suits and torch.compiler.is_compiling():
         return torch.ops.ops_dcnv3.linear if onednn_works() else F.linear
     return _matmul if suits and is_plain(x, *parameters) and onednn_works() else F.linear
 
