@@ -202,8 +202,8 @@ _LABEL = {"fill": "white", "stroke_width": 2, "stroke_fill": "black"}  # readabl
 
 
 def paste_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Probabilities `(height, width)` of a mask `(h, w)` that covers `box` (x1, y1, x2, y2); zero outside."""
-    scale = np.array(mask.shape[::-1]) / np.maximum(box[2:] - box[:2], 1e-6)
+    """Probabilities `(height, width)` of a mask `(h, w)` that covers `box` (x1, y1, x2, y2, ...); zero outside."""
+    scale = np.array(mask.shape[::-1]) / np.maximum(box[2:4] - box[:2], 1e-6)
     padded = Image.fromarray(np.pad(mask, 1).astype(np.float32))  # the border of zeros shifts the mask by 1
     return _sample(padded, (width, height), tuple(scale), tuple(1 - scale * box[:2]))
 

@@ -39,13 +39,19 @@ def write_once(output: Path, version: str, write: Callable[[Path], int]) -> int:
         UserError: `output` cannot be written, or was not written by this function.
     """
     stamp = output / STAMP
-    if stamp.is_file() and stamp.read_text() == version:
+
+    def complete() -> bool:
+        return stamp.is_file() and stamp.read_text() == version
+
+    if complete():
         return 0
     if output.exists() and not stamp.is_file():
         raise UserError(f"{output} exists but was not made by the demo: move it away or choose another folder")
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
     try:
         count = write(partial)
+        if complete():  # another demo was faster, and already reads it
+            return 0
         (partial / STAMP).write_text(version)
         if output.exists():
             shutil.rmtree(output)

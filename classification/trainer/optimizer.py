@@ -44,11 +44,15 @@ def build_optimizer(config: CfgNode, model: nn.Module, scale: float, world_size:
     else:
         kind, kwargs = torch.optim.SGD, {"momentum": options.MOMENTUM, "nesterov": True}
     kwargs["lr"] = train.BASE_LR * scale
-    if all(parameter.is_cuda for group in groups for parameter in group["params"]):
+    if _on_gpu(groups):
         kwargs["fused"] = True  # one kernel for many parameters; CPU runs stay bit-exact to earlier ones
     if options.USE_ZERO and world_size > 1:
         return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **kwargs)
     return kind(groups, **kwargs)
+
+
+def _on_gpu(groups: list[dict]) -> bool:
+    return all(parameter.is_cuda for group in groups for parameter in group["params"])
 
 
 def build_scheduler(

@@ -203,7 +203,7 @@ CONFIGURATIONS = [
             ("a value of the wrong type", "a word for a number", b"TRAIN: {EPOCHS: many}", "expected int"),
             ("an unknown choice", "a misspelt name", b"MODEL: {TYPE: intern_imag}", "did you mean intern_image"),
             ("a number below its least", "no epochs", b"TRAIN: {EPOCHS: -1}", "EPOCHS"),
-            ("itself as its base", "BASE names the file", b"BASE: ['wrong.yaml']", "BASE names this file itself"),
+            ("itself as its base", "BASE names the file", b"BASE: ['wrong.yaml']", "BASE refers to this file itself"),
             ("a base that is missing", "BASE names no file", b"BASE: ['none.yaml']", "cannot read"),
             (
                 "Python in YAML",
