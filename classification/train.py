@@ -26,7 +26,7 @@ from classification.trainer.evaluation import evaluate_all, throughput
 from classification.trainer.tracking import Tracker, prepare_folder
 from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
-from internimage.preemption import StopRequest, leave
+from internimage.preemption import StopRequest, close_process_group, leave
 
 
 @exit_on_user_error
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             finished = run_training(config, world, stop)
     if not finished:
         leave()
-    distributed.close(world)
+    close_process_group()  # after an error the process just exits
 
 
 def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -> bool:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-__all__ = ["EXIT_CODE", "StopRequest", "ignore_in_worker", "leave"]
+__all__ = ["EXIT_CODE", "StopRequest", "close_process_group", "ignore_in_worker", "leave"]
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
@@ -73,6 +73,13 @@ class StopRequest:
         return bool(vote)
 
 
+def close_process_group() -> None:
+    """Destroy the process group, if any, in all processes together: gloo may abort a process if a peer exits first."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def leave() -> NoReturn:
     """Exit after a run was stopped and saved: rank 0 last, with `EXIT_CODE`, the others with 0.
 
@@ -80,8 +87,7 @@ def leave() -> NoReturn:
     """
     if _has_peers():
         first = dist.get_rank() == 0
-        dist.barrier()  # gloo may abort a process if a peer exits first
-        dist.destroy_process_group()
+        close_process_group()
         if not first:
             sys.exit(0)
         time.sleep(_OTHERS_NEED)

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from internimage.errors import UserError
 
-__all__ = ["World", "start", "close", "gather", "run_on_main", "sum_over_processes", "wrap_model"]
+__all__ = ["World", "start", "gather", "run_on_main", "sum_over_processes", "wrap_model"]
 
 T = TypeVar("T")
 
@@ -83,13 +83,6 @@ def start(launcher: str = "auto", local_rank: int = 0) -> World:
             "nccl" if gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT, device_id=device if gpu else None
         )
     return World(rank, size, device)
-
-
-def close(world: World) -> None:
-    """Destroy the process group at the end of a successful run; after an error the process just exits."""
-    if world.size > 1:
-        dist.barrier()  # gloo may abort a process if a peer exits first
-        dist.destroy_process_group()
 
 
 def run_on_main(world: World, work: Callable[[], T]) -> T:

@@ -1,6 +1,6 @@
 """Training and testing on mmengine, shared by detection and segmentation.
 
-The options are those of mmdet's and mmseg's own `train.py` and `test.py`. What differs: user errors end in one line,
+The options are those of mmdet's and mmseg's own `train.py` and `test.py`. What differs: user errors are one line,
 checkpoints are read by `internimage.checkpoint` (strictly for testing and resuming) and written so that no kill loses
 them (`checkpoints`), and several processes also work without a GPU (gloo, and BN for SyncBN).
 """
@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from torch import distributed
 
 from ..errors import UserError, exit_on_user_error
-from ..preemption import leave
+from ..preemption import close_process_group, leave
 from ..runlock import lock_run
 from ..zoo import local_checkpoint
 from .checked_runner import CheckedRunner, bare
@@ -70,13 +70,6 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
 # Commands
 
 
-def _leave_together() -> None:
-    """Close the process group together: gloo may abort a process whose peer has already exited."""
-    if distributed.is_initialized():
-        distributed.barrier()
-        distributed.destroy_process_group()
-
-
 @exit_on_user_error
 def train(task: Task, argv: Sequence[str] | None = None) -> None:
     """`train.py`: train from the configuration's pretrained weights, from `load_from`, or from a checkpoint."""
@@ -114,7 +107,7 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         runner.train()
     if runner.stopped:
         leave()
-    _leave_together()
+    close_process_group()
 
 
 @exit_on_user_error
@@ -144,4 +137,4 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
         if args.out:
             task.save_predictions(runner, args.out)
         runner.test()
-    _leave_together()
+    close_process_group()
