@@ -2,8 +2,9 @@
 
 import os
 
-# One thread each: the suite itself runs in several processes.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread each, whatever the caller set: the suite runs in several processes, and many tests fork. A child of a process
+# with OpenMP threads waits forever for these.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
