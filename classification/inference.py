@@ -12,10 +12,11 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from internimage import InternImageMetaFormer, create_model
+from internimage import create_model
 from internimage.checkpoint import load_exact, naming, read_state_dict
 from internimage.errors import UserError
 from internimage.images import decode_rgb
+from internimage.meta_former import logits_of_images
 from internimage.zoo import local_checkpoint
 
 from .config import DEFAULTS, get_config, parse_args
@@ -39,10 +40,7 @@ class Classifier(NamedTuple):
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Logits `(N, classes)` of normalised images `(N, 3, H, W)`, on the CPU; unknown metadata counts as zeros."""
-        images = images.to(self.device)
-        if isinstance(self.model, InternImageMetaFormer):
-            return self.model(images, images.new_zeros(len(images), 4), images.new_zeros(len(images), 3)).float().cpu()
-        return self.model(images).float().cpu()
+        return logits_of_images(self.model, images.to(self.device)).float().cpu()
 
     def to_rgb(self, image: Tensor) -> Tensor:
         """The image that the model sees, normalised `(3, H, W)`, as `(H, W, 3)` with values 0 to 1."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .backbone import InternImage
 
-__all__ = ["InternImageMetaFormer"]
+__all__ = ["InternImageMetaFormer", "logits_of_images"]
 
 _TEMPORAL, _SPATIAL, _META_DIM = 4, 3, 64
 
@@ -68,3 +68,10 @@ class InternImageMetaFormer(InternImage):
             )
         meta = torch.cat([self.meta_head_1(temporal), self.meta_head_2(spatial)], dim=-1)
         return super().forward(x) + self.meta_head(self.meta_norm(meta))
+
+
+def logits_of_images(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits of any classifier for images alone: zeros are the date and location of `InternImageMetaFormer`."""
+    if isinstance(model, InternImageMetaFormer):
+        return model(images, images.new_zeros(len(images), _TEMPORAL), images.new_zeros(len(images), _SPATIAL))
+    return model(images)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from internimage.meta_former import InternImageMetaFormer
+from internimage.meta_former import logits_of_images
 from ops_dcnv3 import DCNv3, DCNv4
 
 __all__ = ["Check", "Exportable", "Logits", "Outputs", "elementwise_error", "spread_sampling_points"]
@@ -85,9 +85,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        if isinstance(self.model, InternImageMetaFormer):
-            return (self.model(images, images.new_zeros(len(images), 4), images.new_zeros(len(images), 3)),)
-        return (self.model(images),)
+        return (logits_of_images(self.model, images),)
 
 
 def spread_sampling_points(model: nn.Module) -> None:
