@@ -207,9 +207,8 @@ def explained() -> Iterator[None]:
             f"missing file {paths[-1] if paths else error}; the annotations name it: restore it or leave it out there"
         ) from error
     except AssertionError as error:
-        if found := re.findall(
-            r"failed to load image: (\S+)", str(error)
-        ):  # the last one: a traceback also shows the source
+        # The last one: a traceback also shows the source.
+        if found := re.findall(r"failed to load image: (\S+)", str(error)):
             raise UserError(f"{found[-1]} is not a readable image; replace it or leave it out") from error
         raise
     except json.JSONDecodeError as error:

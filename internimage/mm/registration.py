@@ -109,8 +109,8 @@ class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         parameters = dict(model.named_parameters())
         groups: dict[tuple[float, bool], dict] = {}
         for name, (scale, decays) in mm_param_scales(parameters.items(), **options).items():
-            options = {"lr": base_lr * scale, "lr_scale": scale, "weight_decay": decay if decays else 0.0}
-            group = groups.setdefault((scale, decays), {"params": [], **options})
+            settings = {"lr": base_lr * scale, "lr_scale": scale, "weight_decay": decay if decays else 0.0}
+            group = groups.setdefault((scale, decays), {"params": [], **settings})
             group["params"].append(parameters[name])
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": list(groups.values())})
         return OPTIM_WRAPPERS.build({**self.optim_wrapper_cfg, "optimizer": optimizer})

@@ -1,4 +1,4 @@
-"""What makes a training wait or collide ends in one line: hanging workers, pipes, a second run in the same folder."""
+"""Hanging workers, pipes and a second run in the same folder raise errors of one line."""
 
 import os
 import signal
