@@ -2,8 +2,8 @@
 
 import os
 
-# One thread each, whatever the caller set: the suite runs in several processes, and many tests fork. A child of a process
-# with OpenMP threads waits forever for these.
+# One thread each, whatever the caller set: the suite runs in several processes, and many tests fork. A child of a
+# process with OpenMP threads waits forever for these.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
