@@ -126,7 +126,7 @@ class Trainer:
         meter = self.train_one_epoch(epoch, tracker)
         evaluates = (epoch + 1) % config.EVAL_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1
         if evaluates:
-            self._save_progress(self.steps, meter)
+            self._save_progress(self.steps, meter, tracker)
         for model in self._models() if self.world.size > 1 else ():
             distribute_bn(model, self.world.size, reduce=True)
         record = {"epoch": epoch} | meter.summary() | {"lr": self._learning_rate()}
@@ -145,9 +145,10 @@ class Trainer:
         tracker.epoch(record)
         tracker.scalars((epoch + 1) * self.updates, {f"epoch/{k}": v for k, v in record.items() if k != "epoch"})
         numbered = (epoch + 1) % config.SAVE_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1
-        self._save(numbered=numbered, best=best, best_ema=best_ema)
+        self._save(tracker, numbered=numbered, best=best, best_ema=best_ema)
 
-    def _save(self, *, numbered: bool = True, best: bool = False, best_ema: bool = False) -> None:
+    def _save(self, tracker: Tracker, *, numbered: bool = True, best: bool = False, best_ema: bool = False) -> None:
+        tracker.flush()  # a resumed run does not log these steps again
         keep = max(2, self.config.SAVE_CKPT_NUM)  # with only one, a damaged file would lose the run
         flags = {"numbered": numbered, "best": best, "best_ema": best_ema, "keep": keep}
         save(self.world, self.folder, self.state, self.config.dump(), **flags)
@@ -172,14 +173,14 @@ class Trainer:
             if (step + 1) % config.PRINT_FREQ == 0 or step + 1 == self.steps:
                 self._report(epoch, step, label, meter, tracker)
             if updated and self.stop.agreed():
-                self._save_progress(step + 1, meter)
+                self._save_progress(step + 1, meter, tracker)
                 raise Stopped
         return meter
 
     def _models(self) -> list[nn.Module]:
         return [self.state.model] + ([self.state.ema.module] if self.state.ema is not None else [])
 
-    def _save_progress(self, step: int, meter: EpochMeter) -> None:
+    def _save_progress(self, step: int, meter: EpochMeter, tracker: Tracker) -> None:
         """Save in the middle of an epoch, after `step` of its steps."""
         # Running statistics differ between processes until the end of the epoch.
         buffers = [{name: value.cpu() for name, value in model.named_buffers()} for model in self._models()]
@@ -190,7 +191,7 @@ class Trainer:
             "meter": meter.state_dict(),
             "buffers": gather(buffers),
         }
-        self._save()
+        self._save(tracker)
         state.progress = None
 
     def _go_on(self, meter: EpochMeter) -> int:

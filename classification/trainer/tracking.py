@@ -125,12 +125,15 @@ class Tracker:
     def epoch(self, record: dict[str, float]) -> None:
         """Append one epoch's figures to history.jsonl."""
         self._append("history.jsonl", json.dumps(record))
+
+    def flush(self) -> None:
+        """Write TensorBoard figures that wait for its thread to disk."""
         if self.writer is not None:
             with self._forgiving():
                 self.writer.flush()
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Close TensorBoard."""
         if self.writer is not None:
             with self._forgiving():
                 self.writer.close()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import time
 
 import pytest
 import torch
@@ -158,6 +159,11 @@ def assert_same_files(left, right, name="ckpt_epoch_2.pth"):
         assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
+def in_the_next_second():
+    """Wait: TensorBoard reads the files of a folder in the order of the seconds (then processes) in their names."""
+    time.sleep(1.01 - time.time() % 1)
+
+
 def tensorboard(folder, tag):
     events = EventAccumulator(str(folder))
     events.Reload()
@@ -190,6 +196,7 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_nothing_had_happened(undisturbed, 
     assert victim.exitcode == -signal.SIGKILL
     folder = tmp_path / "tiny"
     assert [path.name for path in list_checkpoints(folder)] == ["ckpt_epoch_0.pth"]
+    in_the_next_second()
     run_here(config, tmp_path)
     assert "the next epoch is 1" in capsys.readouterr().out
     assert_same_runs(folder, expected)
@@ -219,6 +226,7 @@ def test_a_run_stops_on_a_signal_and_goes_on_at_the_exact_step(
     assert f"stopped by {number.name}" in capsys.readouterr().out
     folder = tmp_path / "tiny"
     assert list_checkpoints(folder)[0].name == saved
+    in_the_next_second()
     run_here(config, tmp_path, *options)
     assert f"resumed from {folder / saved}" in capsys.readouterr().out
     assert_same_runs(folder, expected)
