@@ -11,7 +11,7 @@ __all__ = ["COMMANDS", "main"]
 
 # Command: the module whose `main(argv)` it calls, and what `--help` says about it. Modules are imported when called.
 COMMANDS = {
-    "memory": ("internimage.memory", "memory and communication of training on several GPUs, from shapes"),
+    "memory": ("internimage.planning.plan", "memory and communication of training on several GPUs, from shapes"),
 }
 
 
