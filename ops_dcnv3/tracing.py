@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-import torch
-
 from . import backends, norm, onednn
 
 __all__ = ["traced_as"]

@@ -24,7 +24,7 @@ from .trace import Sharding, block_of, trace_step
 
 __all__ = ["STRATEGIES", "Plan", "main", "plan_memory"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MOMENTS = {"adamw": 2, "sgd": 1}  # float32 tensors that the optimizer keeps of every parameter
 BUCKET = 500_000_000  # elements of the buffer that DeepSpeed reduces gradients in (its default)
 
@@ -94,7 +94,7 @@ class Plan:
             *(row(name, *(moment.get(name, 0) for moment in moments)) for name in self.backward),
             row("total", *(sum(moment.values()) for moment in moments)),
         ]
-        for title, counts in (("GiB on the host for each GPU", self.host), ("GiB sent by each GPU in a step", self.sent)):
+        for title, counts in {"GiB on the host for each GPU": self.host, "GiB sent in a step": self.sent}.items():
             if counts:
                 lines += [title, *(row(f"  {name}", count) for name, count in counts.items())]
         return "\n".join([*lines, f"peak: {self.peak / 2**30:.2f} GiB, without CUDA context, NCCL and fragmentation"])
@@ -137,33 +137,36 @@ def plan_memory(
     Raises:
         UserError: an argument that is not one of these.
     """
-    for name, value, known in (("strategy", strategy, STRATEGIES), ("amp", amp, DTYPES), ("optimizer", optimizer, MOMENTS)):
+    named = {"strategy": (strategy, STRATEGIES), "amp": (amp, DTYPES), "optimizer": (optimizer, MOMENTS)}
+    for name, (value, known) in named.items():
         if value not in known:
             raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}")
     label, build = "model", model
     if isinstance(model, str):
         label = released_name(model)
         build = partial(create_model, label)
-        size = size or (int(label.rsplit("_", 1)[1].split("to")[-1]) if label in VARIANTS else 32)
-    for name, value in (("batch", batch), ("gpus", gpus)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1; got {value}")
-    if not size or size < 32 or size % 32:
-        raise UserError(f"size must be a positive multiple of 32, such as 224; got {size}")
+        if size is None and label in VARIANTS:
+            size = int(label.rsplit("_", 1)[1].split("to")[-1])
+    size = 224 if size is None else size
+    for name, value, multiple in (("batch", batch, 1), ("gpus", gpus, 1), ("size", size, 32)):
+        if value < 1 or value % multiple:
+            raise UserError(f"{name} must be a positive multiple of {multiple}; got {value}")
 
     kind, width = STRATEGIES[strategy], 4 if amp == "fp32" else 2
-    casts = kind.weights or kind.deepspeed  # weights and images are of the half type, without autocast
     reduced = width if kind.deepspeed else 4
 
     def shard(shape: torch.Size) -> int:
         return -(-shape.numel() // gpus) if kind.deepspeed else -(-shape[0] // gpus) * shape[1:].numel()
 
-    stays = kind.offload and kind.weights  # on the host
-    sharding = Sharding(shard, kind.weights, 0 if kind.offload else reduced, reduced) if kind.gradients else None
-    trace = trace_step(
-        partial(build, with_cp=use_checkpoint), batch, size,
-        dtype=DTYPES[amp], casts_weights=casts, sharding=sharding, device=device,
-    )  # fmt: skip
+    options = (shard, kind.weights, 0 if kind.offload else reduced, reduced, device == "cpu")
+    try:
+        trace = trace_step(
+            partial(build, with_cp=use_checkpoint), batch, size,
+            dtype=DTYPES[amp], autocast=not kind.deepspeed, casts_weights=kind.weights or kind.deepspeed,
+            sharding=Sharding(*options) if kind.gradients else None, device=device,
+        )  # fmt: skip
+    except ValueError as error:  # of a layer, such as batch norm of a single number
+        raise UserError(f"{label} cannot train on {batch} images of {size}x{size} pixels: {error}") from None
     shapes = trace.parameters
     count = sum(shape.numel() for shape in shapes.values())
     share = sum(map(shard, shapes.values()))
@@ -219,21 +222,21 @@ def sent(kind: Strategy, shapes: dict[str, torch.Size], gpus: int, width: int, s
         whole = {"all-gather of weights": width * gathered, "reduce-scatter of gradients": reduced * count}
     result = {name: value * (gpus - 1) // gpus for name, value in whole.items()}
     if kind.offload:
-        result["to the host and back"] = reduced * share + (2 * (width if kind.deepspeed else 4) if kind.weights else width) * share
+        stored = width if kind.deepspeed else 4
+        result["to the host and back"] = share * (reduced + stored * (2 if kind.weights else 1))
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the plan of one training step."""
-    parser = argparse.ArgumentParser("python -m internimage memory", description="Plan memory and communication of training.")
+    parser = argparse.ArgumentParser("python -m internimage memory", description=main.__doc__)
     parser.add_argument("model", help="a released name: python -m internimage.zoo")
     parser.add_argument("--batch", type=int, required=True, help="images per GPU")
-    parser.add_argument("--strategy", default="ddp", metavar="|".join(STRATEGIES), help="how the GPUs share (ddp)")
     parser.add_argument("--gpus", type=int, default=1, help="number of GPUs")
     parser.add_argument("--size", type=int, help="of the images, in pixels; defaults to that of the name")
-    parser.add_argument("--amp", default="bf16", metavar="|".join(DTYPES), help="precision (bf16)")
-    parser.add_argument("--optimizer", default="adamw", metavar="|".join(MOMENTS), help="(adamw)")
-    parser.add_argument("--ema", action="store_true", help="average the weights")
+    for name, known in {"strategy": STRATEGIES, "optimizer": MOMENTS, "amp": DTYPES}.items():
+        parser.add_argument(f"--{name}", default=next(iter(known)), help=f"{', '.join(known)}; defaults to the first")
+    parser.add_argument("--ema", action="store_true", help="keep averaged weights too")
     parser.add_argument("--use-checkpoint", action="store_true", help="recompute every block in the backward pass")
     parser.add_argument("--json", action="store_true", help="print bytes as JSON")
     args = vars(parser.parse_args(argv))

@@ -7,7 +7,7 @@ after every operation: 45 of the 70 s that a pass of InternImage-T took with it.
 import re
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -32,12 +32,14 @@ class Sharding(NamedTuple):
         gathers: the weights are sharded too: of the blocks, those of two are gathered at a time, the present one's and
             the next one's; what is outside of blocks stays gathered for the whole step.
         gradient, reduced: bytes per element of a gradient shard, and of the buffer that is reduced.
+        copies: the backend reduces in a copy of that buffer (gloo; NCCL does not).
     """
 
     shard: Callable[[torch.Size], int]
     gathers: bool
     gradient: int
     reduced: int
+    copies: bool
 
 
 class Trace(NamedTuple):
@@ -123,35 +125,37 @@ class _Shards:
         for group in self.order if sharding.gathers else ():
             block = model.get_submodule(group.rstrip("."))
             block.register_forward_pre_hook(lambda *_, group=group: self.before_forward(group))
-        self.gather("")
+        self.gather([""])
 
     def size(self, group: str) -> int:
         """Bytes of the gathered weights of a block."""
         return sum(p.numel() * p.element_size() for p in self.weights.get(group, ()))
 
-    def gather(self, *groups: str) -> None:
+    def gather(self, groups: Iterable[str]) -> None:
         if self.sharding.gathers:
-            self.live.now["gathered"] = sum(self.size(group) for group in {"", *groups})
+            self.live.now["gathered"] = sum(self.size(group) for group in groups)
             self.live.note()
 
     def before_forward(self, group: str) -> None:
         if self.missing[group] == len(self.weights[group]):  # not recomputing
             index = self.order.index(group)
-            self.gather(*self.order[index : index + 2])
+            self.gather({"", *self.order[index : index + 2]})
 
     def after_gradient(self, group: str) -> None:
         self.missing[group] -= 1
         if self.missing[group]:
             return
         parameters, sharding, now = self.weights[group], self.sharding, self.live.now
+        earlier = self.order[: self.order.index(group)] if group in self.order else []
+        self.gather({"", *earlier[-1:]} - {group})  # the weights are freed before the gradients are reduced
         now["reducing"] = sharding.reduced * sum(p.numel() for p in parameters)  # until the next block's turn
-        now["shards"] += sharding.gradient * sum(sharding.shard(p.shape) for p in parameters)
         self.live.note()
         for parameter in parameters:
             parameter.grad = None
-        if group in self.order:
-            index = self.order.index(group)
-            self.gather(*self.order[max(index - 2, 0) : index])
+        now["shards"] += sharding.gradient * sum(sharding.shard(p.shape) for p in parameters)
+        self.live.note(now["reducing"] if sharding.copies else 0)
+        if group:
+            self.gather({"", *earlier[-2:]})
 
 
 def _built(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
@@ -168,7 +172,8 @@ def trace_step(
     batch: int,
     size: int,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
+    autocast: bool = True,
     casts_weights: bool = False,
     sharding: Sharding | None = None,
     device: str = "cuda",
@@ -177,15 +182,18 @@ def trace_step(
 
     Args:
         build: makes the model; called in a mode where tensors have no data.
-        dtype: half type of autocast; None for float32.
-        casts_weights: the weights and images are of that type, without autocast.
+        dtype: of the computation.
+        autocast: compute in `dtype` by autocast; else the images have that type.
+        casts_weights: the weights have that type, as a gathered copy or altogether.
         sharding: what is sharded; None to keep weights and gradients whole.
         device: whose path to trace (see `ops_dcnv3.tracing`).
     """
+    # If a process's first backward pass is one of fake tensors, autograd starts threads, and forked processes fail.
+    torch.ones(1, requires_grad=True).backward()
     with traced_as(device), FakeTensorMode():
-        model = _built(build, dtype if dtype is not None and casts_weights else torch.float32).train()
+        model = _built(build, dtype if casts_weights else torch.float32).train()
         parameters = {name: parameter.shape for name, parameter in model.named_parameters()}
-        images = torch.empty(batch, 3, size, size, dtype=next(model.parameters()).dtype)
+        images = torch.empty(batch, 3, size, size, dtype=torch.float32 if autocast else dtype)
         labels = torch.empty(batch, dtype=torch.long)
         live = LiveBytes()
         for tensor in (*model.parameters(), *model.buffers()):
@@ -197,7 +205,7 @@ def trace_step(
         if sharding is not None:
             _Shards(model, sharding, live)
         with live:
-            with torch.autocast("cpu", dtype, enabled=dtype is not None and not casts_weights):
+            with torch.autocast("cpu", dtype, enabled=autocast and dtype != torch.float32):
                 logits = logits_of_images(model, images)
                 loss = F.cross_entropy(logits.float(), labels)
             del logits
