@@ -176,11 +176,11 @@ def plan_memory(
     states = {"weights": (width if kind.deepspeed else 4) * held + trace.buffers}
     states["optimizer"] = 4 * (MOMENTS[optimizer] + kind.deepspeed) * (share if kind.optimizer else count)
     if ema:
-        states["averaged weights"] = 4 * held
+        states["averaged weights"] = 4 * (share if kind.weights or kind.deepspeed else count)
     gradients = reduced * (share if kind.gradients else count) + 4 * share * kind.deepspeed
     host = {}
     if kind.offload:
-        names = states if kind.weights else ["optimizer"]
+        names = [name for name in states if kind.weights or name != "weights"]
         host = {name: states[name] for name in names} | {"gradients": gradients}
         states, gradients = {name: states[name] for name in states if name not in names}, 0
     buffers = width * BUCKET if kind.deepspeed else 0 if kind.weights or gpus == 1 else 4 * count

@@ -120,7 +120,7 @@ def test_the_peak_of_one_process_is_planned_within_a_tenth(model, amp, checkpoin
     assert plan.peak == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize(("strategy", "model", "amp"), [("ddp", "pre-norm", "bf16"), ("fsdp", "H", "fp32")])
+@pytest.mark.parametrize(("strategy", "model", "amp"), [("ddp", "pre-norm", "bf16"), ("fsdp", "H", "bf16")])
 def test_the_peak_of_two_processes_is_planned_within_a_tenth(strategy, model, amp):
     plan = plan_memory(MODELS[model], batch=8, size=SIZE, amp=amp, strategy=strategy, gpus=2, device="cpu")
     measured = measured_in_two_processes(MODELS[model], 8, amp, strategy)
