@@ -112,7 +112,7 @@ class _Shards:
     """Replays on `live` when a sharded model gathers the weights of a block and reduces its gradients."""
 
     def __init__(self, model: nn.Module, sharding: Sharding, live: LiveBytes) -> None:
-        self.sharding, self.live = sharding, live
+        self.sharding, self.live, self.forward = sharding, live, True
         self.weights: dict[str, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             # Without gathering, gradients are reduced one by one.
@@ -137,11 +137,14 @@ class _Shards:
             self.live.note()
 
     def before_forward(self, group: str) -> None:
-        if self.missing[group] == len(self.weights[group]):  # not recomputing
+        if self.forward:  # else it is recomputed
             index = self.order.index(group)
             self.gather({"", *self.order[index : index + 2]})
 
     def after_gradient(self, group: str) -> None:
+        if self.forward:
+            self.forward = False
+            self.gather({"", *self.order[-2:]})
         self.missing[group] -= 1
         if self.missing[group]:
             return
