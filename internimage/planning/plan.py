@@ -158,7 +158,7 @@ def plan_memory(
     def shard(shape: torch.Size) -> int:
         return -(-shape.numel() // gpus) if kind.deepspeed else -(-shape[0] // gpus) * shape[1:].numel()
 
-    options = (shard, kind.weights, 0 if kind.offload else reduced, reduced, device == "cpu")
+    options = (shard, kind.weights, 0 if kind.offload else reduced, reduced)
     try:
         trace = trace_step(
             partial(build, with_cp=use_checkpoint), batch, size,

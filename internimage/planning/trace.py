@@ -32,14 +32,12 @@ class Sharding(NamedTuple):
         gathers: the weights are sharded too: of the blocks, those of two are gathered at a time, the present one's and
             the next one's; what is outside of blocks stays gathered for the whole step.
         gradient, reduced: bytes per element of a gradient shard, and of the buffer that is reduced.
-        copies: the backend reduces in a copy of that buffer (gloo; NCCL does not).
     """
 
     shard: Callable[[torch.Size], int]
     gathers: bool
     gradient: int
     reduced: int
-    copies: bool
 
 
 class Trace(NamedTuple):
@@ -156,7 +154,7 @@ class _Shards:
         for parameter in parameters:
             parameter.grad = None
         now["shards"] += sharding.gradient * sum(sharding.shard(p.shape) for p in parameters)
-        self.live.note(now["reducing"] if sharding.copies else 0)
+        self.live.note()
         if group:
             self.gather({"", *earlier[-2:]})
 

@@ -1,12 +1,8 @@
 """The planner against measured memory: every allocation that PyTorch's profiler records while a tiny model trains."""
 
 import json
-import os
-import socket
-import warnings
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import internimage.__main__ as command
 from internimage import InternImage
@@ -45,16 +42,13 @@ SIZE = 64
 
 
 def measured_peak(build: Callable[[], nn.Module], batch: int, amp: str, wrap: Callable = lambda model: model) -> int:
-    """The most bytes allocated at once, over two steps after a first one: the lesser of the two.
-
-    Threads of gloo free buffers late when the machine is busy, which adds to some of the steps.
-    """
+    """The most bytes allocated at once in the second step."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = wrap(build().train())
         # As on a GPU: without the temporary tensors of the plain optimizer.
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         images, labels = torch.randn(batch, 3, SIZE, SIZE), torch.zeros(batch, dtype=torch.long)
-        for _ in range(3):
+        for _ in range(2):
             with torch.profiler.record_function("one step"):
                 optimizer.zero_grad(set_to_none=True)
                 with torch.autocast("cpu", DTYPES[amp], enabled=amp != "fp32"):
@@ -70,8 +64,8 @@ def measured_peak(build: Callable[[], nn.Module], batch: int, amp: str, wrap: Ca
             now += event.nbytes()
             if peaks:
                 peaks[-1] = max(peaks[-1], now)
-    assert len(peaks) == 3
-    return min(peaks[1:])
+    assert len(peaks) == 2
+    return peaks[1]
 
 
 def sharded(model: nn.Module, amp: str) -> nn.Module:
@@ -84,30 +78,15 @@ def sharded(model: nn.Module, amp: str) -> nn.Module:
     return fully_shard(model, mp_policy=half)
 
 
-def measured_in_two_processes(build: Callable[[], nn.Module], batch: int, amp: str, strategy: str) -> int:
-    """The larger of two gloo processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = get_context("fork")
-    results = context.SimpleQueue()
+@pytest.fixture
+def eight_processes():
+    """This process is one of eight whose collectives take no time and move nothing; the wrappers allocate as always.
 
-    def run(rank: int) -> None:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        warnings.filterwarnings("ignore", message="Grad strides do not match")
-        dist.init_process_group("gloo", rank=rank, world_size=2)
-        wrap = {"ddp": DistributedDataParallel, "fsdp": partial(sharded, amp=amp)}[strategy]
-        results.put(measured_peak(build, batch, amp, wrap))
-        dist.destroy_process_group()
-
-    processes = [context.Process(target=run, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return max(results.get() for _ in processes)
+    gloo's threads free buffers late, by as much as a tenth of the peak on a busy machine.
+    """
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
@@ -120,11 +99,12 @@ def test_the_peak_of_one_process_is_planned_within_a_tenth(model, amp, checkpoin
     assert plan.peak == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:Grad strides do not match")
 @pytest.mark.parametrize(("strategy", "model", "amp"), [("ddp", "pre-norm", "bf16"), ("fsdp", "H", "bf16")])
-def test_the_peak_of_two_processes_is_planned_within_a_tenth(strategy, model, amp):
-    plan = plan_memory(MODELS[model], batch=8, size=SIZE, amp=amp, strategy=strategy, gpus=2, device="cpu")
-    measured = measured_in_two_processes(MODELS[model], 8, amp, strategy)
-    assert plan.peak == pytest.approx(measured, rel=0.1)
+def test_the_peak_of_one_of_eight_processes_is_planned_within_a_tenth(strategy, model, amp, eight_processes):
+    plan = plan_memory(MODELS[model], batch=8, size=SIZE, amp=amp, strategy=strategy, gpus=8, device="cpu")
+    wrap = {"ddp": DistributedDataParallel, "fsdp": partial(sharded, amp=amp)}[strategy]
+    assert plan.peak == pytest.approx(measured_peak(MODELS[model], 8, amp, wrap), rel=0.1)
 
 
 def test_torchs_own_tracker_counts_the_same_bytes():
