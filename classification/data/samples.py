@@ -43,7 +43,7 @@ class Samples:
 
     def name(self, index: int) -> str:
         """Path of sample `index`, for messages."""
-        return str(self.root / os.fsdecode(self.names[index]))
+        return os.path.join(self.root, os.fsdecode(self.names[index]))
 
     def size(self, index: int) -> int:
         """Encoded size in bytes; 0 for a missing file."""
@@ -55,10 +55,10 @@ class Samples:
     def read(self, index: int) -> bytes:
         """The encoded image. Raises `OSError`, without its name, if it cannot be read or is larger than 256 MiB."""
         with open_regular(self.name(index)) as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise OSError(f"it has more than {MAX_BYTES >> 20} MiB")
-        return data
+            size = os.fstat(file.fileno()).st_size  # read(MAX_BYTES + 1) would allocate as much
+            if size > MAX_BYTES:
+                raise OSError(f"it has more than {MAX_BYTES >> 20} MiB")
+            return file.read(size)
 
 
 class ZipSamples(Samples):
