@@ -33,7 +33,6 @@ from .samples import MAX_BYTES, Samples
 __all__ = ["TarSamples", "find_shards", "read_tars"]
 
 _THREADS = 8
-_MAX_SHARDS = 100_000
 _MAX_DIGITS = 9  # of a class number
 _COLUMNS = ("names", "labels", "offsets", "sizes", "shards")
 
@@ -78,15 +77,15 @@ def find_shards(root: Path, split: str, pattern: str) -> list[Path]:
         UserError: no tar files, or a pattern that cannot be read.
     """
     paths = sorted((root / (pattern or split)).glob("*.tar"))
-    if match := re.fullmatch(r"([^{}]*)\{(\d+)\.\.(\d+)\}([^{}]*)", pattern):
+    if match := re.fullmatch(r"([^{}]*)\{(\d{1,6})\.\.(\d{1,6})\}([^{}]*)", pattern):
         before, first, last, after = match.groups()
-        numbers = range(int(first), int(last) + 1)[:_MAX_SHARDS]
+        numbers = range(int(first), int(last) + 1)
         paths = [root / f"{before}{str(number).zfill(len(first))}{after}" for number in numbers]
     elif not paths and not pattern:
         paths = sorted(root.glob(f"*{split}*-*.tar"))
-    if not 0 < len(paths) < _MAX_SHARDS:
+    if not paths:
         raise UserError(
-            f"{len(paths)} tar files of {split} in {root / pattern}; expected {split}/*.tar or {split}-000000.tar ..., "
+            f"no tar files of {split} in {root / pattern}; expected {split}/*.tar or {split}-000000.tar ..., "
             f"or --opts DATA.{split.upper()}_SHARDS 'NAME-{{000000..001023}}.tar'"
         )
     return paths
