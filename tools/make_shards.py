@@ -1,10 +1,9 @@
 """Write a data set for classification as tar files in WebDataset's layout, `KEY.jpg` and `KEY.cls`.
 
     python tools/make_shards.py DATA SHARDS
-    python classification/train.py --cfg ... --dataset tar --data-path SHARDS
 
 Every tar file of a split has the same number of images, also of each class, to within one, in random order. The same
-data and `--seed` give the same bytes. `SHARDS/classes.txt` has the class names, for `--class-names` of `predict.py`.
+data give the same bytes. `SHARDS/classes.txt` has the class names, for `--class-names` of `predict.py`.
 """
 
 import argparse
@@ -60,19 +59,23 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="the data set, as --data-path of classification/train.py")
     parser.add_argument("shards", type=Path, help="folder to create")
-    parser.add_argument("--dataset", default="folder", help="as --dataset of classification/train.py")
+    parser.add_argument(
+        "--dataset", default="folder", choices=("folder", "imagenet", "imagenet22K"), help="of the data"
+    )
     parser.add_argument("--images", type=int, default=1000, help="most images of a tar file")
-    parser.add_argument("--seed", type=int, default=0, help="of the order")
     args = parser.parse_args(argv)
     if args.images < 1:
         raise UserError(f"--images is {args.images}, expected at least 1")
-    if args.shards.exists() and any(args.shards.iterdir()):
-        raise UserError(f"{args.shards} is not empty; choose another folder, or delete what an interrupted run left")
+    if args.shards.exists() and not (args.shards.is_dir() and not any(args.shards.iterdir())):
+        raise UserError(f"{args.shards} is not an empty folder; choose another, or delete what an interrupted run left")
     options = ["--cfg", str(_RECIPE), "--data-path", args.data, "--opts", "DATA.DATASET", args.dataset]
     splits = open_splits(get_config(parse_args(options)), print)
-    args.shards.mkdir(parents=True, exist_ok=True)
+    try:
+        args.shards.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {args.shards}: {error.strerror}; choose another folder") from None
     for split, samples in (("train", splits.train), ("val", splits.val)):
-        rng, keys = np.random.default_rng(args.seed), _keys(samples)
+        rng, keys = np.random.default_rng(0), _keys(samples)
         by_class = np.lexsort((rng.random(len(samples)), samples.labels))  # shuffled within each class
         count = -(-len(samples) // args.images)
         for number in range(count):

@@ -139,8 +139,10 @@ SETTINGS = {
     "DATA.BATCH_SIZE": Setting(128, "images of each process and step", "[1, 1e6]"),
     "DATA.DATA_PATH": Setting("", "folder of the data set; empty: data/imagenet"),
     "DATA.DATASET": Setting("imagenet", "folder: any ImageFolder; tar: WebDataset's tar files", _DATASETS),
-    "DATA.TRAIN_SHARDS": Setting("", "training tar files, such as train-{000000..001023}.tar, or their folder"),
-    "DATA.VAL_SHARDS": Setting("", "evaluation tar files; empty: see classification_data.md"),
+    "DATA.TRAIN_SHARDS": Setting(
+        "", "train-{000000..001023}.tar, or a folder of tar files; empty: train/ or train-*.tar"
+    ),
+    "DATA.VAL_SHARDS": Setting("", "the same for evaluation; empty: val/ or val-*.tar"),
     "DATA.IMG_SIZE": Setting(224, "height and width of the model's input", "[1, 8192]"),
     "DATA.INTERPOLATION": Setting("bicubic", "filter of resizing", _INTERPOLATION),
     "DATA.ZIP_MODE": Setting(False, "read train.zip and val.zip instead of folders"),

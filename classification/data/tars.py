@@ -33,7 +33,7 @@ from .samples import MAX_BYTES, Samples
 __all__ = ["TarSamples", "find_shards", "read_tars"]
 
 _THREADS = 8
-_MAX_DIGITS = 9  # of a class number
+_MAX_DIGITS = 7  # of a class number; the model gets as many outputs
 _COLUMNS = ("names", "labels", "offsets", "sizes", "shards")
 
 Index = dict[str, np.ndarray]  # the columns, a row for each image, and "lengths", the size of each tar file
@@ -77,7 +77,7 @@ def find_shards(root: Path, split: str, pattern: str) -> list[Path]:
         UserError: no tar files, or a pattern that cannot be read.
     """
     paths = sorted((root / (pattern or split)).glob("*.tar"))
-    if match := re.fullmatch(r"([^{}]*)\{(\d{1,6})\.\.(\d{1,6})\}([^{}]*)", pattern):
+    if match := re.fullmatch(r"([^{}]*)\{(\d{1,6})\.\.(\d{1,6})\}([^{}]*\.tar)", pattern):
         before, first, last, after = match.groups()
         numbers = range(int(first), int(last) + 1)
         paths = [root / f"{before}{str(number).zfill(len(first))}{after}" for number in numbers]
