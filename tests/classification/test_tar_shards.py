@@ -256,6 +256,12 @@ def test_a_tar_file_that_is_cut_during_the_run_is_named_with_its_image(shards):
     assert f"cannot read image {shards / 'train-000000.tar'}/" in message
 
 
+def test_tar_files_in_a_zip_archive_are_refused(shards):
+    assert "DATA.ZIP_MODE is True, expected False" in message_of(
+        lambda: configure(shards, dataset="tar", flags=["--zip"])
+    )
+
+
 def test_a_folder_is_not_overwritten_by_shards(folder, capsys):
     with pytest.raises(SystemExit):
         make_shards.main([str(folder), str(folder)])
