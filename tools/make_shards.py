@@ -66,14 +66,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.images < 1:
         raise UserError(f"--images is {args.images}, expected at least 1")
-    if args.shards.exists() and not (args.shards.is_dir() and not any(args.shards.iterdir())):
-        raise UserError(f"{args.shards} is not an empty folder; choose another, or delete what an interrupted run left")
     options = ["--cfg", str(_RECIPE), "--data-path", args.data, "--opts", "DATA.DATASET", args.dataset]
     splits = open_splits(get_config(parse_args(options)), print)
     try:
-        args.shards.mkdir(parents=True, exist_ok=True)
+        args.shards.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"cannot create {args.shards}: {error.strerror}; choose another folder") from None
+        remedy = "choose a new folder, or delete what an interrupted run left"
+        raise UserError(f"cannot create {args.shards}: {error.strerror}; {remedy}") from None
     for split, samples in (("train", splits.train), ("val", splits.val)):
         rng, keys = np.random.default_rng(0), _keys(samples)
         by_class = np.lexsort((rng.random(len(samples)), samples.labels))  # shuffled within each class

@@ -265,7 +265,7 @@ def test_tar_files_in_a_zip_archive_are_refused(shards):
 def test_a_folder_is_not_overwritten_by_shards(folder, capsys):
     with pytest.raises(SystemExit):
         make_shards.main([str(folder), str(folder)])
-    assert "is not an empty folder; choose another" in capsys.readouterr().err
+    assert "File exists; choose a new folder" in capsys.readouterr().err
 
 
 # Training
