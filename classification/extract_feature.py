@@ -9,7 +9,6 @@ with several outputs, such as `levels.0` (feature map, downsampled map), has the
 The paths of the images are in `image_names` (in .safetensors: in the metadata, as JSON).
 """
 
-import argparse
 import difflib
 import json
 import sys
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.files import atomic_path
 
 __all__ = ["check_writable", "extract_features", "find_layers", "write_features"]
@@ -116,7 +115,7 @@ def write_features(path: Path, features: dict[str, Tensor], image_names: Sequenc
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--image", metavar="FILE", type=Path, nargs="+")

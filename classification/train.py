@@ -57,6 +57,11 @@ def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -
     folder = Path(config.OUTPUT)
     distributed.run_on_main(world, lambda: prepare_folder(folder, config.dump()))
     tracker = Tracker(folder, world)
+    if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS > 0:
+        tracker.log(
+            f"TRAIN.WARMUP_EPOCHS is {config.TRAIN.WARMUP_EPOCHS:g} in a run of {config.TRAIN.EPOCHS} epochs: the "
+            "learning rate never reaches TRAIN.BASE_LR; --opts TRAIN.WARMUP_EPOCHS N shortens the warm-up"
+        )
     loaders = build_loaders(config)
     loaders.start_workers()
     model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)

@@ -1,8 +1,9 @@
 """The table of configuration keys: default, description and valid values of each.
 
-Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Eight keys are new:
+Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). New keys are
 `DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
-`DATA.TIMEOUT`, and `AUG.CROP_SCALE`. `tools/configuration_page.py` writes docs/configuration.md from this table.
+`DATA.TIMEOUT`, `MODEL.IN_CHANS`, and `AUG.CROP_SCALE`, `CROP_RATIO`, `HFLIP`, `VFLIP`.
+`tools/configuration_page.py` writes docs/configuration.md from this table.
 """
 
 import ast
@@ -26,6 +27,7 @@ class Setting:
         allowed: the valid words; or the interval of a number or of the numbers of a list, such as "[0, 1)".
         length: minimum and maximum length of a list.
         optional: type of a value (or of the items of a list) that may also be None.
+        pair: the value may also be a list of two: height and width.
     """
 
     default: object
@@ -33,6 +35,7 @@ class Setting:
     allowed: str | tuple[str, ...] = ""
     length: tuple[int, int] | None = None
     optional: type | None = None
+    pair: bool = False
 
     @property
     def kind(self) -> type:
@@ -55,7 +58,7 @@ class Setting:
         if self.length:
             least, most = self.length
             words = f"list of {most if least == most else f'{least} to {most}'} {words}"
-        return words + (" or None" if self.optional else "")
+        return words + (" or None" if self.optional else "") + (", or two: [height, width]" if self.pair else "")
 
     def read(self, value: object) -> object:
         """Convert `value` to the type of this key. Raises `ValueError` for a wrong type, length or range."""
@@ -65,6 +68,8 @@ class Setting:
         decoded = _literal(value)
         if decoded is None and self.optional:
             return None
+        if self.pair and isinstance(decoded, (list, tuple)) and len(decoded) == 2:
+            return [self._read_item(item) for item in decoded]
         if self.length is None:
             return self._read_item(value)
         least, most = self.length
@@ -137,7 +142,7 @@ SETTINGS = {
     "DATA.BATCH_SIZE": Setting(128, "images of each process and step", "[1, 1e6]"),
     "DATA.DATA_PATH": Setting("", "folder of the data set; empty: data/imagenet"),
     "DATA.DATASET": Setting("imagenet", "folder: any ImageFolder", ("imagenet", "imagenet22K", "inat18", "folder")),
-    "DATA.IMG_SIZE": Setting(224, "height and width of the model's input", "[1, 8192]"),
+    "DATA.IMG_SIZE": Setting(224, "height and width of the model's input", "[1, 8192]", pair=True),
     "DATA.INTERPOLATION": Setting("bicubic", "filter of resizing", _INTERPOLATION),
     "DATA.ZIP_MODE": Setting(False, "read train.zip and val.zip instead of folders"),
     "DATA.CACHE_MODE": Setting("part", "zip files in memory; full: in every process", ("no", "part", "full")),
@@ -150,6 +155,7 @@ SETTINGS = {
     "MODEL.NAME": Setting("intern_image", "always the name of the YAML file, without its suffix"),
     "MODEL.PRETRAINED": Setting("", "initialise from this checkpoint: a path, a URL or a released name"),
     "MODEL.RESUME": Setting("", "continue from (or, with --eval, evaluate) this checkpoint"),
+    "MODEL.IN_CHANS": Setting(3, "channels of the input; 1: images are converted to grey", "[1, 3]"),
     "MODEL.NUM_CLASSES": Setting(1000, "outputs, if no data set decides", "[1, 1e6]"),
     "MODEL.DROP_RATE": Setting(0.0, "dropout after the stem and in the MLPs", "[0, 1)"),
     "MODEL.DROP_PATH_RATE": Setting(0.1, "stochastic depth of the last block", "[0, 1)"),
@@ -176,10 +182,10 @@ SETTINGS = {
     "TRAIN.LR_SCHEDULER.NAME": Setting("cosine", "shape of the schedule", ("cosine", "linear", "step")),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": Setting(30, "epochs between the steps", "[0, 1e6]"),
     "TRAIN.LR_SCHEDULER.DECAY_RATE": Setting(0.1, "factor of each step", "[0, 1]"),
-    "TRAIN.OPTIMIZER.NAME": Setting("adamw", "SGD has Nesterov momentum", ("adamw", "AdamW", "sgd", "SGD")),
-    "TRAIN.OPTIMIZER.EPS": Setting(1e-8, "of AdamW", "[0, 1]"),
-    "TRAIN.OPTIMIZER.BETAS": Setting([0.9, 0.999], "of AdamW", "[0, 1)", (2, 2)),
-    "TRAIN.OPTIMIZER.MOMENTUM": Setting(0.9, "of SGD", "(0, 1)"),
+    "TRAIN.OPTIMIZER.NAME": Setting("adamw", "adamw, sgd (Nesterov momentum), or another of timm's factory"),
+    "TRAIN.OPTIMIZER.EPS": Setting(1e-8, "of optimizers that have it", "[0, 1]"),
+    "TRAIN.OPTIMIZER.BETAS": Setting([0.9, 0.999], "of AdamW and others with two", "[0, 1)", (2, 2)),
+    "TRAIN.OPTIMIZER.MOMENTUM": Setting(0.9, "of optimizers that have it", "(0, 1)"),
     "TRAIN.OPTIMIZER.USE_ZERO": Setting(False, "spread the optimizer's state over the processes (ZeRO)"),
     "TRAIN.OPTIMIZER.FREEZE_BACKBONE": Setting(None, "levels to freeze, from the first", "[0, 8]", optional=int),
     "TRAIN.OPTIMIZER.DCN_LR_MUL": Setting(None, "factor for offsets, with LR_LAYER_DECAY", "[0, 1000]", optional=float),
@@ -200,6 +206,9 @@ SETTINGS = {
     "AUG.MIXUP_SWITCH_PROB": Setting(0.5, "probability of CutMix, where both are on", "[0, 1]"),
     "AUG.MIXUP_MODE": Setting("batch", "what shares one mixture", ("batch", "pair", "elem")),
     "AUG.CROP_SCALE": Setting([0.08, 1.0], "area of a random crop, ascending; 1: the image", "(0, 1]", (2, 2)),
+    "AUG.CROP_RATIO": Setting([3 / 4, 4 / 3], "width by height of a random crop, ascending", "(0, 100]", (2, 2)),
+    "AUG.HFLIP": Setting(0.5, "probability of a mirror image, left to right", "[0, 1]"),
+    "AUG.VFLIP": Setting(0.0, "probability of a mirror image, top to bottom", "[0, 1]"),
     "AUG.RANDOM_RESIZED_CROP": Setting(False, "evaluate on random crops, if TEST.CROP is off"),
     "AUG.MEAN": Setting([0.485, 0.456, 0.406], "of red, green, blue from 0 to 1", "[-1000, 1000]", (3, 3)),
     "AUG.STD": Setting([0.229, 0.224, 0.225], "of red, green, blue from 0 to 1", "[1e-6, 1000]", (3, 3)),

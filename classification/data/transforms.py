@@ -10,10 +10,12 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
+from timm.data.transforms import ResizeKeepRatio
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from yacs.config import CfgNode
 
+from classification.config import channel_statistics, input_size
 from internimage.errors import UserError
 
 __all__ = ["build_transform"]
@@ -23,18 +25,30 @@ _SMALL = 32
 
 
 def build_transform(config: CfgNode, *, train: bool) -> Callable[[Image.Image], torch.Tensor]:
-    """A function from a PIL RGB image to a float32 tensor (3, IMG_SIZE, IMG_SIZE), by `AUG`, `TEST` and `DATA`."""
+    """A function from a PIL RGB image to a float32 tensor (IN_CHANS, *IMG_SIZE), by `AUG`, `TEST` and `DATA`."""
     if train:
         return _training(config)
-    size, interpolation = config.DATA.IMG_SIZE, _interpolation(config.DATA.INTERPOLATION)
+    size, interpolation = input_size(config), _interpolation(config.DATA.INTERPOLATION)
     if config.TEST.CROP:
-        to_size = [transforms.Resize(size, interpolation=interpolation), transforms.CenterCrop(size)]
+        to_size = [_covering(config), transforms.CenterCrop(size)]
     elif config.AUG.RANDOM_RESIZED_CROP:
-        to_size = [transforms.RandomResizedCrop((size, size), interpolation=interpolation)]
+        to_size = [transforms.RandomResizedCrop(size, interpolation=interpolation)]
     else:
-        to_size = [transforms.Resize((size, size), interpolation=interpolation)]
-    normalize = transforms.Normalize(config.AUG.MEAN, config.AUG.STD)
-    return transforms.Compose([*to_size, transforms.ToTensor(), normalize])
+        to_size = [transforms.Resize(size, interpolation=interpolation)]
+    normalize = transforms.Normalize(*channel_statistics(config))
+    return transforms.Compose([*to_size, *_grey(config), transforms.ToTensor(), normalize])
+
+
+def _covering(config: CfgNode) -> Callable[[Image.Image], Image.Image]:
+    """Resize an image, without distorting it, to the smallest size that covers `IMG_SIZE`."""
+    (height, width), name = input_size(config), config.DATA.INTERPOLATION
+    if height == width:
+        return transforms.Resize(height, interpolation=_interpolation(name))
+    return ResizeKeepRatio((height, width), interpolation=name)
+
+
+def _grey(config: CfgNode) -> list[transforms.Grayscale]:
+    return [transforms.Grayscale()] if config.MODEL.IN_CHANS == 1 else []
 
 
 def _interpolation(name: str) -> InterpolationMode:
@@ -42,7 +56,8 @@ def _interpolation(name: str) -> InterpolationMode:
 
 
 def _training(config: CfgNode) -> transforms.Compose:
-    aug, size = config.AUG, config.DATA.IMG_SIZE
+    aug, size = config.AUG, input_size(config)
+    mean, std = channel_statistics(config)
     policy = None if aug.AUTO_AUGMENT in (None, "", "none") else aug.AUTO_AUGMENT
     try:
         composed = create_transform(
@@ -51,12 +66,15 @@ def _training(config: CfgNode) -> transforms.Compose:
             color_jitter=aug.COLOR_JITTER if aug.COLOR_JITTER > 0 else None,
             auto_augment=policy,
             scale=tuple(aug.CROP_SCALE),
+            ratio=tuple(aug.CROP_RATIO),
+            hflip=aug.HFLIP,
+            vflip=aug.VFLIP,
             re_prob=aug.REPROB,
             re_mode=aug.REMODE,
             re_count=aug.RECOUNT,
             interpolation=config.DATA.INTERPOLATION,
-            mean=tuple(aug.MEAN),
-            std=tuple(aug.STD),
+            mean=mean,
+            std=std,
         )
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise UserError(
@@ -64,9 +82,11 @@ def _training(config: CfgNode) -> transforms.Compose:
             "expected none, rand-m9-mstd0.5-inc1, original, v0, augmix-m5-w4 or the like"
         ) from None
     _allow_zero_bits(composed)
-    if size <= _SMALL:
-        resize = transforms.Resize(size, interpolation=_interpolation(config.DATA.INTERPOLATION))
-        composed.transforms[:1] = [resize, transforms.RandomCrop(size, padding=4)]
+    if max(size) <= _SMALL:
+        composed.transforms[:1] = [_covering(config), transforms.RandomCrop(size, padding=4)]
+    # Grey after the augmentation, whose policies fill with three values; in front of the conversion to a tensor.
+    tensor = next(i for i, step in enumerate(composed.transforms) if isinstance(step, transforms.ToTensor))
+    composed.transforms[tensor:tensor] = _grey(config)
     return composed
 
 

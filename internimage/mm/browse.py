@@ -5,7 +5,6 @@
 The pictures show whether images, annotations or label maps, and class names match.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mmengine.config import DictAction
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.runner import set_random_seed
 
-from ..errors import UserError, exit_on_user_error
+from ..errors import ArgumentParser, UserError, exit_on_user_error
 from .checks import check_data_files, explained, explained_empty, read_config
 
 __all__ = ["main"]
@@ -23,7 +22,7 @@ __all__ = ["main"]
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Write a picture of each of the first training images, with its annotations."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="configuration file")
     parser.add_argument(
         "--out", type=Path, default=Path("browse"), help="folder for the pictures; defaults to %(default)s"

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from torch import distributed
 
-from ..errors import UserError, exit_on_user_error
+from ..errors import ArgumentParser, UserError, exit_on_user_error
 from ..preemption import close_process_group, leave
 from ..runlock import lock_run
 from ..zoo import local_checkpoint
@@ -29,7 +29,7 @@ __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"
 
 
 def _arguments(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
+    parser = ArgumentParser(description=description)
     parser.add_argument("config", help="configuration file")
     parser.add_argument("--work-dir", help="folder for logs and checkpoints; defaults to work_dirs/NAME_OF_CONFIG")
     parser.add_argument(
