@@ -85,8 +85,8 @@ def require_parity(rows: list[Parity], path: Path, tolerance: float) -> None:
             shape = " x ".join(map(str, worst.shape))
             raise UserError(f"the file does not run on images {shape} ({worst.failure}); it is now {failed}")
         raise UserError(
-            f"the results differ from PyTorch's: the relative error {worst.relative:.1e} exceeds {tolerance:.1e}; the file is "
-            f"now {failed} (--tolerance allows a larger error)"
+            f"the results differ from PyTorch's: the relative error {worst.relative:.1e} exceeds {tolerance:.1e}; the "
+            f"file is now {failed} (--tolerance allows a larger error)"
         )
 
 
