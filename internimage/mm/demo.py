@@ -1,5 +1,6 @@
 """`image_demo.py`: run a model on one image and draw the result."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from torch import nn
 
 from ..checkpoint import extract_state_dict, load_exact, load_file
-from ..errors import ArgumentParser, CheckpointError, UserError, exit_on_user_error
+from ..errors import CheckpointError, UserError, exit_on_user_error
 from ..zoo import local_checkpoint
 from .checks import read_config
 from .runner import Task
@@ -69,7 +70,7 @@ def draw(model: nn.Module, image: np.ndarray, path: Path, task: Task, score_thr:
 @exit_on_user_error
 def image_demo(task: Task, argv: Sequence[str] | None = None) -> None:
     """`image_demo.py IMAGE CONFIG CHECKPOINT`: write a picture of the result."""
-    parser = ArgumentParser(description=f"Run a {task.name} model on an image and draw the result.")
+    parser = argparse.ArgumentParser(description=f"Run a {task.name} model on an image and draw the result.")
     parser.add_argument("image", help="image file")
     parser.add_argument("config", help="configuration file")
     parser.add_argument("checkpoint", help="path or URL of the weights")

@@ -63,9 +63,7 @@ def test_a_file_that_does_not_run_is_renamed_and_named(tmp_path):
 
     (tmp_path / "net.onnx").write_bytes(b"")
     rows = check_parity(Exportable(nn.Flatten(0), images, ("x",)), Check([images]), runtime)
-    with pytest.raises(
-        UserError, match=r"images 1 x 3 x 16 x 16 \(grid .* 16\); it is now .*net.onnx.failed"
-    ):
+    with pytest.raises(UserError, match=r"images 1 x 3 x 16 x 16 \(grid .* 16\); it is now .*net.onnx.failed"):
         require_parity(rows, tmp_path / "net.onnx", 1e-4)
     assert (tmp_path / "net.onnx.failed").exists()
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from mmengine.config import DictAction
 
-from internimage.errors import ArgumentParser, exit_on_user_error
+from internimage.errors import exit_on_user_error
 from internimage.export.cli import add_arguments, check_arguments, run
 from internimage.mm.checks import read_config
 
@@ -17,7 +17,7 @@ __all__ = ["export"]
 @exit_on_user_error
 def export(description: str, parts: Callable[..., Parts], prepare: Prepare, argv: Sequence[str] | None = None) -> None:
     """Build the model and write it; `parts` is `detector_parts` or `segmentor_parts`, `prepare` is `predict_onnx`'s."""
-    parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="configuration file")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
     add_arguments(parser)
