@@ -4,9 +4,8 @@ r"""Write the outputs of named layers of a model for some images to a file.
     python classification/extract_feature.py --cfg F.yaml --checkpoint C.pth --folder images \
         --layers patch_embed levels.3 conv_head --output features.npz
 
-The file (.npz, .pt or .safetensors) maps each layer's name to one array; its first dimension is the images. A layer
-with several outputs, such as `levels.0` (feature map, downsampled map), has the entries `levels.0[0]`, `levels.0[1]`.
-The paths of the images are in `image_names` (in .safetensors: in the metadata, as JSON).
+The file (.npz, .pt or .safetensors) maps each layer's name to one array; its first dimension is the images. The
+paths of the images are in `image_names` (in .safetensors: in the metadata, as JSON).
 """
 
 import difflib
@@ -59,9 +58,6 @@ def extract_features(
     def keep(name: str, output: object) -> None:
         if isinstance(output, Tensor):
             parts.setdefault(name, []).append(output.detach().cpu())
-        elif isinstance(output, (tuple, list)):
-            for index, item in enumerate(output):
-                keep(f"{name}[{index}]", item)
 
     hooks = [
         module.register_forward_hook(lambda _, args, output, name=name: keep(name, output))
@@ -74,8 +70,7 @@ def extract_features(
     finally:
         for hook in hooks:
             hook.remove()
-    found = {name.partition("[")[0] for name in parts}
-    if unused := [name for name in layers if name not in found]:
+    if unused := [name for name in layers if name not in parts]:
         raise UserError(
             f"layer {unused[0]!r} has no output tensor: the model does not call it; choose one inside or around it"
         )
