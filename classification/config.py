@@ -202,6 +202,7 @@ _OPTIONS = {
     "--pretrained": "MODEL.PRETRAINED",
     "--resume": "MODEL.RESUME",
     "--eval": "EVAL_MODE",
+    "--predictions": "PREDICTIONS",
     "--throughput": "THROUGHPUT_MODE",
     "--accumulation-steps": "TRAIN.ACCUMULATION_STEPS",
     "--use-checkpoint": "TRAIN.USE_CHECKPOINT",

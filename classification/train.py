@@ -23,6 +23,7 @@ from classification.trainer import distributed, resume
 from classification.trainer.acceleration import place_model, set_tf32
 from classification.trainer.engine import Trainer, seed_everything
 from classification.trainer.evaluation import evaluate_all, throughput
+from classification.trainer.predictions import Predictions
 from classification.trainer.tracking import Tracker, prepare_folder
 from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
@@ -100,7 +101,13 @@ def run_evaluation(config: CfgNode, world: distributed.World) -> None:
     for averaged in (False, True):
         model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
         models.append(model if resume.load_for_evaluation(model, weights, ema=averaged) else None)
-    evaluate_all(*models, loaders, world, amp_dtype(config, world.device), Tracker(None, world).log)
+    log, dtype = Tracker(None, world).log, amp_dtype(config, world.device)
+    if not config.PREDICTIONS:
+        evaluate_all(*models, loaders, world, dtype, log)
+        return
+    predictions = Predictions(loaders, models)
+    evaluate_all(*models, loaders, world, dtype, log, predictions.watch)
+    predictions.write(Path(config.PREDICTIONS), world, log)
 
 
 def run_throughput(config: CfgNode, world: distributed.World) -> None:

@@ -2,8 +2,8 @@
 
 Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). New keys are
 `DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
-`DATA.TIMEOUT`, `MODEL.IN_CHANS`, and `AUG.CROP_SCALE`, `CROP_RATIO`, `HFLIP`, `VFLIP`.
-`tools/configuration_page.py` writes docs/configuration.md from this table.
+`DATA.TIMEOUT`, `MODEL.IN_CHANS`, `TRAIN.EARLY_STOPPING`, `PREDICTIONS`, and `AUG.CROP_SCALE`, `CROP_RATIO`, `HFLIP`,
+`VFLIP`. `tools/configuration_page.py` writes docs/configuration.md from this table.
 """
 
 import ast
@@ -176,6 +176,7 @@ SETTINGS = {
     "TRAIN.WARMUP_LR": Setting(5e-7, "learning rate at the start, for a total batch of 512", "[0, inf)"),
     "TRAIN.MIN_LR": Setting(5e-6, "learning rate at the end, for a total batch of 512", "[0, inf)"),
     "TRAIN.CLIP_GRAD": Setting(5.0, "greatest norm of the gradient; None or 0: any", "[0, inf)", optional=float),
+    "TRAIN.EARLY_STOPPING": Setting(0, "end after this many epochs without a better top-1; 0: never", "[0, 1e6]"),
     "TRAIN.AUTO_RESUME": Setting(True, "continue from the newest checkpoint of this run"),
     "TRAIN.ACCUMULATION_STEPS": Setting(0, "batches per optimizer step; 0: one", "[0, 1e6]"),
     "TRAIN.USE_CHECKPOINT": Setting(False, "gradient checkpointing: less memory, more time"),
@@ -227,6 +228,7 @@ SETTINGS = {
     "EVAL_FREQ": Setting(1, "epochs from one evaluation to the next", "[1, 1e6]"),
     "SEED": Setting(0, "random seed", "[0, 1e18]"),
     "EVAL_MODE": Setting(False, "only evaluate"),
+    "PREDICTIONS": Setting("", "with EVAL_MODE: CSV file of the predictions, beside it one of the classes"),
     "THROUGHPUT_MODE": Setting(False, "only measure images per second"),
     "LOCAL_RANK": Setting(0, "set by some launchers; otherwise taken from the environment", "[0, 1e6]"),
     "LAUNCHER": Setting("auto", "who starts the processes", ("auto", "none", "pytorch", "slurm")),
