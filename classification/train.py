@@ -59,10 +59,8 @@ def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -
     distributed.run_on_main(world, lambda: prepare_folder(folder, config.dump()))
     tracker = Tracker(folder, world)
     if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS > 0:
-        tracker.log(
-            f"TRAIN.WARMUP_EPOCHS is {config.TRAIN.WARMUP_EPOCHS:g} in a run of {config.TRAIN.EPOCHS} epochs: the "
-            "learning rate never reaches TRAIN.BASE_LR; --opts TRAIN.WARMUP_EPOCHS N shortens the warm-up"
-        )
+        advice = "the learning rate never reaches TRAIN.BASE_LR; --opts TRAIN.WARMUP_EPOCHS N shortens it"
+        tracker.log(f"the warm-up ({config.TRAIN.WARMUP_EPOCHS:g} epochs) is as long as the run: {advice}")
     loaders = build_loaders(config)
     loaders.start_workers()
     model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
@@ -102,12 +100,10 @@ def run_evaluation(config: CfgNode, world: distributed.World) -> None:
         model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
         models.append(model if resume.load_for_evaluation(model, weights, ema=averaged) else None)
     log, dtype = Tracker(None, world).log, amp_dtype(config, world.device)
-    if not config.PREDICTIONS:
-        evaluate_all(*models, loaders, world, dtype, log)
-        return
-    predictions = Predictions(loaders, models)
-    evaluate_all(*models, loaders, world, dtype, log, predictions.watch)
-    predictions.write(Path(config.PREDICTIONS), world, log)
+    predictions = Predictions(loaders, models) if config.PREDICTIONS else None
+    evaluate_all(*models, loaders, world, dtype, log, predictions.watch if predictions else iter)
+    if predictions:
+        predictions.write(Path(config.PREDICTIONS), world, log)
 
 
 def run_throughput(config: CfgNode, world: distributed.World) -> None:

@@ -4,8 +4,6 @@ The rules are the original project's: learning rates are proportional to the tot
 from `internimage.optim.param_groups`.
 """
 
-import inspect
-
 import torch
 from timm.optim import get_optimizer_class
 from timm.scheduler.cosine_lr import CosineLRScheduler
@@ -31,7 +29,7 @@ def learning_rate_scale(config: CfgNode, world_size: int) -> float:
 def build_optimizer(config: CfgNode, model: nn.Module, scale: float, world_size: int) -> torch.optim.Optimizer:
     """The optimizer over the parameter groups of `model`; with `OPTIMIZER.USE_ZERO`, sharded over the processes.
 
-    AdamW and SGD are PyTorch's, others those of timm's factory with its defaults.
+    AdamW and SGD are PyTorch's; others are those of timm's factory, with its EPS, BETAS and MOMENTUM.
 
     `scale` is the factor on the learning rates. The state has the same form with and without sharding and on CPUs and
     GPUs (where the update is fused), so a checkpoint can be resumed with another number of processes.
@@ -49,23 +47,13 @@ def build_optimizer(config: CfgNode, model: nn.Module, scale: float, world_size:
     elif options.NAME.lower() == "sgd":
         kind, kwargs = torch.optim.SGD, {"momentum": options.MOMENTUM, "nesterov": True}
     else:
-        kind, known = get_optimizer_class(options.NAME), inspect.signature(get_optimizer_class(options.NAME)).parameters
-        ours = {"eps": options.EPS, "momentum": options.MOMENTUM, "betas": tuple(options.BETAS)}
-        # Some take two eps or three betas, which the configuration does not have.
-        kwargs = {key: value for key, value in ours.items() if key in known and _alike(value, known[key].default)}
+        kind, kwargs = get_optimizer_class(options.NAME), {}
     kwargs["lr"] = train.BASE_LR * scale
     if kind in (torch.optim.AdamW, torch.optim.SGD) and _on_gpu(groups):
         kwargs["fused"] = True  # one kernel for many parameters; CPU runs stay bit-exact to earlier ones
     if options.USE_ZERO and world_size > 1:
         return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **kwargs)
     return kind(groups, **kwargs)
-
-
-def _alike(value: object, default: object) -> bool:
-    """Whether a value can replace a default: a number, or a tuple of the same length."""
-    if isinstance(value, tuple):
-        return isinstance(default, tuple) and len(value) == len(default)
-    return isinstance(default, (int, float))
 
 
 def _on_gpu(groups: list[dict]) -> bool:

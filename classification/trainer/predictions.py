@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from classification.data import Loaders
 from internimage.errors import UserError
-from internimage.files import atomic_path
 
 from .distributed import World, gather, run_on_main
 
@@ -47,39 +46,27 @@ class Predictions:
         self.rows += zip(self.indices.tolist(), best.indices.tolist(), best.values.tolist())
 
     def write(self, path: Path, world: World, log: Callable[[str], None]) -> None:
-        """Write `path`, a row for each image, and `<path>_classes.csv`, a row for each class; all processes call it.
+        """Write `path`, a row for each image, and `*_classes.csv`, a row for each class; all processes call it.
 
         Raises:
             UserError: a file cannot be written.
         """
-        rows = sorted(chain(*gather(self.rows)))
-        run_on_main(world, lambda: self._write(path, rows))
-        log(f"predictions of {len(rows)} images: {path}; accuracy of each class: {_of_classes(path)}")
+        images, classes = [("image", "label", "predicted", "probability")], {}
+        for index, best, probability in sorted(chain(*gather(self.rows))):
+            label = int(self.samples.labels[index])
+            images.append((self.samples.name(index), self.names[label], self.names[best], f"{probability:.4f}"))
+            classes.setdefault(self.names[label], []).append(best == label)
+        means = [(name, len(hits), f"{100 * sum(hits) / len(hits):.2f}") for name, hits in classes.items()]
+        beside = path.with_name(f"{path.stem}_classes.csv")
 
-    def _write(self, path: Path, rows: list[tuple[int, int, float]]) -> None:
-        labels = [int(self.samples.labels[index]) for index, _, _ in rows]
-        images = np.bincount(labels, minlength=len(self.names))
-        right = np.bincount([label for label, row in zip(labels, rows) if label == row[1]], minlength=len(self.names))
-        table = [
-            (self.samples.name(index), self.names[label], self.names[best], f"{probability:.4f}")
-            for label, (index, best, probability) in zip(labels, rows)
-        ]
-        counts = zip(self.names, images, right)
-        classes = [(name, count, f"{100 * good / count:.2f}") for name, count, good in counts if count]
-        _write_csv(path, ("image", "label", "predicted", "probability"), table)
-        _write_csv(_of_classes(path), ("class", "images", "top1"), classes)
+        def write() -> None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                for target, rows in ((path, images), (beside, [("class", "images", "top1"), *means])):
+                    with open(target, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                        csv.writer(file).writerows(rows)
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror}; choose another --predictions") from None
 
-
-def _of_classes(path: Path) -> Path:
-    return path.with_name(f"{path.stem}_classes.csv")
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # any bytes of a file's name
-            with open(temporary, "w", **text) as file:
-                csv.writer(file).writerows([header, *rows])
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --predictions") from None
+        run_on_main(world, write)
+        log(f"wrote {path} ({len(images) - 1} images) and {beside} (accuracy of each class)")

@@ -27,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("browse"), help="folder for the pictures; defaults to %(default)s"
     )
     parser.add_argument("--count", type=int, default=12, help="number of images; defaults to %(default)s")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="settings to change"
-    )
+    parser.add_argument("--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="change settings")
     args = parser.parse_args(argv)
     config = read_config(args.config, args.cfg_options)
     check_data_files(config, ("train",))

@@ -183,7 +183,7 @@ class _RegularFiles(LocalBackend):
 register_backend("local", _RegularFiles, force=True, prefixes="")
 
 
-_UNKNOWN_TYPE = re.compile(r"(\S+) is not in the (\w+)::(\w+) registry")
+_UNKNOWN_TYPE = re.compile(r"([^\s'\"]+) is not in the (\w+)::(\w+) registry")
 _UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 _STATES = {"T": " (stopped)", "D": " (waiting for a file system)"}
 
@@ -231,7 +231,7 @@ def explained() -> Iterator[None]:
             raise UserError(f"{found[-1]} is not a readable image; replace it or leave it out") from error
         raise
     except KeyError as error:
-        if found := _UNKNOWN_TYPE.search(str(error.args[0])):
+        if found := _UNKNOWN_TYPE.search(str(error)):
             kind, scope, registry = found.groups()
             known = MODELS if registry == "model" else TRANSFORMS if registry == "transform" else DATASETS
             names = [name for part in (known, *known.children.values()) for name in part.module_dict]
@@ -242,9 +242,7 @@ def explained() -> Iterator[None]:
     except TypeError as error:
         if found := _UNKNOWN_ARGUMENT.search(str(error)):
             kind, argument = found.groups()
-            raise UserError(
-                f"dict(type={kind!r}) has no argument {argument!r}; correct it in the configuration or --cfg-options"
-            ) from error
+            raise UserError(f"dict(type={kind!r}) has no argument {argument!r}; correct the configuration") from error
         raise
     except json.JSONDecodeError as error:
         raise UserError(f"an annotation file is not valid JSON ({error}); check the ann_file entries") from error

@@ -82,9 +82,7 @@ def get_flops(default_shape: tuple[int, int], argv: Sequence[str] | None = None)
     parser = ArgumentParser(description="Print the parameters and FLOPs of a model.")
     parser.add_argument("config", help="configuration file")
     parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), default=default_shape)
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="settings to change"
-    )
+    parser.add_argument("--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="change settings")
     args = parser.parse_args(argv)
     config = read_config(args.config, args.cfg_options)
     parameters, flops = measure(config, tuple(args.shape))

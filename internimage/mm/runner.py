@@ -131,7 +131,8 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
     if args.tta:
         if "mask_head" in config.model.get("roi_head", {}):
             raise UserError("mmdet cannot merge the masks of augmented images; omit --tta")
-        task.add_tta(config)
+        if task is DETECTION:
+            task.add_tta(config)
         if "tta_model" not in config or "tta_pipeline" not in config:
             raise UserError(f"{args.config} has no tta_model and tta_pipeline; omit --tta")
         config.model = ConfigDict(**config.tta_model, module=config.model)

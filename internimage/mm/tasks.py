@@ -84,9 +84,6 @@ class _Segmentation:
         for metric in runner.test_evaluator.metrics:
             metric.output_dir = path
 
-    def add_tta(self, config: Config) -> None:
-        pass
-
     def infer(self, model: nn.Module, image: np.ndarray) -> object:
         from mmseg.apis import inference_model
 
