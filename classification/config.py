@@ -158,8 +158,7 @@ def _check_relations(config: CfgNode, source: str) -> None:
     low, high = aug.CUTMIX_MINMAX or (0, 1)
     optimizer = config.TRAIN.OPTIMIZER.NAME
     # Left out: those that need gradients of gradients, CUDA packages.
-    optimizers = list_optimizers(exclude_filters=["adahessian", "bnb*", "fused*"])
-    hint = _hint(optimizer, optimizers)
+    known = list_optimizers(exclude_filters=["adahessian", "bnb*", "fused*"])
     for key, value, holds, expected in (
         (f"MODEL.{name}.GROUPS", levels.GROUPS, divisible, f"a divisor of each level's channels, {widths}"),
         (f"MODEL.{name}.DW_KERNEL_SIZE", levels.DW_KERNEL_SIZE, (levels.DW_KERNEL_SIZE or 1) % 2, "an odd number"),
@@ -171,7 +170,7 @@ def _check_relations(config: CfgNode, source: str) -> None:
         ),
         ("AUG.CROP_SCALE", aug.CROP_SCALE, aug.CROP_SCALE[0] <= aug.CROP_SCALE[1], "the smaller number first"),
         ("AUG.CROP_RATIO", aug.CROP_RATIO, aug.CROP_RATIO[0] <= aug.CROP_RATIO[1], "the smaller number first"),
-        ("TRAIN.OPTIMIZER.NAME", optimizer, optimizer.lower() in optimizers, f"one of timm's{hint}"),
+        ("TRAIN.OPTIMIZER.NAME", optimizer, optimizer.lower() in known, f"one of timm's{_hint(optimizer, known)}"),
         ("MODEL.IN_CHANS", config.MODEL.IN_CHANS, config.MODEL.IN_CHANS != 2, "3, or 1 for grey"),
         ("AUG.CUTMIX_MINMAX", [low, high], int(size * low) < int(size * high), "the smaller number first"),
     ):

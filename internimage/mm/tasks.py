@@ -58,10 +58,8 @@ class _Detection:
         # PackDetInputs has all keys by default; the test pipelines leave out those of mirror images.
         rest = [[{key: value for key, value in step.items() if key != "meta_keys"}] for step in pipeline[at + 1 :]]
         config.tta_pipeline = [*pipeline[:at], {"type": "TestTimeAug", "transforms": [sizes, flips, *rest]}]
-        config.tta_model = {
-            "type": "DetTTAModel",
-            "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.6}, "max_per_img": 100},
-        }
+        merging = {"nms": {"type": "nms", "iou_threshold": 0.6}, "max_per_img": 100}
+        config.tta_model = {"type": "DetTTAModel", "tta_cfg": merging}
 
     def infer(self, model: nn.Module, image: np.ndarray) -> object:
         """Run a model of the framework's inference functions on an image `(H, W, 3)`, BGR uint8."""
