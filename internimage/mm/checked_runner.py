@@ -146,7 +146,7 @@ class CheckedRunner(Runner):
                 return super().train()
             except _Stopped:
                 self.stopped = True
-                self.logger.info(f"stop signal: saved at iteration {self.iter}; resume with --resume")
+                self.logger.info(f"stop signal: saved at iteration {self.iter}; start again to resume")
                 self.call_hook("after_run")
                 return self.model
             finally:
@@ -219,7 +219,7 @@ class CheckedRunner(Runner):
         if path is None:
             self.logger.info(f"nothing to resume in {self.work_dir}; starting from scratch")
             return None
-        self.logger.info(f"resuming from {path}")
+        self.logger.info(f"resuming from {path}; to start anew, choose another --work-dir or delete this one")
         self.resume(str(path))
         self._has_loaded = True
 
