@@ -25,7 +25,7 @@ __all__ = ["SettingsAction", "check_classes", "check_data_files", "explained", "
 _RUNNER_KEYS = (
     *("work_dir", "load_from", "resume", "launcher", "randomness", "experiment_name", "custom_hooks", "auto_scale_lr"),
     *("find_unused_parameters", "model_wrapper_cfg", "compile", "activation_checkpointing", "tta_model"),
-    "tta_pipeline",
+    *("tta_pipeline", "shard"),
 )
 
 

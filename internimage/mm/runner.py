@@ -20,6 +20,7 @@ from ..zoo import local_checkpoint
 from .checked_runner import CheckedRunner, bare
 from .checkpoints import find_checkpoints, on_main
 from .checks import SettingsAction, check_classes, check_data_files, explained, explained_empty, read_config
+from .sharding import MODES, configure_sharding
 from .tasks import DETECTION, SEGMENTATION, PicturesHook, Task
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"]
@@ -78,6 +79,7 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
     )
+    parser.add_argument("--shard", choices=MODES, help="share the optimizer's state (zero) or the whole model (fsdp)")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -91,6 +93,7 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         if not torch.cuda.is_available():
             raise UserError("--amp needs a GPU; omit it on the CPU")
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    configure_sharding(config, args.shard)
     if args.auto_scale_lr:
         if not config.get("auto_scale_lr", {}).get("base_batch_size"):
             raise UserError(
@@ -127,6 +130,7 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
     config = _load_config(args)
     config.load_from = str(local_checkpoint(args.checkpoint))
     config.resume = False
+    config.shard = "none"
     config.model.backbone.pop("init_cfg", None)
     if args.tta:
         if "mask_head" in config.model.get("roi_head", {}):
