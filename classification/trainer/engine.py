@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from classification.data import Loaders
 from internimage.errors import CheckpointError, UserError
+from internimage.files import remove
 from internimage.preemption import StopRequest
 from internimage.seeding import sample_seed, seed_generators
 
@@ -256,9 +257,9 @@ class Trainer:
         models = [*self.strategy.models, None][:2]
         plain, ema = evaluate_all(*models, self.loaders, self.world, self.strategy.dtype, log, self._until_stopped)
         if not math.isfinite(plain["loss"]):
+            self.strategy.wait()
             if self.world.is_main:  # resuming from it would end here again
-                unusable = f"ckpt_epoch_{state.epoch}_step_{self.steps}{self.strategy.suffix}"
-                (self.folder / unusable).unlink(missing_ok=True)
+                remove(self.folder / f"ckpt_epoch_{state.epoch}_step_{self.steps}{self.strategy.suffix}")
             raise UserError(
                 f"the validation loss is {plain['loss']} after epoch {state.epoch}; the last checkpoint is from "
                 "before; start again with a lower TRAIN.BASE_LR"
@@ -277,7 +278,7 @@ class Trainer:
         """The batches of an evaluation; raises `Stopped` on a signal (the run is saved before the evaluation)."""
         # All processes must vote equally often, though some may have one more batch.
         questions = len(self.loaders.val.dataset) // self.world.size // self.config.DATA.BATCH_SIZE
-        for batch in batches:
+        for batch in self.strategy.batches(batches):
             if questions > 0 and self.stop.agreed():
                 raise Stopped
             questions -= 1

@@ -3,7 +3,8 @@
 File names and keys are the original project's (`ckpt_epoch_N.pth`, `ckpt_epoch_best.pth`; model, optimizer,
 lr_scheduler, scaler, epoch, max_accuracy, config, model_ema): each project reads the files of the other. N is the last
 finished epoch, counted from 0. `ckpt_epoch_N_step_S.pth` is from the middle of epoch N, after S of its steps; it also
-has the key `progress`, and is deleted after the next checkpoint.
+has the key `progress`, and is deleted after the next checkpoint. A sharded checkpoint (`dcp`) is a folder with the same
+name without `.pth`.
 """
 
 import copy
@@ -16,14 +17,15 @@ from typing import Any
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from internimage.checkpoint import extract_state_dict, load_file, load_pretrained, naming
+from internimage.checkpoint import extract_state_dict, load_exact, load_pretrained, naming
 from internimage.errors import CheckpointError
-from internimage.files import remove_leftovers
+from internimage.files import remove, remove_leftovers
 from internimage.integrity import mark_verified
 from internimage.zoo import local_checkpoint
 
+from .dcp import read, verify
 from .distributed import World, run_on_main
-from .strategy import Strategy, load_weights
+from .strategy import Strategy
 
 __all__ = [
     "RunState",
@@ -70,7 +72,7 @@ class RunState:
         return f"ckpt_epoch_{step}{self.strategy.suffix}"
 
 
-_NUMBERED = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth")
+_NUMBERED = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?(?:\.pth)?")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -102,11 +104,13 @@ def save(
 
     def rotate() -> None:
         remove_leftovers(folder)
+        for name in names:  # the same in the other form, from before the run changed it
+            remove(folder / (name.removesuffix(suffix) if suffix else f"{name}.pth"))
         checkpoints = list_checkpoints(folder) if numbered else []
         finished = [path for path in checkpoints if "_step_" not in path.name]
         for path in checkpoints:
             if path.name != current and path not in finished[:keep]:
-                path.unlink(missing_ok=True)
+                remove(path)
 
     state.strategy.save(state.rest(config_yaml), [folder / name for name in names], rotate)
 
@@ -122,7 +126,7 @@ def find_latest(world: World, folder: Path, log: Callable[[str], None]) -> Path 
         checkpoints = list_checkpoints(folder)
         for path in checkpoints:
             try:
-                load_file(path)
+                verify(path)
                 return path
             except CheckpointError as error:
                 log(f"skipping an unreadable checkpoint: {error}")
@@ -179,10 +183,11 @@ def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> b
     Returns:
         False if the file has no averaged weights; the model is then unchanged.
     """
-    checkpoint = load_file(path)
+    checkpoint = read(path)
     if ema and not (isinstance(checkpoint, dict) and "model_ema" in checkpoint):
         return False
-    load_weights(model, checkpoint, path, ema=ema)
+    with naming(path):
+        load_exact(model, extract_state_dict(checkpoint, ema=ema))
     return True
 
 
@@ -195,7 +200,7 @@ def locate(world: World, name: str) -> Path:
 
     def find() -> Path:
         path = local_checkpoint(name)
-        load_file(path)
+        verify(path)
         return path
 
     path = run_on_main(world, find)
@@ -212,5 +217,5 @@ def initialise(model: nn.Module, path: Path, log: Callable[[str], None], *, rand
         CheckpointError: the file does not have this model's backbone.
     """
     with naming(path):
-        for notice in load_pretrained(model, extract_state_dict(load_file(path)), rand_init_head=rand_init_head):
+        for notice in load_pretrained(model, extract_state_dict(read(path)), rand_init_head=rand_init_head):
             log(f"{path}: {notice}")

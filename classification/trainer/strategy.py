@@ -1,12 +1,10 @@
 """How a model is spread over the processes of a run: what a training step and a checkpoint need to know of it.
 
-The training loop, schedule, evaluation, stopping, rotation of checkpoints and resuming are the same for every strategy;
-they call only what `Strategy` has. Its methods are those of one process and of DistributedDataParallel (ZeRO is the
-latter with another optimizer); another strategy overrides what it does differently.
+All else (loop, schedule, evaluation, stopping, rotation of checkpoints, resuming) is the same for every strategy.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,19 +13,21 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
 
-from internimage.checkpoint import extract_state_dict, load_exact, load_file, naming, save_atomic
+from internimage.checkpoint import extract_state_dict, load_exact, naming, save_atomic
 from internimage.errors import CheckpointError
 
+from .dcp import read
 from .distributed import World, run_on_main, wrap_model
 
-__all__ = ["Strategy", "load_weights"]
+__all__ = ["Strategy"]
 
 
 class Strategy:
-    """One process, or DistributedDataParallel over several.
+    """One process, or DistributedDataParallel over several (and ZeRO, which is another optimizer).
 
-    All processes must call each method, and equally often.
+    A subclass overrides what it does differently. All processes must call each method, and equally often.
 
     Args:
         world: rank, number of processes and device.
@@ -43,11 +43,6 @@ class Strategy:
     """
 
     suffix = ".pth"
-    model: nn.Module
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
 
     def __init__(self, world: World, dtype: torch.dtype | None = None) -> None:
         self.world, self.dtype = world, dtype
@@ -64,10 +59,14 @@ class Strategy:
         `build_optimizer` is called once, with the model as the optimizer is to see it.
         """
         self.model = model
+        self.ema = ModelEmaV3(model, decay=ema_decay) if ema_decay is not None else None
+        self.network = self.spread()
         self.optimizer = build_optimizer(model)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.dtype == torch.float16)
-        self.ema = ModelEmaV3(model, decay=ema_decay) if ema_decay is not None else None
-        self.network = wrap_model(self.world, model) if self.world.size > 1 else model
+
+    def spread(self) -> nn.Module:
+        """Spread `models` over the processes; return what a training step calls."""
+        return wrap_model(self.world, self.model) if self.world.size > 1 else self.model
 
     @property
     def models(self) -> list[nn.Module]:
@@ -102,6 +101,8 @@ class Strategy:
         """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         if max_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
         self.scaler.step(self.optimizer)
@@ -112,6 +113,10 @@ class Strategy:
         """Update the averaged weights, if any."""
         if self.ema is not None:
             self.ema.update(self.model)
+
+    def batches(self, batches: Iterable) -> Iterable:
+        """The batches of an evaluation, as many in each process if forward passes wait for each other."""
+        return batches
 
     # Checkpoints
 
@@ -138,20 +143,35 @@ class Strategy:
             CheckpointError: it does not fit the model or the optimizer; names `path`.
         """
         try:
-            load_weights(self.model, checkpoint, path)
+            self._load_weights(self.model, checkpoint, path)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; to train another model, choose another folder with --tag NAME") from None
         if self.ema is not None:
-            load_weights(self.ema.module, checkpoint, path, ema=True)
+            self._load_weights(self.ema.module, checkpoint, path, ema=True)
         try:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            saved = dict(checkpoint["optimizer"])
+            saved["state"] = {
+                number: {name: self.place(value, parameters[number]) for name, value in states.items()}
+                for number, states in saved["state"].items()
+            }
             # A copy, because the file is mapped into memory and is deleted or rewritten during the run.
-            _restore_optimizer(self.optimizer, copy.deepcopy(checkpoint["optimizer"]))
+            _restore_optimizer(self.optimizer, copy.deepcopy(saved))
             self.scaler.load_state_dict(checkpoint["scaler"] or self.scaler.state_dict())
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (IndexError, KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"the optimizer state in {path} does not fit this configuration ({str(error).splitlines()[0]}); "
                 "resume with the same optimizer, layer decay and freezing, or load its weights with --pretrained"
             ) from None
+
+    def place(self, value: Any, own: Tensor) -> Any:
+        """A value of a checkpoint in the form that it has here, which is that of `own`, if the shapes are equal."""
+        return value
+
+    def _load_weights(self, model: nn.Module, checkpoint: Any, path: Path, *, ema: bool = False) -> None:
+        with naming(path):
+            own, state = model.state_dict(), extract_state_dict(checkpoint, ema=ema)
+            load_exact(model, {key: self.place(value, own.get(key)) for key, value in state.items()})
 
     def save(self, rest: dict[str, Any], paths: list[Path], done: Callable[[], None]) -> None:
         """Write `state_dict` and `rest` under each path, atomically and in this order; then rank 0 calls `done`.
@@ -174,18 +194,8 @@ class Strategy:
         """Finish the checkpoint that is being written, if any. Raises what `save` does."""
 
     def read(self, path: Path) -> Any:
-        """A checkpoint's contents for `load_state_dict`, with the `rest` of `save`. Raises `CheckpointError`."""
-        return load_file(path)
-
-
-def load_weights(model: nn.Module, checkpoint: Any, path: Path, *, ema: bool = False) -> None:
-    """Load the weights (with `ema`, the averaged weights) of a checkpoint, strictly.
-
-    Raises:
-        CheckpointError: they are not there or do not fit; names `path`.
-    """
-    with naming(path):
-        load_exact(model, extract_state_dict(checkpoint, ema=ema))
+        """The contents of a file or folder for `load_state_dict`, with `rest` of `save`. Raises `CheckpointError`."""
+        return read(path)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

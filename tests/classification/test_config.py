@@ -25,6 +25,7 @@ RECIPES = json.loads((ROOT / "tests/data/classification_recipes.json").read_text
 RELEASED = sorted(RECIPES.keys() - {"defaults"})
 NEW_KEYS = {"AMP", "TF32", "COMPILE", "LAUNCHER", "SAVE_CKPT_NUM"}
 NEW_KEYS |= {"DATA.SKIP_BAD_IMAGES", "DATA.TIMEOUT", "AUG.CROP_SCALE"}
+NEW_KEYS |= {"TRAIN.SHARD", "TRAIN.CPU_OFFLOAD", "SHARDED_CHECKPOINT"}
 SET_OTHERWISE = {"MODEL.NAME", "OUTPUT", "DATA.DATA_PATH", "LOCAL_RANK", "BASE"}
 TINY = str(CONFIGS / "internimage_t_1k_224.yaml")
 
