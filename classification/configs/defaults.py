@@ -1,8 +1,8 @@
 """The table of configuration keys: default, description and valid values of each.
 
-Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Eleven keys are new:
-`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
-`DATA.TIMEOUT`, `AUG.CROP_SCALE`, `TRAIN.SHARD`, `TRAIN.CPU_OFFLOAD`, `SHARDED_CHECKPOINT`.
+Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Twelve keys are new:
+`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM`, `LOGGER` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`,
+`COMPILE`, `DATA.TIMEOUT`, `AUG.CROP_SCALE`, `TRAIN.SHARD`, `TRAIN.CPU_OFFLOAD` and `SHARDED_CHECKPOINT`.
 `tools/configuration_page.py` writes docs/configuration.md from this table.
 """
 
@@ -221,6 +221,7 @@ SETTINGS = {
     "SHARDED_CHECKPOINT": Setting(False, "with fsdp: folders that all processes write while training goes on"),
     "PRINT_FREQ": Setting(10, "steps from one line of the log to the next", "[1, 1e6]"),
     "EVAL_FREQ": Setting(1, "epochs from one evaluation to the next", "[1, 1e6]"),
+    "LOGGER": Setting("tensorboard", "where figures go", ("tensorboard", "wandb")),
     "SEED": Setting(0, "random seed", "[0, 1e18]"),
     "EVAL_MODE": Setting(False, "only evaluate"),
     "THROUGHPUT_MODE": Setting(False, "only measure images per second"),
