@@ -215,6 +215,7 @@ _OPTIONS = {
     "--tf32": "TF32",
     "--tag": "TAG",
     "--save-ckpt-num": "SAVE_CKPT_NUM",
+    "--logger": "LOGGER",
     "--seed": "SEED",
     "--launcher": "LAUNCHER",
     "--local-rank": "LOCAL_RANK",

@@ -8,7 +8,7 @@ Several processes: `dist_train.sh` (torchrun) and `slurm_train.sh` next to this 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script
@@ -30,12 +30,19 @@ from classification.trainer.tracking import Tracker, prepare_folder
 from internimage.errors import UserError, exit_on_user_error
 from internimage.preemption import StopRequest, close_process_group, leave
 
+BuildStrategy = Callable[[CfgNode, distributed.World], Strategy]
+
 
 @exit_on_user_error
 @explained_worker_death()
 def main(argv: Sequence[str] | None = None) -> None:
     config = get_config(parse_args(argv))
     world = distributed.start(config.LAUNCHER, config.LOCAL_RANK, cpu_tensors=config.TRAIN.CPU_OFFLOAD)
+    run(config, world, build_strategy)
+
+
+def run(config: CfgNode, world: distributed.World, build_strategy: BuildStrategy) -> None:
+    """Train, evaluate or time as configured; exit with code 75 if stopped by a signal."""
     set_tf32(world.device, config.TF32)
     seed_everything(world.device, config.SEED)
     finished = True
@@ -45,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_throughput(config, world)
     else:
         with StopRequest() as stop:
-            finished = run_training(config, world, stop)
+            finished = run_training(config, world, build_strategy, stop)
     if not finished:
         leave()
     close_process_group()  # after an error the process just exits
@@ -60,14 +67,14 @@ def build_strategy(config: CfgNode, world: distributed.World) -> Strategy:
     return Strategy(world, dtype)
 
 
-def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -> bool:
+def run_training(config: CfgNode, world: distributed.World, build_strategy: BuildStrategy, stop: StopRequest) -> bool:
     """Train from a checkpoint of this run, else from --resume, else from --pretrained, else from random weights.
 
     Returns whether the training is finished; `stop` may end it earlier.
     """
     folder = Path(config.OUTPUT)
     distributed.run_on_main(world, lambda: prepare_folder(folder, config.dump()))
-    tracker = Tracker(folder, world)
+    tracker = Tracker(folder, world, config.LOGGER)
     if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS > 0:
         advice = "the learning rate never reaches TRAIN.BASE_LR; --opts TRAIN.WARMUP_EPOCHS N shortens it"
         tracker.log(f"the warm-up ({config.TRAIN.WARMUP_EPOCHS:g} epochs) is as long as the run: {advice}")

@@ -93,12 +93,15 @@ def scripts_with_options() -> list[tuple[Block, str, set[str]]]:
     found = []
     for block in BLOCKS:
         for words in commands_of(block) if block.language == "bash" else ():
-            given = {word.partition("=")[0] for word in words if word.startswith("--")}
+            script = next((word for word in words if re.fullmatch(r"[\w/]+\.(py|sh)", word)), None)
+            # Options before a script are the launcher's.
+            own = words[words.index(script) :] if script else words
+            given = {word.partition("=")[0] for word in own if word.startswith("--")}
             if words[:2] == ["python", "-m"] and given:
                 found.append((block, f"-m {words[2]}", given))
-            elif script := next((word for word in words if re.fullmatch(r"[\w/]+\.(py|sh)", word)), None):
+            elif script:
                 # The shell scripts hand their options to the Python script beside them.
-                target = re.sub(r"(dist|slurm)_(train|test)\.sh", r"\2.py", script)
+                target = re.sub(r"(dist|slurm)_(train\w*|test)\.sh", r"\2.py", script)
                 found.append((block, target, given))
     return [item for item in found if re.match(rf"(-m )?({'|'.join(FOLDERS)}|tensorrt)[/.]|predict_onnx", item[1])]
 

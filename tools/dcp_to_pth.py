@@ -1,8 +1,10 @@
-"""Convert a sharded checkpoint of classification (a folder) to the plain `.pth` file.
+"""Convert the folder of a sharded checkpoint to the plain `.pth` file that any number of processes reads.
 
     python tools/dcp_to_pth.py output/RUN/ckpt_epoch_299 [ckpt_epoch_299.pth]
 
-It needs as much memory as the file has bytes, and neither a GPU nor a process group.
+The folder is one of `--sharded-checkpoint`, or of DeepSpeed (any ZeRO stage): then the file has its fp32 weights only,
+and DeepSpeed unpickles the folder, so convert only those that you trust. It needs as much memory as the file has bytes,
+and neither a GPU nor a process group.
 """
 
 import argparse
@@ -28,6 +30,16 @@ def main(argv: list[str] | None = None) -> None:
     verify(args.folder)
     file = args.file or args.folder.with_name(f"{args.folder.name}.pth")
     save_atomic(read(args.folder), file)
+    folder = args.folder.resolve()
+    file = args.file or folder.with_name(f"{folder.name}.pth")
+    if any(folder.glob("*_optim_states.pt")):
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        checkpoint = {"model": get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)}
+    else:
+        verify(folder)
+        checkpoint = read(folder)
+    save_atomic(checkpoint, file)
     print(f"wrote {file}")
 
 

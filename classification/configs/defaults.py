@@ -1,9 +1,10 @@
 """The table of configuration keys: default, description and valid values of each.
 
 Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). New keys are
-`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
-`DATA.TIMEOUT`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, `MODEL.IN_CHANS`, `TRAIN.EARLY_STOPPING`, `TRAIN.SHARD`,
-`TRAIN.CPU_OFFLOAD`, `SHARDED_CHECKPOINT`, `PREDICTIONS`, and `AUG.CROP_SCALE`, `CROP_RATIO`, `HFLIP`, `VFLIP`.
+`DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM`, `LOGGER` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`,
+`COMPILE`, `DATA.TIMEOUT`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, `MODEL.IN_CHANS`, `TRAIN.EARLY_STOPPING`,
+`TRAIN.SHARD`, `TRAIN.CPU_OFFLOAD`, `SHARDED_CHECKPOINT`, `PREDICTIONS`, and `AUG.CROP_SCALE`, `CROP_RATIO`, `HFLIP`,
+`VFLIP`.
 `tools/configuration_page.py` writes docs/configuration.md from this table.
 """
 
@@ -236,6 +237,7 @@ SETTINGS = {
     "SHARDED_CHECKPOINT": Setting(False, "with fsdp: folders that all processes write while training goes on"),
     "PRINT_FREQ": Setting(10, "steps from one line of the log to the next", "[1, 1e6]"),
     "EVAL_FREQ": Setting(1, "epochs from one evaluation to the next", "[1, 1e6]"),
+    "LOGGER": Setting("tensorboard", "where figures go", ("tensorboard", "wandb")),
     "SEED": Setting(0, "random seed", "[0, 1e18]"),
     "EVAL_MODE": Setting(False, "only evaluate"),
     "PREDICTIONS": Setting("", "with EVAL_MODE: CSV file of the predictions, beside it one of the classes"),

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from internimage.errors import UserError
 
-__all__ = ["World", "start", "gather", "run_on_main", "sum_over_processes", "wrap_model"]
+__all__ = ["World", "start", "gather", "ranks", "run_on_main", "sum_over_processes", "wrap_model"]
 
 T = TypeVar("T")
 
@@ -46,14 +46,34 @@ def start(launcher: str = "auto", local_rank: int = 0, *, cpu_tensors: bool = Fa
     """Initialize torch.distributed if a launcher started several processes.
 
     Args:
-        launcher: `none`, `pytorch` (torchrun), `slurm`, or `auto` to detect it. torchrun's variables take precedence,
-            because srun may start torchrun. Slurm's are used only inside an srun step: `SLURM_NTASKS` is also set in a
-            batch script, where only one process runs.
-        local_rank: number of this process on its machine, if the environment does not have it.
+        launcher, local_rank: see `ranks`.
         cpu_tensors: also let processes with GPUs exchange tensors in CPU memory (gloo).
 
     Raises:
         UserError: the launcher's variables are missing or invalid, or there are more processes than GPUs.
+    """
+    rank, size, local_rank = ranks(launcher, local_rank)
+    device = _device(local_rank)
+    if size > 1:
+        gpu = device.type == "cuda"
+        on_gpu = "cpu:gloo,cuda:nccl" if cpu_tensors else "nccl"
+        dist.init_process_group(
+            on_gpu if gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT, device_id=device if gpu else None
+        )
+    return World(rank, size, device)
+
+
+def ranks(launcher: str = "auto", local_rank: int = 0) -> tuple[int, int, int]:
+    """This process's rank, the number of processes, and the rank on this machine.
+
+    Args:
+        launcher: `none`, `pytorch` (torchrun), `slurm`, or `auto` to detect it. torchrun's variables take precedence,
+            because srun may start torchrun. Slurm's are used only inside an srun step: `SLURM_NTASKS` is also set in a
+            batch script, where only one process runs. If they are used, `MASTER_ADDR` and `MASTER_PORT` are set.
+        local_rank: number of this process on its machine, if the environment does not have it.
+
+    Raises:
+        UserError: the launcher's variables are missing or invalid.
     """
     env = os.environ
     if launcher == "auto":
@@ -76,15 +96,7 @@ def start(launcher: str = "auto", local_rank: int = 0, *, cpu_tensors: bool = Fa
             f"the launcher's environment is incomplete or not numeric ({error}); "
             "start with dist_train.sh or slurm_train.sh, or a single process with --launcher none"
         ) from None
-
-    device = _device(local_rank)
-    if size > 1:
-        gpu = device.type == "cuda"
-        on_gpu = "cpu:gloo,cuda:nccl" if cpu_tensors else "nccl"
-        dist.init_process_group(
-            on_gpu if gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT, device_id=device if gpu else None
-        )
-    return World(rank, size, device)
+    return rank, size, local_rank
 
 
 def run_on_main(world: World, work: Callable[[], T]) -> T:

@@ -269,8 +269,8 @@ class Trainer:
         def log(text: str) -> None:
             tracker.log(f"{label} {text}")
 
-        models = [*self.strategy.models, None][:2]
-        plain, ema = evaluate_all(*models, self.loaders, self.world, self.strategy.dtype, log, self._until_stopped)
+        with self.strategy.evaluation() as models:
+            plain, ema = evaluate_all(*models, self.loaders, self.world, self.strategy.dtype, log, self._until_stopped)
         if not math.isfinite(plain["loss"]):
             self.strategy.wait()
             if self.world.is_main:  # resuming from it would end here again

@@ -4,8 +4,8 @@ All else (loop, schedule, evaluation, stopping, rotation of checkpoints, resumin
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Strategy:
         dtype: of autocast around every forward pass; None for fp32, or if the strategy casts by itself.
 
     Attributes:
-        model: the module with the plain state-dict keys, without a wrapper; it is also what evaluation calls.
+        model: the module with the plain state-dict keys, without a wrapper.
         network: what a training step calls.
         optimizer: its `param_groups` are those of `build_optimizer`; the schedule sets their learning rates.
         scaler: of the loss; disabled except for fp16.
@@ -70,7 +70,7 @@ class Strategy:
 
     @property
     def models(self) -> list[nn.Module]:
-        """The model and, if any, its average: what is evaluated, and whose buffers a checkpoint keeps by process."""
+        """The model and, if any, its average: a checkpoint keeps their buffers by process."""
         return [self.model] + ([self.ema.module] if self.ema is not None else [])
 
     @property
@@ -113,6 +113,11 @@ class Strategy:
         """Update the averaged weights, if any."""
         if self.ema is not None:
             self.ema.update(self.model)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[list[nn.Module | None]]:
+        """Context of an evaluation: the model and its average (None if there is none) to call, on every process."""
+        yield [*self.models, None][:2]
 
     def batches(self, batches: Iterable) -> Iterable:
         """The batches of an evaluation, as many in each process if forward passes wait for each other."""

@@ -1,8 +1,12 @@
-"""Logging of a run: terminal with progress bar, log.txt, history.jsonl (one JSON object per epoch) and TensorBoard.
+"""Logging of a run: terminal with progress bar, log.txt, history.jsonl (one JSON object per epoch), and figures.
+
+Figures go to TensorBoard files or, if asked, to Weights & Biases.
 
 Only rank 0 writes. On resuming, the figures of epochs that are repeated are dropped.
 """
 
+import hashlib
+import importlib.util
 import json
 import math
 import sys
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -57,18 +62,57 @@ def read_history(path: Path, report: Callable[[str], None]) -> list[dict[str, fl
     return records
 
 
+class WandbWriter:
+    """Figures on Weights & Biases, with the three methods of TensorBoard's `SummaryWriter` that are used here.
+
+    A resumed run continues the one of its folder.
+
+    Raises:
+        UserError: the run cannot be started.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import wandb
+
+        number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        try:
+            self._run = wandb.init(
+                project="internimage", name=folder.name, id=number, resume="allow", dir=folder, config=settings
+            )
+        except Exception as error:  # wandb has many types
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"Weights & Biases: {reason}; run `wandb login`, or set WANDB_MODE=offline") from error
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self._run.log({name: value}, step=step)
+
+    def flush(self) -> None:
+        """Do nothing: wandb sends figures in the background, and ignores those of steps that a resumed run repeats."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
 class Tracker:
     """Logging of a run. On ranks other than 0 every method does nothing.
 
-    If a file cannot be written, for example on a full disk, a message is printed once, TensorBoard is switched off, and
+    If a file cannot be written, for example on a full disk, a message is printed once, figures are switched off, and
     training continues.
 
     Args:
         folder: of log.txt, history.jsonl and the TensorBoard files; None to print only.
         world: rank and number of processes.
+        logger: of the figures, `tensorboard` or `wandb`.
+
+    Raises:
+        UserError: wandb is asked for, but not installed.
     """
 
-    def __init__(self, folder: Path | None, world: World) -> None:
+    def __init__(self, folder: Path | None, world: World, logger: str = "tensorboard") -> None:
+        if logger == "wandb" and importlib.util.find_spec("wandb") is None:
+            raise UserError("wandb is not installed; install it with pip install wandb, or omit --logger")
+        self._logger = logger
         self.active = world.is_main
         self.folder = folder if self.active else None
         self.on_terminal = self.active and sys.stderr.isatty()
@@ -76,7 +120,7 @@ class Tracker:
         self._complained = False
 
     def begin(self, epoch: int, step: int) -> None:
-        """Open TensorBoard for a run whose next epoch and update have these numbers; drop later figures."""
+        """Open the figures of a run whose next epoch and update have these numbers; drop later figures."""
         if self.folder is None:
             return
         with self._forgiving():
@@ -85,6 +129,9 @@ class Tracker:
                 kept = [record for record in read_history(history, self.log) if record["epoch"] < epoch]
                 with atomic_path(history) as temporary:
                     temporary.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+            if self._logger == "wandb":
+                self.writer = WandbWriter(self.folder)
+                return
             # Figures carry the number of finished updates: those at `step` belong to the epoch before.
             self.writer = SummaryWriter(self.folder, purge_step=step + 1 if step else None, flush_secs=30)
 
@@ -116,7 +163,7 @@ class Tracker:
             self.log(text)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write TensorBoard scalars at an update number."""
+        """Write figures at an update number."""
         if self.writer is not None:
             with self._forgiving():
                 for name, value in values.items():
@@ -127,13 +174,13 @@ class Tracker:
         self._append("history.jsonl", json.dumps(record))
 
     def flush(self) -> None:
-        """Write TensorBoard figures that wait for its thread to disk."""
+        """Write figures that wait for a thread to disk."""
         if self.writer is not None:
             with self._forgiving():
                 self.writer.flush()
 
     def close(self) -> None:
-        """Close TensorBoard."""
+        """Close the figures."""
         if self.writer is not None:
             with self._forgiving():
                 self.writer.close()

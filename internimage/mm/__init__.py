@@ -12,11 +12,16 @@ With mmcv-lite it also supplies `mmcv._ext`. Then import it before any package t
 """
 
 import importlib
+import os
 import warnings
 from importlib.util import find_spec
 
+import torch
+
 from . import mmcv_ext
 
+if not torch.cuda.is_available():  # mmengine imports DeepSpeed wherever it is installed, which would print a warning
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 mmcv_ext.install()
 
 from . import checkpoints  # noqa: E402 - mmcv.ops needs its compiled module
