@@ -26,27 +26,28 @@ from classification.trainer.evaluation import evaluate_all, throughput
 from classification.trainer.tracking import Tracker, prepare_folder
 from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
+from internimage.peers import Peers
 from internimage.preemption import StopRequest, close_process_group, leave
 
 
 @exit_on_user_error
-@explained_worker_death()
 def main(argv: Sequence[str] | None = None) -> None:
     config = get_config(parse_args(argv))
     world = distributed.start(config.LAUNCHER, config.LOCAL_RANK)
     set_tf32(world.device, config.TF32)
     seed_everything(world.device, config.SEED)
     finished = True
-    if config.EVAL_MODE:
-        run_evaluation(config, world)
-    elif config.THROUGHPUT_MODE:
-        run_throughput(config, world)
-    else:
-        with StopRequest() as stop:
-            finished = run_training(config, world, stop)
-    if not finished:
-        leave()
-    close_process_group()  # after an error the process just exits
+    with Peers(), explained_worker_death("--opts DATA.NUM_WORKERS"):
+        if config.EVAL_MODE:
+            run_evaluation(config, world)
+        elif config.THROUGHPUT_MODE:
+            run_throughput(config, world)
+        else:
+            with StopRequest() as stop:
+                finished = run_training(config, world, stop)
+        if not finished:
+            leave()
+        close_process_group()  # after an error the process just exits
 
 
 def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -> bool:

@@ -1,7 +1,5 @@
 """mmengine's runner with strict and safe checkpoints, training that can stop at any step, and several CPU processes."""
 
-import atexit
-import multiprocessing
 from pathlib import Path
 
 import torch
@@ -62,14 +60,6 @@ def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
     if unused := [key for key in rest if key not in own]:
         notices.append(f"{len(unused)} entries of the file are not in the model: {unused[0]}, ...")
     return notices
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Kill the data loaders' remaining workers, which ignore the signal that Python sends them at exit."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
 
 
 class _Stopped(Exception):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import init_dist
 from torch import distributed
 
 from ..errors import UserError, exit_on_user_error
+from ..peers import Peers
 from ..preemption import close_process_group, leave
 from ..runlock import lock_run
 from ..zoo import local_checkpoint
@@ -48,9 +50,16 @@ def _load_config(args: argparse.Namespace) -> Config:
     config = read_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get("work_dir") or f"./work_dirs/{Path(args.config).stem}"
-    if config.launcher == "pytorch" and not torch.cuda.is_available():
-        distributed.init_process_group("gloo")  # mmengine needs a GPU unless there is a group already
     return config
+
+
+def _join(config: Config) -> Peers:
+    """Join the processes that the launcher started; enter the result around what they do together."""
+    if config.launcher == "pytorch" and not torch.cuda.is_available():
+        distributed.init_process_group("gloo")  # mmengine needs a GPU
+    elif config.launcher != "none":
+        init_dist(config.launcher, **config.get("env_cfg", {}).get("dist_cfg", {}))
+    return Peers()
 
 
 def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
@@ -102,12 +111,12 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         config.load_from = str(local_checkpoint(config.load_from))
     if config.get("load_from") or (config.get("resume") and find_checkpoints(config)):
         config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
-    with explained():
+    with _join(config), explained():
         runner = _build(config, task, ("train", "val"))
         runner.train()
-    if runner.stopped:
-        leave()
-    close_process_group()
+        if runner.stopped:
+            leave()
+        close_process_group()
 
 
 @exit_on_user_error
@@ -132,9 +141,9 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
             raise UserError("mmdet cannot merge the masks of augmented images; omit --tta")
         config.model = ConfigDict(**config.tta_model, module=config.model)
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    with explained():
+    with _join(config), explained():
         runner = _build(config, task, ("test",))
         if args.out:
             task.save_predictions(runner, args.out)
         runner.test()
-    close_process_group()
+        close_process_group()
