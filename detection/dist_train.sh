@@ -3,7 +3,8 @@
 #
 #   dist_train.sh PROCESSES CONFIG [arguments of train.py]     (or CONFIG PROCESSES, the order of the mm-series)
 #
-# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set. PYTHON names the interpreter.
+# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set. After a failure torchrun starts
+# the training again, from its last checkpoint, up to MAX_RESTARTS times (0). PYTHON names the interpreter.
 set -euo pipefail
 
 [[ ${2:-} =~ ^[1-9][0-9]*$ && -f ${1:-} ]] && set -- "$2" "$1" "${@:3}"
@@ -26,4 +27,4 @@ fi
 # For torchrun: signals on which a training saves itself and ends, and the seconds that it has for this.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=120
 exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \
-    "$(dirname "$0")/train.py" "$@" --launcher pytorch
+    --max_restarts "${MAX_RESTARTS:-0}" "$(dirname "$0")/train.py" "$@" --launcher pytorch

@@ -6,6 +6,7 @@ them (`checkpoints`), and several processes also work without a GPU (gloo, and B
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mmengine.dist import init_dist
 from torch import distributed
 
 from ..errors import UserError, exit_on_user_error
-from ..peers import Peers
+from ..peers import Peers, restart_options
 from ..preemption import close_process_group, leave
 from ..runlock import lock_run
 from ..zoo import local_checkpoint
@@ -56,9 +57,9 @@ def _load_config(args: argparse.Namespace) -> Config:
 def _join(config: Config) -> Peers:
     """Join the processes that the launcher started; enter the result around what they do together."""
     if config.launcher == "pytorch" and not torch.cuda.is_available():
-        distributed.init_process_group("gloo")  # mmengine needs a GPU
+        distributed.init_process_group("gloo", **restart_options())  # mmengine needs a GPU
     elif config.launcher != "none":
-        init_dist(config.launcher, **config.get("env_cfg", {}).get("dist_cfg", {}))
+        init_dist(config.launcher, **config.get("env_cfg", {}).get("dist_cfg", {}), **restart_options())
     return Peers()
 
 
@@ -104,6 +105,8 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         if not config.get("auto_scale_lr", {}).get("base_batch_size"):
             raise UserError("--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the configuration")
         config.auto_scale_lr.enable = True
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and find_checkpoints(config):
+        args.resume = "auto"  # torchrun started it again after a failure
     if args.resume:
         config.resume = True
         config.load_from = None if args.resume == "auto" else str(local_checkpoint(args.resume))
