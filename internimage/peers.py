@@ -13,13 +13,12 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any
 
 import torch.distributed as dist
 
 from .errors import UserError
 
-__all__ = ["Peers", "has_peers", "restart_options"]
+__all__ = ["Peers", "has_peers"]
 
 _GRACE = 20  # seconds for the main thread to end by itself; torchrun kills after 30
 _CONNECT = 30  # seconds to meet at the start
@@ -41,18 +40,6 @@ if hasattr(os, "register_at_fork"):  # a worker process would keep the connectio
 def has_peers() -> bool:
     """Whether this process is one of several of a torch.distributed group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def restart_options() -> dict[str, Any]:
-    """Arguments of `init_process_group` in a process that torchrun started again after a failure, else none.
-
-    torchrun (of torch 2.14) keeps its store, where gloo and NCCL would find the addresses of the processes before.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0":
-        return {}
-    store, rank, size = next(dist.rendezvous("env://"))
-    return {"store": dist.PrefixStore(f"restart {attempt}", store), "rank": rank, "world_size": size}
 
 
 def _connection_failed(error: BaseException | None) -> bool:

@@ -17,6 +17,11 @@ shift
 
 if [[ ${NNODES:-1} == 1 && -z ${PORT:-} ]]; then
     rendezvous=(--standalone) # takes a free port
+elif [[ ${MAX_RESTARTS:-0} != 0 ]]; then # with the static one, below, machines do not hear of each other's failures
+    rendezvous=(
+        --nnodes "${NNODES:-1}" --rdzv_backend c10d --rdzv_id "$1"
+        --rdzv_endpoint "${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}"
+    )
 else
     rendezvous=(
         --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
@@ -24,6 +29,8 @@ else
     )
 fi
 
+# Processes that start again must not find the addresses of those before in torchrun's store.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # For torchrun: signals on which a training saves itself and ends, and the seconds that it has for this.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=120
 exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \

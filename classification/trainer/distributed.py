@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from internimage.errors import UserError
-from internimage.peers import restart_options
 
 __all__ = ["World", "start", "gather", "run_on_main", "sum_over_processes", "wrap_model"]
 
@@ -81,9 +80,8 @@ def start(launcher: str = "auto", local_rank: int = 0) -> World:
     device = _device(local_rank)
     if size > 1:
         gpu = device.type == "cuda"
-        place = {"rank": rank, "world_size": size} | restart_options()
         dist.init_process_group(
-            "nccl" if gpu else "gloo", timeout=TIMEOUT, device_id=device if gpu else None, **place
+            "nccl" if gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT, device_id=device if gpu else None
         )
     return World(rank, size, device)
 

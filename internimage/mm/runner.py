@@ -16,7 +16,7 @@ from mmengine.dist import init_dist
 from torch import distributed
 
 from ..errors import UserError, exit_on_user_error
-from ..peers import Peers, restart_options
+from ..peers import Peers
 from ..preemption import close_process_group, leave
 from ..runlock import lock_run
 from ..zoo import local_checkpoint
@@ -57,9 +57,9 @@ def _load_config(args: argparse.Namespace) -> Config:
 def _join(config: Config) -> Peers:
     """Join the processes that the launcher started; enter the result around what they do together."""
     if config.launcher == "pytorch" and not torch.cuda.is_available():
-        distributed.init_process_group("gloo", **restart_options())  # mmengine needs a GPU
+        distributed.init_process_group("gloo")  # mmengine needs a GPU
     elif config.launcher != "none":
-        init_dist(config.launcher, **config.get("env_cfg", {}).get("dist_cfg", {}), **restart_options())
+        init_dist(config.launcher, **config.get("env_cfg", {}).get("dist_cfg", {}))
     return Peers()
 
 
