@@ -23,8 +23,8 @@ from classification.trainer import distributed, resume
 from classification.trainer.acceleration import place_model, set_tf32
 from classification.trainer.engine import Trainer, seed_everything
 from classification.trainer.evaluation import evaluate_all, throughput
+from classification.trainer.strategy import Strategy
 from classification.trainer.tracking import Tracker, prepare_folder
-from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
 from internimage.peers import Peers
 from internimage.preemption import StopRequest, close_process_group, leave
@@ -65,21 +65,19 @@ def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -
         f"{config.MODEL.NAME}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
         f"{loaders.num_classes} classes, {world.size} x {world.device.type}, output {folder}"
     )
-    found = resume.load_latest(world, folder, tracker.log) if config.TRAIN.AUTO_RESUME else None
+    found = resume.find_latest(world, folder, tracker.log) if config.TRAIN.AUTO_RESUME else None
     if config.MODEL.RESUME:
         if found is None:
-            path = resume.locate(world, config.MODEL.RESUME)
-            found = path, load_file(path)
+            found = resume.locate(world, config.MODEL.RESUME)
         else:
             tracker.log(f"not resuming from {config.MODEL.RESUME}: this run has newer checkpoints of its own")
     elif found is None and config.MODEL.PRETRAINED:
         weights = resume.locate(world, config.MODEL.PRETRAINED)
         resume.initialise(model, weights, tracker.log, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD)
-    trainer = Trainer(config, world, model, loaders, amp_dtype(config, world.device), stop)
+    trainer = Trainer(config, Strategy(world, amp_dtype(config, world.device)), model, loaders, stop)
     if found is not None:
-        path, checkpoint = found
-        resume.restore(trainer.state, checkpoint, path, tracker.log)
-        tracker.log(f"resumed from {path}; the next epoch is {trainer.state.epoch + 1}")
+        resume.restore(trainer.state, found, tracker.log)
+        tracker.log(f"resumed from {found}; the next epoch is {trainer.state.epoch + 1}")
     finished = trainer.fit(tracker)
     tracker.close()
     return finished
