@@ -95,7 +95,7 @@ class Strategy:
         self.scaler.scale(loss).backward()
 
     def update(self, max_norm: float | None) -> Tensor:
-        """Clip the gradient to `max_norm` (None or 0: do not) and update the weights.
+        """Clip the gradient to `max_norm` (None or 0: do not) and update the weights, unless it is not finite.
 
         Returns:
             The norm of the gradient before clipping (scalar), the same on all processes.
@@ -104,6 +104,12 @@ class Strategy:
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if max_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
+        if not self.scaler.is_enabled():  # which leaves out such updates itself
+            shard = getattr(self.optimizer, "optim", self.optimizer)  # ZeRO keeps it in an optimizer of its own
+            if isinstance(shard, torch.optim.AdamW) and shard.param_groups[0].get("fused"):
+                shard.found_inf = (~norm.isfinite()).float()  # read by the kernel, so that nobody waits for the GPU
+            elif not norm.isfinite():
+                return norm
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
