@@ -16,6 +16,7 @@ from ..files import atomic_path
 from ..integrity import mark_verified
 from ..preemption import StopRequest, ignore_in_worker
 from ..zoo import local_checkpoint
+from .bad_updates import SkipBadUpdates
 from .checkpoints import (
     STOPPED,
     SafeCheckpointHook,
@@ -131,6 +132,8 @@ class CheckedRunner(Runner):
 
     def train(self) -> nn.Module:
         """Train, or resume, until the end or until SIGTERM or SIGUSR1."""
+        if not any(isinstance(hook, SkipBadUpdates) for hook in self.hooks):
+            self.register_hook(SkipBadUpdates())
         with StopRequest() as self._stop_request:
             try:
                 return super().train()
