@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -44,12 +45,13 @@ def begin(config, output, at=lambda line: None, *, machines=1, restarts=0):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = LaunchConfig(
+    launch = partial(
+        LaunchConfig,
         min_nodes=machines,
         max_nodes=machines,
         nproc_per_node=2 // machines,
         run_id=str(port),
-        rdzv_backend="c10d",
+        rdzv_backend="c10d" if restarts else "static",
         rdzv_endpoint=f"127.0.0.1:{port}",
         max_restarts=restarts,
         monitor_interval=0.1,
@@ -72,7 +74,7 @@ def begin(config, output, at=lambda line: None, *, machines=1, restarts=0):
             os.dup2(printed.fileno(), 1)
             os.dup2(printed.fileno(), 2)
             sys.stdout = sys.stderr = printed
-            elastic_launch(launch, work)()
+            elastic_launch(launch(rdzv_configs={"rank": number}), work)()
 
     agents = [multiprocessing.get_context("fork").Process(target=agent, args=(n,)) for n in range(machines)]
     for each in agents:
