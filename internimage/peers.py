@@ -63,43 +63,42 @@ class Peers:
         if not has_peers():
             return self
         self.rank, size = dist.get_rank(), dist.get_world_size()
+        name = f"process {self.rank} of {size} ({socket.gethostname()}, PID {os.getpid()})\n"
         try:
             if self.rank == 0:
-                self._await(size - 1)
+                self._await(size - 1, name)
             else:
-                self._connect(f"process {self.rank} of {size} ({socket.gethostname()}, PID {os.getpid()})")
+                self._connect(name)
         except OSError as error:
-            print(f"process {self.rank} of {size} cannot see whether the others live: {error}", file=sys.stderr)
+            print(f"{name.strip()} cannot see whether the others live: {error}", file=sys.stderr)
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def _await(self, count: int) -> None:
+    def _await(self, count: int, name: str) -> None:
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         with socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=count) as server:
-            token = secrets.token_hex(8)
+            token = secrets.token_bytes(8)
             dist.broadcast_object_list([server.getsockname()[1], token], src=0)
             server.settimeout(_CONNECT)
             while len(self._others) < count:
                 connection, _ = server.accept()
                 connection.settimeout(_CONNECT)
-                hello = b""
-                while not hello.endswith(b"\n") and (more := connection.recv(1)):
-                    hello += more
-                if hello.startswith(token.encode()):  # no stranger
-                    self._keep(connection, hello.removeprefix(token.encode()))
+                if connection.recv(len(token), socket.MSG_WAITALL) == token:  # no stranger
+                    connection.sendall(name.encode())
+                    self._keep(connection)
 
-    def _connect(self, who: str) -> None:
+    def _connect(self, name: str) -> None:
         offer = [None, None]
         dist.broadcast_object_list(offer, src=0)
-        address = os.environ.get("MASTER_ADDR", "localhost"), offer[0]
-        connection = socket.create_connection(address, timeout=_CONNECT)
-        connection.sendall(f"{offer[1]}{who}\n".encode())
-        self._keep(connection, b"process 0\n")
+        port, token = offer
+        connection = socket.create_connection((os.environ.get("MASTER_ADDR", "localhost"), port), timeout=_CONNECT)
+        connection.sendall(token + name.encode())
+        self._keep(connection)
 
-    def _keep(self, connection: socket.socket, who: bytes) -> None:
+    def _keep(self, connection: socket.socket) -> None:
         connection.settimeout(None)
-        self._others[connection] = who
+        self._others[connection] = b""
         _sockets.add(connection)
 
     def _watch(self) -> None:
@@ -124,7 +123,9 @@ class Peers:
 
     def _last_words(self, content: bytes) -> str:
         """Why all must end, given what a process sent; nothing if it left in order."""
-        who, _, text = content.decode(errors="replace").partition("\n")
+        who, met, text = content.decode(errors="replace").partition("\n")
+        if not met:  # the first process has waited for others too long, and closed
+            return ""
         if not text:
             return f"{who} ended without a word: it was killed (for lack of memory? see dmesg) or crashed"
         # The first process may be about to end for the same reason, and then prints it itself.
@@ -134,8 +135,8 @@ class Peers:
 
     def _end(self, reason: str) -> None:
         self._send(reason)
-        speaks = self.rank == 0 or (self.rank == 1 and reason.startswith("process 0 ended"))
-        if speaks:
+        first_is_lost = reason.startswith("process 0 of")
+        if self.rank == 0 or (self.rank == 1 and first_is_lost):
             print(f"error: {reason}; all processes end", file=sys.stderr, flush=True)
         self._known.set()
         if not self._leaving.wait(_GRACE):

@@ -93,7 +93,7 @@ def test_a_killed_process_ends_all_and_is_named_once(tmp_path):
 def test_the_first_process_too_is_missed(tmp_path):
     codes, printed = run(tmp_path, die, train)
     assert codes == [-signal.SIGKILL, 1, 1]
-    assert printed.count("error: ") == 1 and "process 0 ended without a word" in printed
+    assert printed.count("error: ") == 1 and "process 0 of 3 (" in printed and "ended without a word" in printed
 
 
 @pytest.mark.parametrize("death", [die, die_and_leave_a_worker])
