@@ -160,7 +160,8 @@ class Peers:
         in_order = error is None or isinstance(error, SystemExit)
         if in_order or self.rank == 0:
             self._leaving.set()
-        self._send("bye" if in_order else str(error) if isinstance(error, UserError) else repr(error).partition("\n")[0])
+        words = str(error) if isinstance(error, UserError) else repr(error).partition("\n")[0]
+        self._send("bye" if in_order else words)
         if isinstance(error, UserError) and self.rank and self._known.wait(_NEWS):
             self._leaving.set()
             raise SystemExit(2) from None  # the first process has printed it

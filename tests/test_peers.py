@@ -1,4 +1,4 @@
-"""If one of several processes ends early, all end, and the reason is said once. (gloo; no launcher, which adds its own)"""
+"""If one of several processes ends early, all end, and the reason is said once (gloo, without a launcher)."""
 
 import os
 import signal

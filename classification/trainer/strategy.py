@@ -15,6 +15,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
 
 from internimage.checkpoint import extract_state_dict, load_exact, load_file, naming, save_atomic
 from internimage.errors import CheckpointError
@@ -106,7 +107,10 @@ class Strategy:
             nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
         if not self.scaler.is_enabled():  # which leaves out such updates itself
             shard = getattr(self.optimizer, "optim", self.optimizer)  # ZeRO keeps it in an optimizer of its own
-            if isinstance(shard, torch.optim.AdamW) and shard.param_groups[0].get("fused"):
+            group = shard.param_groups[0]
+            # SGD's kernel would leave its first momentum uninitialized; sharded parameters were not tried.
+            whole = not isinstance(group["params"][0], DTensor)
+            if group.get("fused") and whole and isinstance(shard, torch.optim.AdamW):
                 shard.found_inf = (~norm.isfinite()).float()  # read by the kernel, so that nobody waits for the GPU
             elif not norm.isfinite():
                 return norm

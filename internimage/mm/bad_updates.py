@@ -63,6 +63,7 @@ class SkipBadUpdates(Hook):
         seed = [runner.shared_seed, get_rank(), runner.iter]  # of `seeding.sample_seed`
         save_atomic({"batch": data_batch, "loss": loss, "seed": seed, "model": runner.model.state_dict()}, path)
         raise UserError(
-            f"{self._in_a_row} updates in a row were left out because the gradient was not finite; the last batch, with "
-            f"loss {loss}, is in {path}; start again with --resume and a lower optim_wrapper.optimizer.lr, or without --amp"
+            f"{self._in_a_row} updates in a row were left out because the gradient was not finite; the last batch, "
+            f"with loss {loss}, is in {path}; start again with --resume and a lower optim_wrapper.optimizer.lr, or "
+            "without --amp"
         )

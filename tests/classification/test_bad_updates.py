@@ -1,11 +1,11 @@
 """A loss or gradient that is not finite: the update is left out in all processes, and after some the run stops."""
 
+import pytest
 import torch
 import yaml
 from tiny_training import history, make_images, run_here, two_processes, user_error, write_config
 from torch import nn
 
-import pytest
 from classification.config import get_config, parse_args
 from classification.models import build_model
 from classification.trainer import engine

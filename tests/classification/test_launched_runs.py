@@ -1,7 +1,7 @@
 """torchrun's agents, on one machine and two, through restarts after a failure and preemption.
 
-The agents and the trainings are forked from the test, which saves seconds of imports; `dist_train.sh` gives torchrun the
-same settings (`tests/test_launchers.py`).
+The agents and the trainings are forked from the test, which saves seconds of imports; `dist_train.sh` gives torchrun
+the same settings (`tests/test_launchers.py`).
 """
 
 import multiprocessing
