@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.dist import init_dist
+from mmengine.dist import all_reduce, init_dist
 from torch import distributed
 
 from ..errors import UserError, exit_on_user_error
@@ -63,6 +63,13 @@ def _join(config: Config) -> Peers:
     return Peers()
 
 
+def _is_restarted() -> bool:
+    """Whether torchrun started the processes again after a failure. On each machine it counts only its own failures."""
+    count = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    all_reduce(count, "max")
+    return bool(count)
+
+
 def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
     """The runner, with the data of `phases` built and compared with the model."""
     check_data_files(config, tuple(phases))
@@ -105,16 +112,16 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         if not config.get("auto_scale_lr", {}).get("base_batch_size"):
             raise UserError("--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the configuration")
         config.auto_scale_lr.enable = True
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and find_checkpoints(config):
-        args.resume = "auto"  # torchrun started it again after a failure
-    if args.resume:
-        config.resume = True
-        config.load_from = None if args.resume == "auto" else str(local_checkpoint(args.resume))
-    if config.get("load_from"):
-        config.load_from = str(local_checkpoint(config.load_from))
-    if config.get("load_from") or (config.get("resume") and find_checkpoints(config)):
-        config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
     with _join(config), explained():
+        if _is_restarted() and on_main(lambda: bool(find_checkpoints(config))):
+            args.resume = "auto"
+        if args.resume:
+            config.resume = True
+            config.load_from = None if args.resume == "auto" else str(local_checkpoint(args.resume))
+        if config.get("load_from"):
+            config.load_from = str(local_checkpoint(config.load_from))
+        if config.get("load_from") or (config.get("resume") and find_checkpoints(config)):
+            config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
         runner = _build(config, task, ("train", "val"))
         runner.train()
         if runner.stopped:
