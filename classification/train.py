@@ -28,13 +28,13 @@ from classification.trainer.predictions import Predictions
 from classification.trainer.strategy import Strategy
 from classification.trainer.tracking import Tracker, prepare_folder
 from internimage.errors import UserError, exit_on_user_error
+from internimage.peers import Peers
 from internimage.preemption import StopRequest, close_process_group, leave
 
 BuildStrategy = Callable[[CfgNode, distributed.World], Strategy]
 
 
 @exit_on_user_error
-@explained_worker_death()
 def main(argv: Sequence[str] | None = None) -> None:
     config = get_config(parse_args(argv))
     world = distributed.start(config.LAUNCHER, config.LOCAL_RANK, cpu_tensors=config.TRAIN.CPU_OFFLOAD)
@@ -46,16 +46,17 @@ def run(config: CfgNode, world: distributed.World, build_strategy: BuildStrategy
     set_tf32(world.device, config.TF32)
     seed_everything(world.device, config.SEED)
     finished = True
-    if config.EVAL_MODE:
-        run_evaluation(config, world)
-    elif config.THROUGHPUT_MODE:
-        run_throughput(config, world)
-    else:
-        with StopRequest() as stop:
-            finished = run_training(config, world, build_strategy, stop)
-    if not finished:
-        leave()
-    close_process_group()  # after an error the process just exits
+    with Peers(), explained_worker_death("--opts DATA.NUM_WORKERS"):
+        if config.EVAL_MODE:
+            run_evaluation(config, world)
+        elif config.THROUGHPUT_MODE:
+            run_throughput(config, world)
+        else:
+            with StopRequest() as stop:
+                finished = run_training(config, world, build_strategy, stop)
+        if not finished:
+            leave()
+        close_process_group()  # after an error the process just exits
 
 
 def build_strategy(config: CfgNode, world: distributed.World) -> Strategy:

@@ -15,7 +15,6 @@ if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from classification.config import amp_dtype, get_config, parse_args
-from classification.data import explained_worker_death
 from classification.train import build_strategy, run
 from classification.trainer.accelerate import join
 from classification.trainer.deepspeed import DeepSpeedStrategy
@@ -23,7 +22,6 @@ from internimage.errors import exit_on_user_error
 
 
 @exit_on_user_error
-@explained_worker_death()
 def main(argv: Sequence[str] | None = None) -> None:
     config, world, accelerator = join(get_config(parse_args(argv)))
     if accelerator.distributed_type == "DEEPSPEED":

@@ -14,16 +14,14 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from .peers import has_peers
+
 __all__ = ["EXIT_CODE", "StopRequest", "close_process_group", "ignore_in_worker", "leave"]
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 _OTHERS_NEED = 5  # seconds to exit
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-
-
-def _has_peers() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class StopRequest:
@@ -57,7 +55,7 @@ class StopRequest:
         All processes must call this method equally often. With several processes it returns the result of the previous
         vote, which was counted during the step in between: no process and no GPU waits.
         """
-        if not _has_peers():
+        if not has_peers():
             return self.signal is not None
         self._group = self._group or dist.new_group(backend="gloo")
         agreed = self._count()
@@ -85,7 +83,7 @@ def leave() -> NoReturn:
 
     At the first other code srun kills all processes and returns the code of the kill.
     """
-    if _has_peers():
+    if has_peers():
         first = dist.get_rank() == 0
         close_process_group()
         if not first:

@@ -27,6 +27,20 @@ def test_the_number_of_processes_comes_first_or_as_in_the_mm_series(task):
     assert "usage:" in echoed(script, CONFIG)
 
 
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+def test_restarts_use_a_rendezvous_in_which_machines_hear_of_failures(task, monkeypatch):
+    script = f"{task}/dist_train.sh"
+    assert "--standalone --nproc_per_node 2 --max_restarts 0" in echoed(script, "2", CONFIG)
+    for name, value in {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "n1", "PORT": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert "--nnodes 2 --node_rank 1 --master_addr n1 --master_port 3 " in echoed(script, "2", CONFIG)
+    monkeypatch.setenv("MAX_RESTARTS", "4")
+    again = (
+        f"--nnodes 2 --rdzv_backend c10d --rdzv_id {CONFIG} --rdzv_endpoint n1:3 --nproc_per_node 2 --max_restarts 4"
+    )
+    assert again in echoed(script, "2", CONFIG)
+
+
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_testing_takes_the_number_of_processes_first_or_last(task):
     script = f"{task}/dist_test.sh"

@@ -185,6 +185,9 @@ SETTINGS = {
     "TRAIN.MIN_LR": Setting(5e-6, "learning rate at the end, for a total batch of 512", "[0, inf)"),
     "TRAIN.CLIP_GRAD": Setting(5.0, "greatest norm of the gradient; None or 0: any", "[0, inf)", optional=float),
     "TRAIN.EARLY_STOPPING": Setting(0, "end after this many epochs without a better top-1; 0: never", "[0, 1e6]"),
+    "TRAIN.MAX_BAD_UPDATES": Setting(
+        10, "updates in a row left out because the gradient is not finite, until the run stops", "[1, 1e6]"
+    ),
     "TRAIN.AUTO_RESUME": Setting(True, "continue from the newest checkpoint of this run"),
     "TRAIN.ACCUMULATION_STEPS": Setting(0, "batches per optimizer step; 0: one", "[0, 1e6]"),
     "TRAIN.SHARD": Setting("none", "what is spread over the processes; zero: the optimizer's state; fsdp: all", _SHARD),

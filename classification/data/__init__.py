@@ -13,8 +13,9 @@ from timm.data import Mixup
 from yacs.config import CfgNode
 
 from internimage.errors import UserError
+from internimage.workers import explained_worker_death
 
-from .loader import ImageDataset, ImageLoader, explained_worker_death
+from .loader import ImageDataset, ImageLoader
 from .memory import hold_in_memory
 from .sampler import EvalSampler, TrainSampler
 from .splits import open_splits

@@ -1,12 +1,9 @@
 """From encoded images to batches: decoding, seeded augmentation, handling of bad images."""
 
-import atexit
 import io
 import multiprocessing
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from PIL import Image
@@ -19,7 +16,7 @@ from internimage.seeding import isolated_randomness, sample_seed, seed_generator
 
 from .samples import Samples
 
-__all__ = ["ImageDataset", "ImageLoader", "explained_worker_death"]
+__all__ = ["ImageDataset", "ImageLoader"]
 
 _MAX_BAD_IN_A_ROW = 50
 
@@ -114,9 +111,6 @@ def _collate(drawn: tuple[list[Row], list[str]]) -> tuple[tuple[torch.Tensor, ..
     return (tuple(default_collate(rows)) if rows else None), bad
 
 
-_loaders: weakref.WeakSet["ImageLoader"] = weakref.WeakSet()
-
-
 class ImageLoader(DataLoader):
     """A DataLoader whose batches are tuples of tensors, and which collects bad images in `bad_images`.
 
@@ -151,7 +145,6 @@ class ImageLoader(DataLoader):
             timeout=timeout if num_workers else 0,
             worker_init_fn=ignore_in_worker,
         )
-        _loaders.add(self)
         dataset.reading = multiprocessing.RawArray("q", [-1] * num_workers)
         self.skip_bad_images = skip_bad_images
         self.bad_images: dict[str, None] = {}  # messages, in the order of discovery
@@ -203,24 +196,3 @@ class ImageLoader(DataLoader):
             worker.join(1)
             if worker.is_alive():  # blocked in the file system, where no signal ends it; do not wait for it at exit
                 multiprocessing.process._children.discard(worker)
-
-
-@atexit.register
-def _end_all_workers() -> None:
-    """Runs before multiprocessing waits for its processes, which would block forever if one of them is stopped."""
-    for loader in list(_loaders):
-        loader._end_workers()
-
-
-@contextmanager
-def explained_worker_death() -> Iterator[None]:
-    """Turn the RuntimeError that PyTorch raises when a worker dies into a `UserError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise UserError(
-            f"{str(error).partition('. ')[0]}; if memory ran out, use fewer with --opts DATA.NUM_WORKERS N; start "
-            "again to resume from the last checkpoint"
-        ) from None

@@ -86,7 +86,13 @@ class DeepSpeedStrategy(Strategy):
 
     def update(self, max_norm: float | None) -> Tensor:
         self.network.step()  # also clips: to `max_norm`, see `_read_deepspeed_settings`
-        return torch.as_tensor(self.network.get_global_grad_norm(), dtype=torch.float32)
+        norm = torch.as_tensor(self.network.get_global_grad_norm(), dtype=torch.float32)
+        if not self.skips_overflow and not norm.isfinite():  # the norm of all processes, so all raise this error
+            raise UserError(
+                "the gradient is not finite, and DeepSpeed has updated the weights with it; start again to resume from "
+                "the last checkpoint, with a lower TRAIN.BASE_LR"
+            )
+        return norm
 
     @torch.no_grad()
     def average(self) -> None:

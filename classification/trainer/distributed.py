@@ -24,7 +24,8 @@ __all__ = ["World", "start", "gather", "ranks", "run_on_main", "sum_over_process
 
 T = TypeVar("T")
 
-# Long enough to write the checkpoint of a model with 3 B parameters, short enough to end the job if a process is lost.
+# Long enough to write the checkpoint of a model with 3 B parameters, short enough to end the job if a process hangs;
+# `internimage.peers` notices one that is lost.
 TIMEOUT = timedelta(minutes=30)
 
 

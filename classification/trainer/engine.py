@@ -8,6 +8,7 @@ the same weights as an uninterrupted run.
 import math
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from classification.data import Loaders
+from internimage.checkpoint import save_atomic
 from internimage.errors import CheckpointError, UserError
 from internimage.files import remove
 from internimage.preemption import StopRequest
@@ -94,6 +96,7 @@ class Trainer:
         # Targets of mixup are soft and already smoothed.
         smoothing = 0.0 if loaders.mixup is not None else config.MODEL.LABEL_SMOOTHING
         self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+        self._bad_in_a_row = 0  # updates, at the end of the last epoch
 
     def fit(self, tracker: Tracker) -> bool:
         """Train to the last epoch, with evaluation, checkpoints and reports as configured.
@@ -149,6 +152,9 @@ class Trainer:
             f"epoch {epoch}/{config.TRAIN.EPOCHS} training: mean loss {record['train_loss']:.4f} "
             f"({record['images_per_second']:.1f} images/s)"
         )
+        self._bad_in_a_row = meter.bad_in_a_row
+        if meter.skipped:
+            tracker.log(f"updates left out because the gradient was not finite: {meter.skipped} of {self.updates}")
         if bad := list(self.loaders.train.bad_images):
             tracker.log(f"bad training images replaced by this process: {len(bad)}; the first: {bad[0]}")
         state.epoch = epoch
@@ -172,7 +178,7 @@ class Trainer:
         """One pass over the training set, or over the rest of it after a resume."""
         config = self.config
         self.strategy.network.train()
-        meter = EpochMeter(self.world, epoch, skips_overflow=self.strategy.skips_overflow)
+        meter = EpochMeter(self.world, self._bad_in_a_row, skips_overflow=self.strategy.skips_overflow)
         begin = self._go_on(meter)
         label = f"epoch {epoch}/{config.TRAIN.EPOCHS}"
         self.loaders.set_epoch(epoch, begin)
@@ -187,6 +193,8 @@ class Trainer:
             updated = self._step(epoch, step, inputs, target, images, meter)
             if (step + 1) % config.PRINT_FREQ == 0 or step + 1 == self.steps:
                 self._report(epoch, step, label, meter, tracker)
+                if meter.bad_in_a_row >= config.TRAIN.MAX_BAD_UPDATES:
+                    self._give_up(epoch, step, inputs, target, meter.bad_in_a_row)
             if updated and self.stop.agreed():
                 self._save_progress(step + 1, meter, tracker)
                 raise Stopped
@@ -231,18 +239,45 @@ class Trainer:
         if step == group_start:
             self.state.scheduler.step_update(epoch * self.updates + step // self.accumulation)
             strategy.optimizer.zero_grad(set_to_none=True)
+            self._statistics = [buffer.clone() for buffer in strategy.model.buffers()]
         updates = step + 1 == group_start + group
         with strategy.accumulate(updates):
             with forward_precision(self.world.device, strategy.dtype):
                 loss = self.criterion(strategy.network(*inputs).float(), target)
             strategy.backward(loss / group)
         meter.add(loss, images)
+        self._loss = loss.detach()
         if not updates:
             return False
         norm = strategy.update(self.config.TRAIN.CLIP_GRAD)
         meter.add_norm(norm)
+        # BatchNorm has seen what spoilt the gradient. Reading the norm here would wait for the GPU.
+        for buffer, before in zip(strategy.model.buffers(), self._statistics):
+            buffer.copy_(torch.where(norm.isfinite().to(buffer.device), buffer, before))
         strategy.average()
         return True
+
+    def _give_up(self, epoch: int, step: int, inputs: tuple, target: Tensor, bad: int) -> None:
+        """Save the batch at hand, with what is needed to replay its step, and raise `UserError` on every process."""
+        world, sampler = self.world, self.loaders.train.sampler
+        sampler.set_epoch(epoch, step)
+        indices = [index for _, index in islice(sampler, sampler.batch_size)]
+        name = f"bad_batch_epoch_{epoch}_step_{step}_rank_{{}}.pt"
+        content = self.strategy.state_dict() | {
+            "inputs": [value.cpu() for value in inputs],
+            "targets": target.cpu(),
+            "indices": indices,
+            "loss": float(self._loss),
+            "seed": [self.config.SEED, epoch, step, world.rank],  # of `seed_everything`
+            "config": self.config.dump(),
+        }
+        if world.is_main or not math.isfinite(content["loss"]):
+            save_atomic(content, self.folder / name.format(world.rank))
+        raise UserError(
+            f"{bad} updates in a row were left out because the gradient was not finite; the last batch, with loss "
+            f"{content['loss']}, is in {self.folder / name.format(0)}; start again from the last checkpoint with a "
+            "lower TRAIN.BASE_LR or a longer TRAIN.WARMUP_EPOCHS (or with --amp bf16 instead of fp16)"
+        )
 
     def _report(self, epoch: int, step: int, label: str, meter: EpochMeter, tracker: Tracker) -> None:
         window = meter.flush() | {"lr": self._learning_rate()}

@@ -94,7 +94,7 @@ class Strategy:
         self.scaler.scale(loss).backward()
 
     def update(self, max_norm: float | None) -> Tensor:
-        """Clip the gradient to `max_norm` (None or 0: do not) and update the weights.
+        """Clip the gradient to `max_norm` (None or 0: do not) and update the weights, unless it is not finite.
 
         Returns:
             The norm of the gradient before clipping (scalar), the same on all processes.
@@ -105,6 +105,15 @@ class Strategy:
             norm = norm.full_tensor()
         if max_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
+        if not self.scaler.is_enabled():  # which leaves out such updates itself
+            shard = getattr(self.optimizer, "optim", self.optimizer)  # ZeRO keeps it in an optimizer of its own
+            group = shard.param_groups[0]
+            # SGD's kernel would leave its first momentum uninitialized; sharded parameters were not tried.
+            whole = not isinstance(group["params"][0], DTensor)
+            if group.get("fused") and whole and isinstance(shard, torch.optim.AdamW):
+                shard.found_inf = (~norm.isfinite()).float()  # read by the kernel, so that nobody waits for the GPU
+            elif not norm.isfinite():
+                return norm
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm

@@ -208,16 +208,21 @@ class EpochMeter:
     """Collects loss and gradient norm of every step.
 
     Reading a value synchronizes with the GPU, so values stay tensors until `flush`, which averages the loss over the
-    processes and raises an error if it is not finite.
+    processes. Values that are not finite are not averaged.
 
     Args:
         world: rank and number of processes.
-        epoch: number of the epoch, for messages.
-        skips_overflow: a gradient scaler skips updates with infinite gradients.
+        bad_in_a_row: of the updates before.
+        skips_overflow: with finite losses, infinite gradients are normal: a gradient scaler looks for its scale.
+
+    Attributes:
+        skipped: updates left out because the gradient was not finite. The same in all processes, as the next one.
+        bad_in_a_row: how many of them, or of those before this epoch, were the last ones.
     """
 
-    def __init__(self, world: World, epoch: int, *, skips_overflow: bool = False) -> None:
-        self.world, self.epoch, self.skips_overflow = world, epoch, skips_overflow
+    def __init__(self, world: World, bad_in_a_row: int = 0, *, skips_overflow: bool = False) -> None:
+        self.world, self.bad_in_a_row, self.skips_overflow = world, bad_in_a_row, skips_overflow
+        self.skipped = 0
         self.images = 0
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -237,19 +242,15 @@ class EpochMeter:
         self._norm_tensors.append(norm.detach().float())
 
     def flush(self) -> dict[str, float]:
-        """Mean loss and gradient norm, and images per second, since the last flush.
-
-        Raises:
-            UserError: on every process, if the loss of any process or the gradient is not finite.
-        """
+        """Mean loss and gradient norm, and images per second, since the last flush."""
         self._read()
         losses, norms = self.losses[self._reported[0] :], self.norms[self._reported[1] :]
         self._reported = len(self.losses), len(self.norms)
         now = time.perf_counter()
         rate = (self.images - self._images_at_mark) / max(now - self._mark, 1e-9)
         self._mark, self._images_at_mark = now, self.images
-        window = {"loss": sum(losses) / len(losses), "images_per_second": rate}
-        return window | ({"grad_norm": sum(norms) / len(norms)} if norms else {})
+        window = {"loss": _mean(losses), "images_per_second": rate}
+        return window | ({"grad_norm": _mean(norms)} if norms else {})
 
     def _read(self) -> None:
         """Move the collected tensors to the lists of numbers."""
@@ -258,43 +259,43 @@ class EpochMeter:
         losses = sum_over_processes(self.world, torch.stack(self._loss_tensors)).div(self.world.size).tolist()
         norms = torch.stack(self._norm_tensors).tolist() if self._norm_tensors else []
         self._loss_tensors, self._norm_tensors = [], []
-        for step, loss in enumerate(losses, start=len(self.losses)):
-            if not math.isfinite(loss):
-                self._stop("loss", loss, f"step {step}")
-        for update, norm in enumerate(norms, start=len(self.norms)):
-            if not math.isfinite(norm) and not self.skips_overflow:
-                self._stop("gradient norm", norm, f"update {update}")
-        self.losses += losses
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        scaling = self.skips_overflow and len(finite) == len(losses)
+        for norm in norms:
+            bad = not (math.isfinite(norm) or scaling)
+            self.skipped += bad
+            self.bad_in_a_row = self.bad_in_a_row + 1 if bad else 0
+        self.losses += finite
         self.norms += [norm for norm in norms if math.isfinite(norm)]
 
     def state_dict(self) -> dict[str, Any]:
         """State to continue in the same epoch with `load_state_dict`. All processes must call it."""
         self._read()
         state = {"losses": self.losses, "norms": self.norms, "reported": self._reported, "images": self.images}
+        state |= {"skipped": self.skipped, "bad_in_a_row": self.bad_in_a_row}
         return state | {"seconds": time.perf_counter() - self.started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the `state_dict` of another meter."""
         self.losses, self.norms = list(state["losses"]), list(state["norms"])
         self._reported = tuple(state["reported"])
+        self.skipped, self.bad_in_a_row = state.get("skipped", 0), state.get("bad_in_a_row", 0)
         self.images = self._images_at_mark = state["images"]
         self.started -= state["seconds"]
-
-    def _stop(self, what: str, value: float, where: str) -> None:
-        raise UserError(
-            f"the {what} is {value} in epoch {self.epoch}, {where}; the last checkpoint is from before; start again "
-            "with a lower TRAIN.BASE_LR or a longer TRAIN.WARMUP_EPOCHS (or with --amp bf16 instead of fp16)"
-        )
 
     def summary(self) -> dict[str, float]:
         """Mean loss and gradient norm, images per second and seconds of the whole epoch."""
         seconds = time.perf_counter() - self.started
         return {
-            "train_loss": sum(self.losses) / len(self.losses),
-            "grad_norm": sum(self.norms) / max(1, len(self.norms)),
+            "train_loss": _mean(self.losses),
+            "grad_norm": _mean(self.norms),
             "images_per_second": self.images / max(seconds, 1e-9),
             "seconds": seconds,
         }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def duration(seconds: float) -> str:

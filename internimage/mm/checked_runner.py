@@ -1,7 +1,5 @@
 """mmengine's runner with strict and safe checkpoints, training that can stop at any step, and several CPU processes."""
 
-import atexit
-import multiprocessing
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from ..files import atomic_path
 from ..integrity import mark_verified
 from ..preemption import StopRequest, ignore_in_worker
 from ..zoo import local_checkpoint
+from .bad_updates import SkipBadUpdates
 from .checkpoints import (
     STOPPED,
     SafeCheckpointHook,
@@ -65,14 +64,6 @@ def _initialise(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
     if unused := [key for key in rest if key not in own]:
         notices.append(f"{len(unused)} entries of the file are not in the model: {unused[0]}, ...")
     return notices
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Kill the data loaders' remaining workers, which ignore the signal that Python sends them at exit."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
 
 
 class _Stopped(Exception):
@@ -164,6 +155,8 @@ class CheckedRunner(Runner):
 
     def train(self) -> nn.Module:
         """Train, or resume, until the end or until SIGTERM or SIGUSR1."""
+        if not any(isinstance(hook, SkipBadUpdates) for hook in self.hooks):
+            self.register_hook(SkipBadUpdates())
         with StopRequest() as self._stop_request:
             try:
                 return super().train()

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import UserError
+from ..workers import explained_worker_death
 
 __all__ = ["SettingsAction", "check_classes", "check_data_files", "explained", "explained_empty", "read_config"]
 
@@ -202,11 +203,12 @@ def _late_workers() -> str:
 def explained() -> Iterator[None]:
     """Turn the errors of bad data and settings, in this process or in a loader's workers, into `UserError`.
 
-    These are image and annotation files that are missing or cannot be read, workers that give no batch, and types and
-    arguments that mmengine's registries do not have.
+    These are image and annotation files that are missing or cannot be read, workers that die or give no batch, and
+    types and arguments that mmengine's registries do not have.
     """
     try:
-        yield
+        with explained_worker_death("--cfg-options train_dataloader.num_workers"):
+            yield
     except UserError as error:
         # torch raises a worker's error again with the text of its traceback; the message is the last line.
         if "Original Traceback" not in str(error):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import init_dist
 from torch import distributed
 
 from ..errors import ArgumentParser, UserError, exit_on_user_error
+from ..peers import Peers
 from ..preemption import close_process_group, leave
 from ..runlock import lock_run
 from ..zoo import local_checkpoint
@@ -49,9 +51,16 @@ def _load_config(args: argparse.Namespace) -> Config:
     config = read_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get("work_dir") or f"./work_dirs/{Path(args.config).stem}"
-    if config.launcher == "pytorch" and not torch.cuda.is_available():
-        distributed.init_process_group("gloo")  # mmengine needs a GPU unless there is a group already
     return config
+
+
+def _join(config: Config) -> Peers:
+    """Join the processes that the launcher started; enter the result around what they do together."""
+    if config.launcher == "pytorch" and not torch.cuda.is_available():
+        distributed.init_process_group("gloo")  # mmengine needs a GPU
+    elif config.launcher != "none":
+        init_dist(config.launcher, **config.get("env_cfg", {}).get("dist_cfg", {}))
+    return Peers()
 
 
 def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
@@ -101,21 +110,21 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
                 "--cfg-options auto_scale_lr.base_batch_size=N"
             )
         config.auto_scale_lr.enable = True
-    if not config.get("resume") and find_checkpoints(config):
-        args.resume = args.resume or "auto"  # instead of starting anew over the files of the earlier run
-    if args.resume:
-        config.resume = True
-        config.load_from = None if args.resume == "auto" else str(local_checkpoint(args.resume))
-    if config.get("load_from"):
-        config.load_from = str(local_checkpoint(config.load_from))
-    if config.get("load_from") or (config.get("resume") and find_checkpoints(config)):
-        config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
-    with explained():
+    with _join(config), explained():
+        if not args.resume and not config.get("resume") and on_main(lambda: bool(find_checkpoints(config))):
+            args.resume = "auto"  # instead of starting anew over the files of the earlier run
+        if args.resume:
+            config.resume = True
+            config.load_from = None if args.resume == "auto" else str(local_checkpoint(args.resume))
+        if config.get("load_from"):
+            config.load_from = str(local_checkpoint(config.load_from))
+        if config.get("load_from") or (config.get("resume") and find_checkpoints(config)):
+            config.model.backbone.pop("init_cfg", None)  # it would be downloaded and then overwritten
         runner = _build(config, task, ("train", "val"))
         runner.train()
-    if runner.stopped:
-        leave()
-    close_process_group()
+        if runner.stopped:
+            leave()
+        close_process_group()
 
 
 @exit_on_user_error
@@ -141,11 +150,11 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{args.config} has no tta_model and tta_pipeline; omit --tta")
         config.model = ConfigDict(**config.tta_model, module=config.model)
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    with explained():
+    with _join(config), explained():
         runner = _build(config, task, ("test",))
         if args.out:
             task.save_predictions(runner, args.out)
         if args.show_dir:
             runner.register_hook(PicturesHook(args.show_dir))
         runner.test()
-    close_process_group()
+        close_process_group()

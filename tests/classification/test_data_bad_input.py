@@ -198,7 +198,7 @@ def test_a_killed_worker_is_reported(folder):
     (worker,) = workers_of(loaders.train)
 
     def lose_the_worker():
-        with explained_worker_death():
+        with explained_worker_death("--opts DATA.NUM_WORKERS"):
             worker.kill()
             for _ in range(9):
                 list(loaders.train)

@@ -227,12 +227,13 @@ def test_unknown_names_are_refused(key, finished, tmp_path, capsys):
         run_here(finished[0], tmp_path, "--opts", key, "adamm")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoints(finished, tmp_path, capsys):
+def test_losses_that_are_not_finite_stop_the_run_and_keeps_the_good_checkpoints(finished, tmp_path, capsys):
     config, output, _ = finished
     run_here(config, tmp_path, "--opts", "TRAIN.EPOCHS", "1")
     good = (tmp_path / "tiny" / "ckpt_epoch_0.pth").read_bytes()
-    with user_error(capsys, "epoch 1", "step", "TRAIN.BASE_LR"):
-        run_here(config, tmp_path, "--opts", "TRAIN.BASE_LR", "1e30", "TRAIN.CLIP_GRAD", "None")
+    changes = ("TRAIN.BASE_LR", "1e30", "TRAIN.CLIP_GRAD", "None", "TRAIN.MAX_BAD_UPDATES", "3")
+    with user_error(capsys, "updates in a row", "bad_batch_epoch_1_step", "TRAIN.BASE_LR"):
+        run_here(config, tmp_path, "--opts", *changes)
     assert sorted(path.name for path in (tmp_path / "tiny").glob("ckpt_epoch_[0-9]*")) == ["ckpt_epoch_0.pth"]
     assert (tmp_path / "tiny" / "ckpt_epoch_0.pth").read_bytes() == good
 

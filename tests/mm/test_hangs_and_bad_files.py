@@ -42,19 +42,32 @@ def fails(capsys, task, *arguments: object) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_a_worker_that_hangs_is_named_after_a_while(configs, tmp_path, monkeypatch, capsys):
-    (tmp_path / "stop_itself.py").write_text(STOPPING)
-    monkeypatch.syspath_prepend(tmp_path)
-    config = tmp_path / "config.py"
+def stopping(configs, folder: Path) -> Path:
+    """The segmentor's configuration with the transform of `STOPPING`, in a worker."""
+    config = folder / "config.py"
     config.write_text(
         f'_base_ = "{configs["segmentation"]}"\n'
         'custom_imports = dict(imports=["internimage.mm", "segmentation.datasets", "stop_itself"])\n'
         "train_dataloader = dict(num_workers=1, timeout=1, persistent_workers=False,\n"
         "    dataset=dict(pipeline=[dict(type='StopItself'), *_base_.train_pipeline]))\n"
     )
-    message = fails(capsys, SEGMENTATION, config, "--work-dir", tmp_path / "run")
+    return config
+
+
+def test_a_worker_that_hangs_is_named_after_a_while(configs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "stop_itself.py").write_text(STOPPING)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = fails(capsys, SEGMENTATION, stopping(configs, tmp_path), "--work-dir", tmp_path / "run")
     assert "timed out after 1 seconds: no batch came from the loader's processes" in message
     assert "(stopped)" in message and "train_dataloader.timeout=SECONDS" in message
+
+
+def test_a_worker_that_is_killed_is_explained(configs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "stop_itself.py").write_text(STOPPING.replace("SIGSTOP", "SIGKILL"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stop_itself", raising=False)
+    message = fails(capsys, SEGMENTATION, stopping(configs, tmp_path), "--work-dir", tmp_path / "run")
+    assert "DataLoader worker" in message and "train_dataloader.num_workers ...; start again" in message
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A training that is asked to stop saves in the middle of an epoch; resumed, it ends bit for bit the same."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import tiny_scenes
 import torch
 from processes import in_two_processes
 
-from internimage import preemption
+from internimage import peers, preemption
 from internimage.checkpoint import load_file
 from internimage.mm.runner import DETECTION, SEGMENTATION, train
 from internimage.preemption import EXIT_CODE
@@ -122,6 +124,21 @@ def test_if_one_of_two_processes_is_asked_both_stop_and_go_on(name, stop_at, fol
     monkeypatch.delenv("STOP_AT")
     assert in_two_processes(lambda: run(folder, name, "two stopped", "--resume", *options)) == [0, 0]
     assert_same_end(folder, name, "two", "two stopped")
+
+
+def test_if_one_of_two_processes_is_killed_the_other_ends_and_says_so(folder, monkeypatch, capfd):
+    monkeypatch.setattr(peers, "_LAUNCHER", 0)
+    monkeypatch.setenv("STOP_AT", "3 SIGKILL")
+    options = ["--launcher", "pytorch", "--cfg-options", "train_dataloader.batch_size=1"]
+    for name in LAST:
+        assert in_two_processes(lambda: run(folder, name, "killed", *options)) == [1, -signal.SIGKILL]  # noqa: B023
+        assert capfd.readouterr().err.count("process 1 of 2 (") == 1
+    monkeypatch.delenv("STOP_AT")
+
+    assert in_two_processes(lambda: run(folder, "segmentation", "killed", *options)) == [0, 0]
+    if not (folder / "segmentation/two").exists():  # without the test before
+        assert in_two_processes(lambda: run(folder, "segmentation", "two", *options)) == [0, 0]
+    assert_same_end(folder, "segmentation", "two", "killed")
 
 
 def test_a_validation_begins_after_a_checkpoint_and_is_made_up_for(folder, monkeypatch):
