@@ -11,7 +11,7 @@ import argparse
 import difflib
 import functools
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +20,8 @@ import yaml
 from yacs.config import CfgNode
 
 from classification.configs.defaults import CUDA_GRAPH_MODES, DEFAULTS, MAX_TEXT, SETTINGS
-from internimage.errors import UserError
+from internimage.errors import CheckpointError, UserError
+from internimage.model_source import ModelSource, find_config, find_model
 
 __all__ = ["DEFAULTS", "amp_dtype", "get_config", "load_yaml", "parse_args"]
 
@@ -76,22 +77,27 @@ def load_yaml(path: str | Path) -> dict:
     if len(data) > _MAX_BYTES:
         raise UserError(f"the configuration {path} has more than {_MAX_BYTES} bytes; --cfg expects a recipe")
     try:
-        values = yaml.load(data.decode(), Loader=_Loader)
+        return _parse_yaml(data.decode(), str(path))
     except UnicodeDecodeError:
         raise UserError(f"the configuration {path} is not a text file; --cfg expects YAML") from None
+
+
+def _parse_yaml(text: str, source: str) -> dict:
+    try:
+        values = yaml.load(text, Loader=_Loader)
     except Exception as error:  # for malformed values PyYAML raises ValueError, IndexError and more
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path} is a {type(values).__name__}, expected sections such as DATA: and MODEL:")
+        raise UserError(f"{source} is a {type(values).__name__}, expected sections such as DATA: and MODEL:")
     return values
 
 
-def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Dotted keys and values of a tree; an empty section is a value."""
     for name, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -140,6 +146,38 @@ def _files(path: Path, chain: tuple[Path, ...] = ()) -> Iterator[tuple[str, dict
     for base in filter(None, bases):
         yield from _files(path.parent / base, (*chain, path.resolve()))
     yield str(path), {**values, "BASE": bases or [""]}
+
+
+# What a checkpoint's configuration says about the run that wrote it, not about its model and data.
+_OF_THE_RUN = (
+    *("BASE", "OUTPUT", "TAG", "LAUNCHER", "LOCAL_RANK", "COMPILE", "EVAL_MODE", "THROUGHPUT_MODE"),
+    *("MODEL.NAME", "MODEL.RESUME", "MODEL.PRETRAINED"),
+)
+
+
+def _saved(source: ModelSource) -> Iterator[tuple[str, dict]]:
+    """(source, contents) of the configuration in a checkpoint: YAML text, or the mapping of the original project."""
+    content, name = source.config, str(source.checkpoint)
+    try:
+        leaves = dict(_leaves(_parse_yaml(content, name) if isinstance(content, str) else content))
+    except RecursionError:
+        raise CheckpointError(f"{name}: its configuration contains itself; save the checkpoint again") from None
+    yield name, {key: value for key, value in leaves.items() if key not in _OF_THE_RUN}
+
+
+def _sources(args: argparse.Namespace) -> tuple[str, Iterator[tuple[str, dict]]]:
+    """The name of the configuration and its (source, contents): from --cfg, or from the checkpoint to evaluate."""
+    path, weights = args.cfg, getattr(args, "MODEL.RESUME") or getattr(args, "MODEL.PRETRAINED")
+    if path is None:
+        if not (args.EVAL_MODE and weights):
+            raise UserError("give --cfg FILE; only --eval --resume CHECKPOINT takes the checkpoint's configuration")
+        source = find_model(weights)
+        if not source.classifier:
+            raise UserError(f"{weights} is not a classifier; use the scripts of detection or segmentation")
+        if source.config is not None and not isinstance(source.config, Path):
+            return source.name, _saved(source)
+        path = source.config or find_config(source.name)
+    return Path(path).stem, _files(Path(path))
 
 
 def _check_relations(config: CfgNode, source: str) -> None:
@@ -209,7 +247,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         underscored = "--" + name[2:].replace("-", "_")
         parser.add_argument(*dict.fromkeys((name, underscored)), **{"default": None, **settings})
 
-    add("--cfg", required=True, metavar="FILE", help="YAML file, such as configs/internimage_t_1k_224.yaml")
+    parser.add_argument(
+        *("--cfg", "--config"),
+        metavar="FILE",
+        help="YAML file, such as configs/internimage_t_1k_224.yaml; --eval of a checkpoint works without it",
+    )
     add("--opts", nargs="+", metavar="KEY VALUE", help="change configuration keys: --opts TRAIN.EPOCHS 30 SEED 1")
     for option, key in _OPTIONS.items():
         setting = SETTINGS[key]
@@ -230,17 +272,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def get_config(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration for parsed arguments: defaults, then the YAML file, then --opts, then options.
 
-    `MODEL.NAME` is set to the name of the YAML file and `OUTPUT` to `<output>/<name>`, or `<output>/<name>/<tag>` if
-    there is a tag.
+    Without a YAML file, the configuration in the checkpoint to evaluate counts. `MODEL.NAME` is set to the file's
+    name and `OUTPUT` to `<output>/<name>`, or `<output>/<name>/<tag>` if there is a tag.
 
     Raises:
         UserError: an unreadable file, an unknown key, an invalid value, values that do not fit together.
     """
     config = CfgNode(DEFAULTS)
-    path = Path(args.cfg)
-    for count, (source, values) in enumerate(_files(path)):
+    name, sources = _sources(args)
+    for count, (source, values) in enumerate(sources):
         if count == _MAX_FILES:
-            raise UserError(f"{path}: BASE includes more than {_MAX_FILES} files")
+            raise UserError(f"{args.cfg}: BASE includes more than {_MAX_FILES} files")
         for key, value in _leaves(values):
             _set(config, key, value, source)
     options = args.opts or []
@@ -255,10 +297,10 @@ def get_config(args: argparse.Namespace) -> CfgNode:
         config.AMP = "off"
 
     config.DATA.DATA_PATH = config.DATA.DATA_PATH or "data/imagenet"
-    config.MODEL.NAME = path.stem
+    config.MODEL.NAME = name
     tag = "" if config.TAG == "default" else config.TAG
     config.OUTPUT = str(Path(config.OUTPUT, config.MODEL.NAME, tag))
-    _check_relations(config, str(path))
+    _check_relations(config, str(args.cfg or name))
     config.freeze()
     return config
 

@@ -83,6 +83,7 @@ class Trainer:
             scheduler=build_scheduler(config, optimizer, scale, self.updates),
             scaler=torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16),
             ema=ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY) if config.TRAIN.EMA.ENABLE else None,
+            class_names=loaders.class_names,
             layout={
                 "processes": world.size,
                 "images per process and step": config.DATA.BATCH_SIZE,

@@ -27,6 +27,7 @@ from .checkpoints import (
     on_main,
     training_state,
 )
+from .plain_config import KEY, to_plain
 from .resuming import LOOPS, EpochLoop, ResumableBatches
 
 __all__ = ["CheckedRunner", "bare"]
@@ -225,7 +226,8 @@ class CheckedRunner(Runner):
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save as mmengine does, but atomically: the file gets its name when it is complete."""
+        """Save as mmengine does, but atomically, and with the configuration as plain data (`plain_config`)."""
+        kwargs["meta"] = {**(kwargs.get("meta") or {}), KEY: to_plain(self.cfg)}
         if "://" in str(out_dir):
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         with atomic_path(Path(out_dir, filename)) as temporary:

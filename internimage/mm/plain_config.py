@@ -1,0 +1,95 @@
+"""The configuration in a checkpoint: written as plain data, and read without executing anything from the file.
+
+A checkpoint may come from anywhere. mmengine executes the text of a configuration, imports the modules that it names,
+and calls any importable function that a `type` names; here a `type` must be a name in the frameworks' registries.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import Registry, init_default_scope
+
+from ..errors import CheckpointError
+
+__all__ = ["KEY", "from_plain", "to_plain"]
+
+KEY = "configuration"  # in the checkpoint's `meta`
+_SCOPES = ("mmdet", "mmseg")
+# What a checkpoint may import; other modules must be imported before.
+_OWN_MODULES = (
+    "internimage.mm",
+    *(f"{t}.{part}" for t in ("detection", "segmentation") for part in ("datasets", "models")),
+)
+
+
+def to_plain(config: Config) -> dict | None:
+    """A configuration as dicts, lists, tuples, strings, numbers and None; None if it holds anything else."""
+
+    def is_plain(value: object) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(key, (str, int)) and is_plain(item) for key, item in value.items())
+        if isinstance(value, (list, tuple)):
+            return all(map(is_plain, value))
+        return value is None or type(value) in (str, int, float, bool)
+
+    plain = config.to_dict()
+    return plain if is_plain(plain) else None
+
+
+def _registered(scope: str) -> set[str]:
+    """The names in all registries of a framework and of mmengine, without and with their scope."""
+    names = set()
+    for prefix in ("mmengine", scope):
+        for registry in vars(importlib.import_module(f"{prefix}.registry")).values():
+            if isinstance(registry, Registry):
+                registry.import_from_location()
+                # Some of mmdet's and mmseg's names are mmengine's own registries.
+                names |= {name for found in registry._module_dict for name in (found, f"{registry.scope}.{found}")}
+    return names
+
+
+def _words(value: object, key: str, depth: int = 0) -> Iterator[object]:
+    """The values of a key in a tree."""
+    if depth > 50:
+        raise CheckpointError("it has more than 50 levels")
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        yield from _words(inner, key, depth + 1)
+    if isinstance(value, Mapping) and key in value:
+        yield value[key]
+
+
+def from_plain(data: Mapping, name: str) -> Config:
+    """The configuration in a checkpoint.
+
+    Args:
+        data: result of `to_plain`, from the file.
+        name: of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: the data is no configuration of mmdet or mmseg, or names something that is not registered.
+    """
+    try:
+        scope = data.get("default_scope")
+        if scope not in _SCOPES or not all(isinstance(data.get(key), Mapping) for key in ("model", "test_dataloader")):
+            raise CheckpointError("it is not one of mmdet or mmseg, with model and test_dataloader")
+        imports = [word for found in _words(data, "custom_imports") for word in _words(found, "imports")]
+        for module in {str(item) for entry in imports for item in (entry if isinstance(entry, list) else [entry])}:
+            if module in _OWN_MODULES:
+                importlib.import_module(module)
+            else:
+                print_log(f"{name}: not importing {module}; import it first if the model needs it", logger="current")
+        known = _registered(scope)
+        for kind in _words(data, "type"):
+            if not isinstance(kind, str) or kind not in known:
+                raise CheckpointError(f"{str(kind)[:60]!r} is not in the registries of {scope} and mmengine")
+        if foreign := [word for word in _words(data, "_scope_") if word not in (*_SCOPES, "mmengine")]:
+            raise CheckpointError(f"{str(foreign[0])[:60]!r} is not a framework that is known here")
+        config = Config({key: value for key, value in data.items() if key != "custom_imports"})
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the configuration in {name} is not used: {error}; give the file of the configuration as well"
+        ) from None
+    init_default_scope(scope)
+    return config
