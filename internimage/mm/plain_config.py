@@ -19,9 +19,12 @@ KEY = "configuration"  # in the checkpoint's `meta`
 _SCOPES = ("mmdet", "mmseg")
 # What a checkpoint may import; other modules must be imported before.
 _OWN_MODULES = (
-    "internimage.mm",
-    *(f"{t}.{part}" for t in ("detection", "segmentation") for part in ("datasets", "models")),
+    *("internimage.mm", "detection.models", "detection.datasets"),
+    *("segmentation.models", "segmentation.datasets"),
 )
+# Names that the frameworks look up elsewhere, and registered ones that evaluate text of the configuration.
+_OTHERS = ("nms", "soft_nms", "RoIAlign", "torchvision.models.convnext.LayerNorm2d")
+_EXECUTING = ("CameraMotionCompensation", "RFSearchHook")
 
 
 def to_plain(config: Config) -> dict | None:
@@ -38,16 +41,17 @@ def to_plain(config: Config) -> dict | None:
     return plain if is_plain(plain) else None
 
 
-def _registered(scope: str) -> set[str]:
-    """The names in all registries of a framework and of mmengine, without and with their scope."""
-    names = set()
-    for prefix in ("mmengine", scope):
-        for registry in vars(importlib.import_module(f"{prefix}.registry")).values():
+def _registered(scope: str, kinds: list[str]) -> set[str]:
+    """The names in the registries of mmengine, of a framework, and of those that are prefixes in `kinds`."""
+    names = set(_OTHERS)
+    for framework in {"mmengine", scope, *(kind.partition(".")[0] for kind in kinds)} & {"mmengine", *_SCOPES}:
+        for registry in vars(importlib.import_module(f"{framework}.registry")).values():
             if isinstance(registry, Registry):
                 registry.import_from_location()
-                # Some of mmdet's and mmseg's names are mmengine's own registries.
-                names |= {name for found in registry._module_dict for name in (found, f"{registry.scope}.{found}")}
-    return names
+                names |= {f"{registry.scope}.{name}" for name in registry.module_dict}
+                if framework in ("mmengine", scope):
+                    names |= set(registry.module_dict)
+    return {name for name in names if name.rpartition(".")[2] not in _EXECUTING}
 
 
 def _words(value: object, key: str, depth: int = 0) -> Iterator[object]:
@@ -80,10 +84,9 @@ def from_plain(data: Mapping, name: str) -> Config:
                 importlib.import_module(module)
             else:
                 print_log(f"{name}: not importing {module}; import it first if the model needs it", logger="current")
-        known = _registered(scope)
-        for kind in _words(data, "type"):
-            if not isinstance(kind, str) or kind not in known:
-                raise CheckpointError(f"{str(kind)[:60]!r} is not in the registries of {scope} and mmengine")
+        kinds = [kind if isinstance(kind, str) else "" for kind in _words(data, "type")]
+        if unknown := set(kinds) - _registered(scope, kinds):
+            raise CheckpointError(f"{min(unknown)[:60]!r} is not in the registries of {scope} and mmengine")
         if foreign := [word for word in _words(data, "_scope_") if word not in (*_SCOPES, "mmengine")]:
             raise CheckpointError(f"{str(foreign[0])[:60]!r} is not a framework that is known here")
         config = Config({key: value for key, value in data.items() if key != "custom_imports"})

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
 from torch import nn
 
 from ..checkpoint import extract_state_dict, load_exact, load_file
@@ -20,7 +20,7 @@ from ..results import Result
 from ..sources import Picture
 from ..zoo import local_checkpoint
 from .checks import merge_options, read_config
-from .plain_config import from_plain
+from .plain_config import KEY, from_plain, to_plain
 from .tasks import find_task
 
 __all__ = ["MMPredictor", "add_model_arguments", "load_model", "model_config", "resolve_model"]
@@ -60,12 +60,38 @@ def resolve_model(args: argparse.Namespace, *, random_weights: bool = False) -> 
         raise UserError("give the checkpoint: [CONFIG] CHECKPOINT, or --checkpoint FILE")
     if config is not None:
         args.config = config
-        return read_config(config, args.cfg_options), checkpoint
+        given = read_config(config, args.cfg_options)
+        if checkpoint is not None:
+            _note_other_settings(given, config, checkpoint)
+        return given, checkpoint
     source = find_model(checkpoint)
     args.config = f"{source.name}.py"
     loaded = model_config(source, args.cfg_options)
     loaded.pop("work_dir", None)  # the training's
     return loaded, str(source.checkpoint)
+
+
+def _note_other_settings(config: Config, name: str, checkpoint: str) -> None:
+    """Print a line if the checkpoint was trained with another model or tested with another pipeline."""
+    content = load_file(local_checkpoint(checkpoint))
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    saved = meta.get(KEY) if isinstance(meta, Mapping) else None
+    given = to_plain(config)
+    if not isinstance(saved, Mapping) or not given:
+        return
+    parts = {
+        "model": lambda tree: tree["model"],
+        "test pipeline": lambda tree: tree["test_dataloader"]["dataset"]["pipeline"],
+    }
+    try:
+        different = [part for part, find in parts.items() if find(saved) != find(given)]
+    except (KeyError, TypeError, RecursionError):  # of a wrapped data set, or a damaged file
+        return
+    if different:
+        print(
+            f"note: {checkpoint} was trained with other settings of {' and '.join(different)} than those of {name}, "
+            "which are used; leave out CONFIG to use the checkpoint's"
+        )
 
 
 def _classes_and_colors(config: Config, content: object) -> dict:
@@ -110,17 +136,20 @@ class MMPredictor(Predictor):
     """A detector or segmentor of `load_model` behind the interface of all tasks."""
 
     def __init__(self, model: nn.Module) -> None:
-        names = model.dataset_meta.get("classes") or ()
+        names = list(model.dataset_meta.get("classes") or ())
+        counts = [getattr(module, "num_classes", 0) for module in model.modules()]
+        # Released heads for street scenes have more classes than the data.
+        names += [f"class {label}" for label in range(len(names), max(n for n in counts if isinstance(n, int)))]
         super().__init__(model, names, next(model.parameters()).device)
         self.task = find_task(model.cfg)
         palette = model.dataset_meta["palette"]
         self.palette = [] if palette is None or isinstance(palette, str) else [tuple(color) for color in palette]
 
     def _predict(self, pictures: list[Picture], threshold: float, top: int) -> list[Result]:
-        init_default_scope(self.model.cfg.default_scope)  # another model may have changed it
         results = []
-        for picture in pictures:
-            image = np.asarray(picture.image)
-            sample = self.task.infer(self.model, image[..., ::-1])
-            results.append(self.task.result(self, sample, image, picture, threshold))
+        with DefaultScope.overwrite_default_scope(self.model.cfg.default_scope):  # another model may have changed it
+            for picture in pictures:
+                image = np.asarray(picture.image)
+                sample = self.task.infer(self.model, image[..., ::-1])
+                results.append(self.task.result(self, sample, image, picture, threshold))
         return results
