@@ -67,7 +67,7 @@ class ClassificationPredictor(Predictor):
     batch_size = 8
 
     def __init__(self, classifier: Classifier) -> None:
-        super().__init__(classifier.model, classifier.class_names, classifier.device)
+        super().__init__(classifier.model, classifier.class_names)
         self.classifier = classifier
 
     def _predict(self, pictures: list[Picture], threshold: float, top: int) -> list[ClassificationResult]:
@@ -135,18 +135,7 @@ def build_classifier(
     opts: Sequence[str] = (),
     class_names: str | None = None,
 ) -> Classifier:
-    """Build the classifier of a source and load its weights, strictly.
-
-    Args:
-        source: from `find_model`; a released model without a checkpoint is downloaded.
-        device: to run on; the meta device to build the model without weights.
-        ema: whether to take the averaged weights.
-        opts: configuration keys and values to change.
-        class_names: text file with one class name per line.
-
-    Raises:
-        UserError, CheckpointError: as `load_classifier`.
-    """
+    """Build the classifier of a source, with the options of `load_classifier`; without weights on the meta device."""
     weights = device.type != "meta"
     if not source.classifier:
         raise UserError(f"{source.name} is not a classifier; use the scripts of detection or segmentation")

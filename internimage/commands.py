@@ -12,53 +12,22 @@ from ops_dcnv3.__main__ import report
 from .errors import UserError
 from .flops import count_parameters
 from .flops import flops as count
-from .loading import build
+from .loading import load
 from .model_source import ModelSource, find_config, find_model
 from .predictions import PredictionFiles
-from .predictor import choose_device
 
 __all__ = ["doctor", "evaluate", "export", "flops", "predict", "train"]
 
 
-def _parser(command: str, description: str, *, rest: str = "") -> argparse.ArgumentParser:
-    """A parser with the options that say which model. `rest`: the script that reads the other options."""
-    more = f" Other options are those of {rest}: internimage {command} --model NAME --help." if rest else ""
-    parser = argparse.ArgumentParser(
-        prog=f"internimage {command}", description=f"{description}{more}", allow_abbrev=False, add_help=not rest
-    )
-    parser.add_argument("--model", metavar="NAME", help="released model or configuration; see internimage models")
-    parser.add_argument("--config", metavar="FILE", help="configuration of a --checkpoint that does not carry it")
+def _parser(command: str, description: str, *, weights: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that say which model. `weights`: trained, or else its architecture alone."""
+    parser = argparse.ArgumentParser(prog=f"internimage {command}", description=description, allow_abbrev=False)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", metavar="NAME", help="released model; internimage models lists them")
+    if weights:
+        which.add_argument("--checkpoint", metavar="FILE", help="a path, a URL, or the folder of a training")
+    (parser if weights else which).add_argument("--config", metavar="FILE", help="configuration: a file or a name")
     return parser
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights: a path, a URL, or the folder of a training")
-
-
-def _known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of `_parser`, and those for the task's script."""
-    args, rest = parser.parse_known_args(argv)
-    if not (args.model or args.config or getattr(args, "checkpoint", None)):
-        if {"-h", "--help"} & set(rest):
-            parser.print_help()
-            sys.exit()
-        _need_model()
-    return args, rest
-
-
-def _need_model() -> None:
-    raise UserError("give --model NAME (internimage models lists the names) or --checkpoint FILE")
-
-
-def _source(args: argparse.Namespace, *, weights: bool = True) -> ModelSource:
-    """The model of the options; with --checkpoint, --model is the name of its configuration."""
-    if args.checkpoint:
-        return find_model(args.checkpoint, args.config or args.model)
-    if args.config or not args.model:
-        if weights or not args.config:
-            _need_model()
-        return find_model(args.config, weights=False)
-    return find_model(args.model, weights=weights)
 
 
 def _task(source: ModelSource) -> str:
@@ -71,14 +40,18 @@ def _task(source: ModelSource) -> str:
 
 
 def _option(name: str, value: object) -> list[str]:
-    return [] if value is None else [name, str(value)]
+    """An option for a task's script, if it has a value."""
+    return [] if value is None else [name, str(value)] if name else [str(value)]
+
+
+def _config_file(source: ModelSource) -> Path | None:
+    return source.config if isinstance(source.config, Path) else None
 
 
 def predict(argv: Sequence[str]) -> None:
     """`internimage predict IMAGES --model NAME`: write pictures and predictions.json."""
-    parser = _parser("predict", "Classify, detect or segment, and write pictures and predictions.json.")
+    parser = _parser("predict", "Classify, detect or segment; write pictures and predictions.json.")
     parser.add_argument("images", nargs="+", help="images, folders, patterns, videos, URLs")
-    _add_checkpoint(parser)
     parser.add_argument("--output", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda, ...; defaults to the GPU if there is one")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of an object; default: %(default)s")
@@ -90,8 +63,7 @@ def predict(argv: Sequence[str]) -> None:
         failures.append(error)
         print(f"error: {error}", file=sys.stderr)
 
-    device = choose_device(args.device)
-    model = build(_source(args), device)
+    model = load(args.checkpoint or args.model, config=args.config, device=args.device)
     with PredictionFiles(args.output) as files:
         for result in model.stream(args.images, threshold=args.threshold, top=args.top, on_error=report_failure):
             path = files.add(result)
@@ -99,91 +71,81 @@ def predict(argv: Sequence[str]) -> None:
                 print(f"{result.source}: {result.summary()}; {path}", flush=True)
     print(f"{files.count} results in {args.output / 'predictions.json'}")
     if failures:
-        sys.exit(f"{len(failures)} images could not be read")
+        sys.exit(f"{len(failures)} of the given files could not be read")
 
 
 def train(argv: Sequence[str]) -> None:
     """`internimage train --model NAME`: the task's `train.py`."""
-    parser = _parser("train", "Train a model.", rest="the task's train.py")
+    parser = _parser("train", "Train a model. Other options are those of the task's train.py.", weights=False)
     parser.add_argument("--output", metavar="DIR", help="folder for logs and checkpoints")
-    args, rest = _known(parser, argv)
-    path = find_config(args.config or args.model)
-    source = ModelSource(path.stem, path.suffix in (".yaml", ".yml"), path, None)
-    output = _option("--output", args.output)
-    if source.classifier:
-        from classification.train import main
-
-        main(["--cfg", str(path), *output, *rest])
-    else:
-        from .mm import runner
-
-        runner.train(getattr(runner, _task(source).upper()), [str(path), *output, *rest])
-
-
-def evaluate(argv: Sequence[str]) -> None:
-    """`internimage evaluate --checkpoint FILE`: `train.py --eval` or `test.py`."""
-    parser = _parser("evaluate", "Evaluate a model on its test data.", rest="train.py --eval or test.py of the task")
-    _add_checkpoint(parser)
-    parser.add_argument("--output", metavar="DIR", help="folder for logs")
-    args, rest = _known(parser, argv)
-    source = _source(args)
-    output, config = _option("--output", args.output), source.config if isinstance(source.config, Path) else None
+    args, rest = parser.parse_known_args(argv)
+    source = find_config(args.config or args.model)
+    rest += _option("--output", args.output)
     if source.classifier:
         from classification.train import main
 
         if source.config is None:
-            config = find_config(source.name)
-        main(["--eval", "--resume", str(source.checkpoint), *_option("--cfg", config), *output, *rest])
+            raise UserError(f"{source.name} has no recipe here; give --config FILE, and --pretrained {source.name}")
+        main(["--cfg", str(source.config), *rest])
     else:
         from .mm import runner
 
-        files = ([] if config is None else [str(config)]) + [str(source.checkpoint)]
-        runner.test(getattr(runner, _task(source).upper()), [*files, *output, *rest])
+        runner.train(getattr(runner, _task(source).upper()), [str(source.config), *rest])
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """`internimage evaluate --checkpoint FILE`: `train.py --eval` or `test.py`."""
+    parser = _parser("evaluate", "Evaluate a model. Other options are those of train.py --eval or test.py of the task.")
+    args, rest = parser.parse_known_args(argv)
+    source = find_model(args.checkpoint or args.model, args.config)
+    config, checkpoint = _config_file(source), str(source.checkpoint)
+    if source.classifier:
+        from classification.train import main
+
+        main(["--eval", "--resume", checkpoint, *_option("--cfg", config), *rest])
+    else:
+        from .mm import runner
+
+        runner.test(getattr(runner, _task(source).upper()), [*_option("", config), checkpoint, *rest])
 
 
 def export(argv: Sequence[str]) -> None:
     """`internimage export --checkpoint FILE --output model.onnx`: the task's `export.py`."""
-    parser = _parser("export", "Export a model to ONNX and other formats.", rest="the task's export.py")
-    _add_checkpoint(parser)
-    args, rest = _known(parser, argv)
-    source = _source(args, weights="--random-weights" not in rest)
-    task = _task(source)
-    config = source.config if isinstance(source.config, Path) else None
-    checkpoint = _option("--checkpoint", source.checkpoint)
+    parser = _parser("export", "Export a model. Other options are those of the task's export.py.")
+    args, rest = parser.parse_known_args(argv)
+    source = find_model(args.checkpoint or args.model, args.config)
+    config, task = _config_file(source), _task(source)
+    rest += ["--checkpoint", str(source.checkpoint)]
     if task == "classification":
         from classification.export import main
 
-        name = ["--model", source.name] if source.config is None else _option("--cfg", config)
-        main([*name, *checkpoint, *rest])
+        main([*(["--model", source.name] if source.config is None else _option("--cfg", config)), *rest])
     else:
         from detection.export import main as export_detector
         from segmentation.export import main as export_segmentor
 
-        script = export_detector if task == "detection" else export_segmentor
-        script([*([] if config is None else [str(config)]), *checkpoint, *rest])
+        (export_detector if task == "detection" else export_segmentor)([*_option("", config), *rest])
 
 
 def flops(argv: Sequence[str]) -> None:
     """`internimage flops --model NAME`: parameters and FLOPs."""
-    parser = _parser("flops", "Print parameters and FLOPs by the convention of the published tables.")
-    _add_checkpoint(parser)
-    parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
+    parser = _parser("flops", "Print parameters and FLOPs by the convention of the published tables.", weights=False)
+    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="defaults to the published tables' size")
     args = parser.parse_args(argv)
-    source = _source(args, weights=False)
+    source = find_config(args.config or args.model)
     task = _task(source)
-    size = args.size and (tuple(args.size) * 2)[:2]
     if task == "classification":
         from classification.inference import build_classifier
 
         classifier = build_classifier(source, torch.device("meta"))
-        size = size or (classifier.config.DATA.IMG_SIZE,) * 2
-        parameters, operations = count_parameters(classifier.model), count(classifier.model, size)
+        size = args.size or [classifier.config.DATA.IMG_SIZE] * 2
+        parameters, operations = count_parameters(classifier.model), count(classifier.model, tuple(size))
     else:
         from .mm.flops import measure
         from .mm.predictor import model_config
 
-        size = size or ((800, 1280) if task == "detection" else (512, 2048))
-        parameters, operations = measure(model_config(source), size)
+        size = args.size or {"detection": (800, 1280), "segmentation": (512, 2048)}[task]
+        parameters, operations = measure(model_config(source), tuple(size))
     print(f"{source.name}: {parameters / 1e6:.2f} M parameters, {operations / 1e9:.1f} GFLOPs at {size[0]} x {size[1]}")
 
 

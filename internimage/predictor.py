@@ -17,36 +17,31 @@ __all__ = ["Predictor", "choose_device"]
 def choose_device(name: str | torch.device | None = None) -> torch.device:
     """The device of this name; defaults to the GPU if there is one. Raises `UserError` if it cannot be used."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
+        return torch.empty(1, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device {str(name)!r} cannot be used ({reason}); give cpu, or cuda on a machine with a GPU"
-        ) from None
-    return device
+        raise UserError(f"device {str(name)!r} cannot be used ({reason}); give cpu, or cuda with a GPU") from None
 
 
 class Predictor(ABC):
-    """A trained model that predicts from images, in evaluation mode; made by `internimage.load`.
+    """A trained model in evaluation mode that predicts from images; made by `internimage.load`.
 
     Attributes:
         model: the module itself.
         class_names: by label.
-        device: where it runs.
     """
 
     batch_size = 1
 
-    def __init__(self, model: nn.Module, class_names: Sequence[str], device: torch.device) -> None:
-        self.model, self.class_names, self.device = model, list(class_names), device
+    def __init__(self, model: nn.Module, class_names: Sequence[str]) -> None:
+        self.model, self.class_names = model, list(class_names)
 
     def predict(self, images: object, *, threshold: float = 0.3, top: int = 5) -> list[Result]:
-        """Predict from one or more images; return one result for each image or frame.
+        """One result for each image or frame.
 
         Args:
-            images: anything that `internimage.sources.iter_images` reads: paths, URLs, folders, patterns, videos,
-                Pillow images, RGB arrays `(H, W, 3)`, tensors, lists of these.
+            images: whatever `internimage.sources.iter_images` reads: paths, URLs, folders, patterns, videos, Pillow
+                images, RGB arrays `(H, W, 3)`, tensors, lists of these.
             threshold: lowest score of a detected object.
             top: number of classes of a classification.
 
@@ -56,17 +51,9 @@ class Predictor(ABC):
         return list(self.stream(images, threshold=threshold, top=top))
 
     def stream(
-        self,
-        images: object,
-        *,
-        threshold: float = 0.3,
-        top: int = 5,
-        on_error: Callable[[UserError], None] | None = None,
+        self, images: object, *, threshold: float = 0.3, top: int = 5, on_error: Callable | None = None
     ) -> Iterator[Result]:
-        """`predict`, one result after another, for videos and large folders.
-
-        `on_error` is called with the error of each image that cannot be read, instead of raising it.
-        """
+        """`predict`, one result after another, for videos and large folders; `on_error` as in `iter_images`."""
         pictures = iter_images(images, on_error)
         while batch := list(islice(pictures, self.batch_size)):
             with torch.inference_mode():

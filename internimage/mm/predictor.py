@@ -73,24 +73,15 @@ def resolve_model(args: argparse.Namespace, *, random_weights: bool = False) -> 
 
 def _note_other_settings(config: Config, name: str, checkpoint: str) -> None:
     """Print a line if the checkpoint was trained with another model or tested with another pipeline."""
-    content = load_file(local_checkpoint(checkpoint))
-    meta = content.get("meta") if isinstance(content, Mapping) else None
-    saved = meta.get(KEY) if isinstance(meta, Mapping) else None
-    given = to_plain(config)
-    if not isinstance(saved, Mapping) or not given:
-        return
-    parts = {
-        "model": lambda tree: tree["model"],
-        "test pipeline": lambda tree: tree["test_dataloader"]["dataset"]["pipeline"],
-    }
     try:
-        different = [part for part, find in parts.items() if find(saved) != find(given)]
-    except (KeyError, TypeError, RecursionError):  # of a wrapped data set, or a damaged file
+        trees = load_file(local_checkpoint(checkpoint))["meta"][KEY], to_plain(config)
+        saved, given = ((tree["model"], tree["test_dataloader"]["dataset"]["pipeline"]) for tree in trees)
+    except (KeyError, TypeError):  # a file of another kind, or a wrapped data set
         return
-    if different:
+    if saved != given:
         print(
-            f"note: {checkpoint} was trained with other settings of {' and '.join(different)} than those of {name}, "
-            "which are used; leave out CONFIG to use the checkpoint's"
+            f"note: {checkpoint} was trained with another model or test pipeline than those of {name}, which are used; "
+            "leave out CONFIG to use the checkpoint's"
         )
 
 
@@ -140,7 +131,7 @@ class MMPredictor(Predictor):
         counts = [getattr(module, "num_classes", 0) for module in model.modules()]
         # Released heads for street scenes have more classes than the data.
         names += [f"class {label}" for label in range(len(names), max(n for n in counts if isinstance(n, int)))]
-        super().__init__(model, names, next(model.parameters()).device)
+        super().__init__(model, names)
         self.task = find_task(model.cfg)
         palette = model.dataset_meta["palette"]
         self.palette = [] if palette is None or isinstance(palette, str) else [tuple(color) for color in palette]
