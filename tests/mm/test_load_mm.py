@@ -4,6 +4,7 @@ import json
 from copy import deepcopy
 from types import SimpleNamespace
 
+import mmcv
 import numpy as np
 import pytest
 import tiny_coco
@@ -69,7 +70,7 @@ def test_a_detector_finds_what_mmdets_own_inference_finds_with_the_settings_of_i
     assert model.class_names == detection.names
     assert model.model.cfg.test_dataloader.dataset.pipeline[1].scale == (72, 48)
     (result,) = model.predict(detection.image, threshold=0.05)
-    expected = inference_detector(model.model, str(detection.image)).pred_instances
+    expected = inference_detector(model.model, mmcv.imread(str(detection.image))).pred_instances
     assert 0 < len(result.boxes) == len(expected)
     assert np.allclose(result.boxes, expected.bboxes, atol=1e-3) and np.allclose(result.scores, expected.scores)
     assert result.masks.shape == (len(expected), 64, 96) and result.masks.dtype == bool
