@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -35,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = difflib.get_close_matches(name, COMMANDS, n=1) or COMMANDS
         raise UserError(f"unknown command {name!r}; choose {', '.join(near)}")
     module, _, function = COMMANDS[name][0].partition(":")
-    getattr(importlib.import_module(module), function)(rest)
+    try:
+        getattr(importlib.import_module(module), function)(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `internimage models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
