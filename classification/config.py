@@ -12,7 +12,7 @@ import difflib
 import functools
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 from classification.configs.defaults import CUDA_GRAPH_MODES, DEFAULTS, MAX_TEXT, SETTINGS
 from internimage.errors import CheckpointError, UserError
-from internimage.model_source import ModelSource, find_config, find_model
+from internimage.model_source import ModelSource, find_model
 
 __all__ = ["DEFAULTS", "amp_dtype", "get_config", "load_yaml", "parse_args"]
 
@@ -159,10 +159,11 @@ def _saved(source: ModelSource) -> Iterator[tuple[str, dict]]:
     """(source, contents) of the configuration in a checkpoint: YAML text, or the mapping of the original project."""
     content, name = source.config, str(source.checkpoint)
     try:
-        leaves = dict(_leaves(_parse_yaml(content, name) if isinstance(content, str) else content))
+        leaves = _leaves(_parse_yaml(content, name) if isinstance(content, str) else content)
+        found = dict(islice(leaves, _MAX_VALUES))
     except RecursionError:
         raise CheckpointError(f"{name}: its configuration contains itself; save the checkpoint again") from None
-    yield name, {key: value for key, value in leaves.items() if key not in _OF_THE_RUN}
+    yield name, {key: value for key, value in found.items() if key not in _OF_THE_RUN}
 
 
 def _sources(args: argparse.Namespace) -> tuple[str, Iterator[tuple[str, dict]]]:
@@ -176,7 +177,9 @@ def _sources(args: argparse.Namespace) -> tuple[str, Iterator[tuple[str, dict]]]
             raise UserError(f"{weights} is not a classifier; use the scripts of detection or segmentation")
         if source.config is not None and not isinstance(source.config, Path):
             return source.name, _saved(source)
-        path = source.config or find_config(source.name)
+        if source.config is None:
+            raise UserError(f"{source.name} has no recipe here; give --cfg FILE")
+        path = source.config
     return Path(path).stem, _files(Path(path))
 
 

@@ -5,7 +5,7 @@ and calls any importable function that a `type` names; here a `type` must be a n
 """
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -24,6 +24,7 @@ _OWN_MODULES = (
 )
 # Names that the frameworks look up elsewhere, and registered ones that evaluate text of the configuration.
 _OTHERS = ("nms", "soft_nms", "RoIAlign", "torchvision.models.convnext.LayerNorm2d")
+_MAX_VALUES = 100_000  # a released configuration has about 2000
 _EXECUTING = ("CameraMotionCompensation", "RFSearchHook")
 
 
@@ -54,14 +55,19 @@ def _registered(scope: str, kinds: list[str]) -> set[str]:
     return {name for name in names if name.rpartition(".")[2] not in _EXECUTING}
 
 
-def _words(value: object, key: str, depth: int = 0) -> Iterator[object]:
-    """The values of a key in a tree."""
-    if depth > 50:
-        raise CheckpointError("it has more than 50 levels")
-    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
-        yield from _words(inner, key, depth + 1)
-    if isinstance(value, Mapping) and key in value:
-        yield value[key]
+def _mappings(data: object) -> list[Mapping]:
+    """All mappings in a tree. Raises `CheckpointError` for one that is too large, or contains itself."""
+    found, pending, count = [], [data], 0
+    while pending:
+        value, count = pending.pop(), count + 1
+        if count > _MAX_VALUES:
+            raise CheckpointError(f"it has more than {_MAX_VALUES} values")
+        if isinstance(value, Mapping):
+            found.append(value)
+            pending += value.values()
+        elif isinstance(value, (list, tuple)):
+            pending += value
+    return found
 
 
 def from_plain(data: Mapping, name: str) -> Config:
@@ -78,16 +84,19 @@ def from_plain(data: Mapping, name: str) -> Config:
         scope = data.get("default_scope")
         if scope not in _SCOPES or not all(isinstance(data.get(key), Mapping) for key in ("model", "test_dataloader")):
             raise CheckpointError("it is not one of mmdet or mmseg, with model and test_dataloader")
-        imports = [word for found in _words(data, "custom_imports") for word in _words(found, "imports")]
-        for module in {str(item) for entry in imports for item in (entry if isinstance(entry, list) else [entry])}:
+        mappings = _mappings(data)
+        imports = [item["imports"] for item in mappings if "imports" in item]
+        for module in {str(name) for names in imports for name in (names if isinstance(names, list) else [names])}:
             if module in _OWN_MODULES:
                 importlib.import_module(module)
             else:
                 print_log(f"{name}: not importing {module}; import it first if the model needs it", logger="current")
-        kinds = [kind if isinstance(kind, str) else "" for kind in _words(data, "type")]
+        kinds = [item[key] for item in mappings for key in ("type", "constructor") if key in item]
+        kinds = [kind if isinstance(kind, str) else repr(kind) for kind in kinds]
         if unknown := set(kinds) - _registered(scope, kinds):
             raise CheckpointError(f"{min(unknown)[:60]!r} is not in the registries of {scope} and mmengine")
-        if foreign := [word for word in _words(data, "_scope_") if word not in (*_SCOPES, "mmengine")]:
+        scopes = [item["_scope_"] for item in mappings if "_scope_" in item]
+        if foreign := [word for word in scopes if word not in (*_SCOPES, "mmengine")]:
             raise CheckpointError(f"{str(foreign[0])[:60]!r} is not a framework that is known here")
         config = Config({key: value for key, value in data.items() if key != "custom_imports"})
     except CheckpointError as error:

@@ -76,9 +76,10 @@ def _note_other_settings(config: Config, name: str, checkpoint: str) -> None:
     try:
         trees = load_file(local_checkpoint(checkpoint))["meta"][KEY], to_plain(config)
         saved, given = ((tree["model"], tree["test_dataloader"]["dataset"]["pipeline"]) for tree in trees)
-    except (KeyError, TypeError):  # a file of another kind, or a wrapped data set
+        differ = saved != given
+    except (KeyError, TypeError, RecursionError):  # a file of another kind, or a wrapped data set
         return
-    if saved != given:
+    if differ:
         print(
             f"note: {checkpoint} was trained with another model or test pipeline than those of {name}, which are used; "
             "leave out CONFIG to use the checkpoint's"
