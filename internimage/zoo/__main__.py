@@ -9,7 +9,7 @@ from . import releases
 __all__ = ["main"]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] = ()) -> None:
     """Print the models of each task with their published facts."""
     argparse.ArgumentParser(description="List the released models.").parse_args(argv)
     for task, rows in groupby(sorted(releases(), key=lambda row: row.task), key=lambda row: row.task):
