@@ -201,6 +201,7 @@ def _check_relations(config: CfgNode, source: str) -> None:
             all(first < second for first, second in pairwise([*ids, blocks])),
             f"ascending numbers of the {blocks} blocks of level 2, which count from 0",
         ),
+        ("DATA.ZIP_MODE", True, not config.DATA.ZIP_MODE or config.DATA.DATASET != "tar", "False for tar files"),
         ("AUG.CROP_SCALE", aug.CROP_SCALE, aug.CROP_SCALE[0] <= aug.CROP_SCALE[1], "the smaller number first"),
         ("AUG.CUTMIX_MINMAX", [low, high], int(size * low) < int(size * high), "the smaller number first"),
     ):

@@ -18,7 +18,7 @@ COMMANDS = {
     "export": ("internimage.commands:export", "write ONNX and other formats"),
     "models": ("internimage.zoo.__main__:main", "list the released models"),
     "flops": ("internimage.commands:flops", "parameters and FLOPs of a model"),
-    "memory": ("internimage.memory:main", "memory and communication of training on several GPUs, from shapes"),
+    "memory": ("internimage.planning.plan:main", "memory and communication of training on several GPUs, from shapes"),
     "doctor": ("internimage.commands:doctor", "which implementations of the operator run here"),
 }
 

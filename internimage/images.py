@@ -47,14 +47,19 @@ def decode_rgb(file: str | Path | BinaryIO) -> Image.Image:
                 f"it has {image.width} x {image.height} pixels, but the longer side may be at most "
                 f"{MAX_ASPECT_RATIO} times the shorter; crop it"
             )
-        rgb = _eight_bits(image).convert("RGB")
+        rgb = _eight_bits(image)
+        if rgb.mode == "RGB":
+            rgb.load()  # convert() would copy the pixels
+        else:
+            rgb = rgb.convert("RGB")
         try:
-            # After convert(), which reads the file: a PNG may have its EXIF data at the end.
+            # After the file was read: a PNG may have its EXIF data at the end.
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # damaged EXIF data, for which Pillow raises many types: the pixels are still good
             orientation = 1
     if orientation != 1:
-        # Without the file's other EXIF entries: exif_transpose would write them again and fails for some.
+        # A copy without the file's other EXIF entries: exif_transpose would write them again and fails for some.
+        rgb = rgb.copy()
         rgb.info.clear()
         rgb.getexif()[ExifTags.Base.Orientation] = orientation
         ImageOps.exif_transpose(rgb, in_place=True)

@@ -1,8 +1,9 @@
 """The table of configuration keys: default, description and valid values of each.
 
-Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Eight keys are new:
+Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Ten keys are new:
 `DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
-`DATA.TIMEOUT`, and `AUG.CROP_SCALE`. `tools/configuration_page.py` writes docs/configuration.md from this table.
+`DATA.TIMEOUT`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, and `AUG.CROP_SCALE`. `tools/configuration_page.py` writes
+docs/configuration.md from this table.
 """
 
 import ast
@@ -113,6 +114,7 @@ def _is_within(number: float, interval: str) -> bool:
 
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 _COMPILE = ("off", "default", *CUDA_GRAPH_MODES, "max-autotune-no-cudagraphs")
+_DATASETS = ("imagenet", "imagenet22K", "inat18", "folder", "tar")
 _INTERPOLATION = ("bicubic", "bilinear", "lanczos", "hamming", "random")
 _TYPES = ("intern_image", "intern_image_meta_former", "flash_intern_image", "INTERN_IMAGE")
 
@@ -136,7 +138,11 @@ SETTINGS = {
     "BASE": Setting([""], "YAML files to start from, relative to the file that names them", length=(0, 10)),
     "DATA.BATCH_SIZE": Setting(128, "images of each process and step", "[1, 1e6]"),
     "DATA.DATA_PATH": Setting("", "folder of the data set; empty: data/imagenet"),
-    "DATA.DATASET": Setting("imagenet", "folder: any ImageFolder", ("imagenet", "imagenet22K", "inat18", "folder")),
+    "DATA.DATASET": Setting("imagenet", "folder: any ImageFolder; tar: WebDataset's tar files", _DATASETS),
+    "DATA.TRAIN_SHARDS": Setting(
+        "", "train-{000000..001023}.tar, or a folder of tar files; empty: train/ or train-*.tar"
+    ),
+    "DATA.VAL_SHARDS": Setting("", "the same for evaluation; empty: val/ or val-*.tar"),
     "DATA.IMG_SIZE": Setting(224, "height and width of the model's input", "[1, 8192]"),
     "DATA.INTERPOLATION": Setting("bicubic", "filter of resizing", _INTERPOLATION),
     "DATA.ZIP_MODE": Setting(False, "read train.zip and val.zip instead of folders"),

@@ -1,4 +1,4 @@
-"""Labelled images from class folders, list files and zip archives.
+"""Labelled images from class folders, list files and zip archives (tar files: `tars.py`).
 
 `Samples` stores arrays instead of Python objects: reference counts would copy the memory that forked workers share.
 """
@@ -16,9 +16,9 @@ from internimage.files import open_regular
 
 from .files import EXTENSIONS, ImageFiles, class_folders
 
-__all__ = ["Samples", "ZipSamples", "read_folder", "read_list", "read_zip"]
+__all__ = ["MAX_BYTES", "Samples", "ZipSamples", "read_folder", "read_list", "read_zip"]
 
-_MAX_BYTES = 1 << 28  # of an encoded image; a member of a small zip archive may be a thousand times larger than it
+MAX_BYTES = 1 << 28  # of an encoded image; a member of a small zip archive may be a thousand times larger than it
 _ENTRY = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
 
 
@@ -43,7 +43,7 @@ class Samples:
 
     def name(self, index: int) -> str:
         """Path of sample `index`, for messages."""
-        return str(self.root / os.fsdecode(self.names[index]))
+        return os.path.join(self.root, os.fsdecode(self.names[index]))
 
     def size(self, index: int) -> int:
         """Encoded size in bytes; 0 for a missing file."""
@@ -55,10 +55,10 @@ class Samples:
     def read(self, index: int) -> bytes:
         """The encoded image. Raises `OSError`, without its name, if it cannot be read or is larger than 256 MiB."""
         with open_regular(self.name(index)) as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise OSError(f"it has more than {_MAX_BYTES >> 20} MiB")
-        return data
+            size = os.fstat(file.fileno()).st_size  # read(MAX_BYTES + 1) would allocate as much
+            if size > MAX_BYTES:
+                raise OSError(f"it has more than {MAX_BYTES >> 20} MiB")
+            return file.read(size)
 
 
 class ZipSamples(Samples):
@@ -74,8 +74,8 @@ class ZipSamples(Samples):
         for name in names:
             if name not in entries:
                 raise UserError(f"{archive} has no entry {name}, which its map file lists; check the map file")
-            if entries[name].file_size > _MAX_BYTES:
-                raise UserError(f"{name} in {archive} has more than {_MAX_BYTES >> 20} MiB unpacked; take it out")
+            if entries[name].file_size > MAX_BYTES:
+                raise UserError(f"{name} in {archive} has more than {MAX_BYTES >> 20} MiB unpacked; take it out")
         self.entries = np.array([[getattr(entries[name], field) for field in _ENTRY] for name in names])
         # Python objects of half a kilobyte per image, copied in every worker.
         self.archive.filelist, self.archive.NameToInfo = [], {}

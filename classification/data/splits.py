@@ -15,6 +15,7 @@ from internimage.imagenet import in22k_to_1k
 from .files import class_folders
 from .inaturalist import read_inat18
 from .samples import Samples, read_folder, read_list, read_zip
+from .tars import find_shards, read_tars
 
 __all__ = ["Splits", "open_splits"]
 
@@ -74,7 +75,7 @@ def _open_both(config: CfgNode, root: Path, train: bool, report: Report) -> Spli
     class_names = _class_names(config, root)
     train_samples = _open_split(config, root, "train", class_names, report) if train else None
     val_samples = _open_split(config, root, "val", class_names, report)
-    if class_names is None:  # only list files, which have class numbers
+    if class_names is None:  # only list or tar files, which have class numbers
         both = [samples for samples in (train_samples, val_samples) if samples]
         highest = max(int(samples.labels.max()) for samples in both)
         count = _CLASSES.get(config.DATA.DATASET, highest + 1)
@@ -93,8 +94,8 @@ def _list_file(config: CfgNode, root: Path, split: str) -> Path | None:
 
 
 def _class_names(config: CfgNode, root: Path) -> list[str] | None:
-    """Names of the class folders of the training set, else of the evaluation set; None for list files."""
-    if config.DATA.ZIP_MODE:
+    """Names of the class folders of the training set, else of the evaluation set; None for numbered classes."""
+    if config.DATA.ZIP_MODE or config.DATA.DATASET == "tar":
         return None
     for split in ("train", "val"):
         folder = _first(root, _FOLDERS[split], Path.is_dir)
@@ -105,6 +106,8 @@ def _class_names(config: CfgNode, root: Path) -> list[str] | None:
 
 
 def _open_split(config: CfgNode, root: Path, split: str, class_names: list[str] | None, report: Report) -> Samples:
+    if config.DATA.DATASET == "tar":
+        return read_tars(root, find_shards(root, split, config.DATA[f"{split.upper()}_SHARDS"]), report)
     if config.DATA.ZIP_MODE:
         return read_zip(root / f"{split}.zip", root / f"{split}_map.txt")
     folder = _first(root, _FOLDERS[split], Path.is_dir)
@@ -120,11 +123,11 @@ def _open_split(config: CfgNode, root: Path, split: str, class_names: list[str] 
 
 
 def _names_from_paths(samples: Samples, count: int) -> list[str]:
-    """Class names for list files: the folder names of the images if they differ, else the numbers."""
+    """Class names for list and tar files: the folder names of the images if they differ, else the numbers."""
     names = [str(i) for i in range(count)]
     labels, firsts = np.unique(samples.labels, return_index=True)
     parents = [Path(samples.names[i].decode(errors="replace")).parent.name for i in firsts]
-    if all(parents) and len(set(parents)) == len(parents):
+    if all(parent and not parent.endswith(".tar") for parent in parents) and len(set(parents)) == len(parents):
         for label, parent in zip(labels, parents):
             names[label] = parent
     return names
@@ -146,7 +149,7 @@ def _evaluate_22k_on_1k(config: CfgNode, root: Path, train: bool, report: Report
         if found > outputs or (names and found != outputs):
             raise UserError(f"{root} has {found} training classes, EVAL_22K_TO_1K needs ImageNet-22K's {outputs}")
     synsets = ImageNetInfo("imagenet1k").label_names()
-    if config.DATA.ZIP_MODE or _list_file(config, root, "val"):
+    if config.DATA.ZIP_MODE or config.DATA.DATASET == "tar" or _list_file(config, root, "val"):
         val = _open_split(config, root, "val", None, report)
         if int(val.labels.max()) >= len(synsets):
             raise UserError(f"{root} has the evaluation label {int(val.labels.max())}, ImageNet-1K ends at 999")

@@ -24,7 +24,7 @@ CONFIGS = ROOT / "classification" / "configs"
 RECIPES = json.loads((ROOT / "tests/data/classification_recipes.json").read_text())
 RELEASED = sorted(RECIPES.keys() - {"defaults"})
 NEW_KEYS = {"AMP", "TF32", "COMPILE", "LAUNCHER", "SAVE_CKPT_NUM"}
-NEW_KEYS |= {"DATA.SKIP_BAD_IMAGES", "DATA.TIMEOUT", "AUG.CROP_SCALE"}
+NEW_KEYS |= {"DATA.SKIP_BAD_IMAGES", "DATA.TIMEOUT", "DATA.TRAIN_SHARDS", "DATA.VAL_SHARDS", "AUG.CROP_SCALE"}
 SET_OTHERWISE = {"MODEL.NAME", "OUTPUT", "DATA.DATA_PATH", "LOCAL_RANK", "BASE"}
 TINY = str(CONFIGS / "internimage_t_1k_224.yaml")
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_folders import configure, epochs, fingerprint, make_folder, picture, pixels_and_labels, states
 from PIL import Image
+from torchvision import transforms
 
 from classification.data import build_loaders, build_transform
 from classification.data.sampler import EvalSampler, TrainSampler
@@ -157,6 +158,12 @@ def test_evaluation_without_crop_resizes_to_the_square(folder):
     image = picture(1, size=(96, 64))
     ours = build_transform(configure(folder, "TEST.CROP", "False"), train=False)(image)
     np.testing.assert_allclose(ours, normalised(image.resize((40, 40), Image.Resampling.BICUBIC)), atol=1e-5)
+
+
+def test_normalisation_gives_the_bits_of_torchvision(folder):
+    image, config = picture(1, size=(40, 40)), configure(folder)
+    expected = transforms.Compose([transforms.ToTensor(), transforms.Normalize(config.AUG.MEAN, config.AUG.STD)])(image)
+    assert torch.equal(build_transform(config, train=False)(image), expected)
 
 
 def test_mean_and_std_are_the_configurations(folder):

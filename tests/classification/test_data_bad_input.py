@@ -213,7 +213,7 @@ def test_workers_leave_the_signals_of_slurm_to_the_main_process(folder):
 
 
 def test_large_images_are_refused_on_disk_and_in_archives(folder, monkeypatch):
-    monkeypatch.setattr("classification.data.samples._MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("classification.data.samples.MAX_BYTES", 1 << 20)
     image = folder / "train" / "cat" / "0.png"
     os.truncate(image, (1 << 20) + 1)
     message = message_of(lambda: [list(build_loaders(configure(folder)).train) for _ in range(3)])
