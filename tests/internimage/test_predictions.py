@@ -212,12 +212,10 @@ def test_a_wrong_name_suggests_near_ones_and_a_checkpoint_without_configuration_
         choose_device("cuda:99")
 
 
-def test_flops_of_a_model_are_the_published_ones(capsys):
+def test_flops_of_a_model_are_the_published_ones():
     with torch.device("meta"):
         model = internimage.create_model("internimage_t_1k_224")
     assert internimage.flops(model, (448, 224)) == pytest.approx(2 * 5e9, rel=0.03)
-    main(["flops", "--model", "internimage_t_1k_224"])
-    assert "29.92 M parameters, 4.9 GFLOPs at 224 x 224" in capsys.readouterr().out
 
 
 def test_the_command_lists_its_commands_and_says_which_backends_run(capsys):

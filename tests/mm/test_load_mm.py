@@ -19,6 +19,7 @@ import internimage
 from internimage.__main__ import main
 from internimage.errors import CheckpointError
 from internimage.images import read_image
+from internimage.mm import runner
 from internimage.mm.checks import read_config
 from internimage.mm.plain_config import KEY, from_plain, to_plain
 from internimage.mm.predictor import load_model, resolve_model
@@ -100,6 +101,25 @@ def test_the_command_writes_pictures_and_json(case, tmp_path, capsys):
     (entry,) = json.loads((tmp_path / "predictions.json").read_text())
     assert {"detection": "objects", "segmentation": "classes"}[case.name] in entry
     assert (tmp_path / "0.jpg").is_file() and "1 results" in capsys.readouterr().out
+
+
+def test_the_commands_call_the_scripts_of_the_task(case, monkeypatch):
+    calls = []
+    for name in ("train", "test"):
+        monkeypatch.setattr(runner, name, lambda task, argv, name=name: calls.append((name, task.name, argv)))
+    for task in TASKS:
+        monkeypatch.setattr(f"{task}.export.main", lambda argv, task=task: calls.append(("export", task, argv)))
+    checkpoint, config = str(case.run / "epoch_1.pth"), str(case.config.filename)
+    main(["train", "--config", config, "--output", "new", "--amp"])
+    main(["evaluate", "--checkpoint", str(case.run), "--tta"])
+    main(["evaluate", "--checkpoint", checkpoint, "--config", config])
+    main(["export", "--checkpoint", checkpoint, "--output", "x.onnx"])
+    assert calls == [
+        ("train", case.name, [config, "--amp", "--output", "new"]),
+        ("test", case.name, [checkpoint, "--tta"]),
+        ("test", case.name, [config, checkpoint]),
+        ("export", case.name, ["--output", "x.onnx", "--checkpoint", checkpoint]),
+    ]
 
 
 def test_a_released_detector_loads_a_local_file_with_the_names_of_coco(tmp_path, monkeypatch):
