@@ -73,7 +73,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 class Prepared(NamedTuple):
-    """Input of a network: `images` `(1, 3, H, W)`, and the width and height of the picture in it, without padding."""
+    """Input of a network: `images` `(1, C, H, W)`, and the width and height of the picture in it, without padding."""
 
     images: np.ndarray
     size: tuple[int, int]
@@ -130,6 +130,8 @@ def prepare(image: Image.Image, meta: dict, fixed: tuple[int, int] | None = None
     pixels = np.asarray(image, dtype=np.float32)
     pixels = pixels[..., ::-1] if meta.get("channels") == "BGR" else pixels
     mean, std = (np.float32(meta[name]) * np.float32(255) for name in ("mean", "std"))
+    if len(mean) == 1:
+        pixels = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     if not (std > 0).all():
         raise ValueError(f"its std {meta['std']} is not positive")
     pixels = ((pixels - mean) / std).transpose(2, 0, 1)
@@ -169,7 +171,7 @@ class Model:
             raise ValueError("it has no metadata of this project")
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """The outputs for one image `(1, 3, H, W)`."""
+        """The outputs for one image `(1, C, H, W)`."""
         if self.batch * images[0].size > 3 * _MAX_PIXELS:
             raise ValueError(f"it takes batches of {self.batch} images")
         return self.session.run(None, {self.input: images.repeat(self.batch, 0)})

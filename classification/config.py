@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 import yaml
+from timm.optim import list_optimizers
 from yacs.config import CfgNode
 
 from classification.configs.defaults import CUDA_GRAPH_MODES, DEFAULTS, MAX_TEXT, SETTINGS
-from internimage.errors import CheckpointError, UserError
+from internimage.errors import ArgumentParser, CheckpointError, UserError
 from internimage.model_source import ModelSource, find_model
 
-__all__ = ["DEFAULTS", "amp_dtype", "get_config", "load_yaml", "parse_args"]
+__all__ = ["DEFAULTS", "amp_dtype", "channel_statistics", "get_config", "input_size", "load_yaml", "parse_args"]
 
 # The released files have 1 KB, 50 values and 3 levels; a resolved configuration has 3 KB and 120 values.
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_FILES = 64 * 1024, 2000, 20, 100
@@ -106,7 +107,7 @@ def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
 def _nearest_key(key: str) -> str:
     """The known key most similar to `key`; one with a similar last part takes precedence."""
     last_parts = {name.rpartition(".")[2] for name in SETTINGS}
-    alike = difflib.get_close_matches(key.rpartition(".")[2].upper(), last_parts, n=1, cutoff=0.7)
+    alike = difflib.get_close_matches(key.rpartition(".")[2].upper(), last_parts, n=3, cutoff=0.65)
     candidates = [name for name in SETTINGS if name.rpartition(".")[2] in alike] or list(SETTINGS)
     return difflib.get_close_matches(key.upper(), candidates, n=1, cutoff=0.0)[0]
 
@@ -131,9 +132,13 @@ def _read(key: str, value: object, source: str) -> object:
     try:
         return setting.read(value)
     except ValueError:
-        near = difflib.get_close_matches(str(value)[:60], setting.choices, n=1, cutoff=0.6)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = _hint(str(value)[:60], setting.choices)
         raise UserError(f"{source}: {key} is {_short.repr(value)}, expected {setting.expected}{hint}") from None
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _files(path: Path, chain: tuple[Path, ...] = ()) -> Iterator[tuple[str, dict]]:
@@ -168,10 +173,13 @@ def _saved(source: ModelSource) -> Iterator[tuple[str, dict]]:
 
 def _sources(args: argparse.Namespace) -> tuple[str, Iterator[tuple[str, dict]]]:
     """The name of the configuration and its (source, contents): from --cfg, or from the checkpoint to evaluate."""
-    path, weights = args.cfg, getattr(args, "MODEL.RESUME") or getattr(args, "MODEL.PRETRAINED")
+    path = _released(args.model) if args.model else args.cfg
+    weights = getattr(args, "MODEL.RESUME") or getattr(args, "MODEL.PRETRAINED")
     if path is None:
         if not (args.EVAL_MODE and weights):
-            raise UserError("give --cfg FILE; only --eval --resume CHECKPOINT takes the checkpoint's configuration")
+            raise UserError(
+                "give --cfg FILE or --model NAME; only --eval --resume CHECKPOINT takes the checkpoint's configuration"
+            )
         source = find_model(weights)
         if not source.classifier:
             raise UserError(f"{weights} is not a classifier; use the scripts of detection or segmentation")
@@ -186,12 +194,15 @@ def _sources(args: argparse.Namespace) -> tuple[str, Iterator[tuple[str, dict]]]
 def _check_relations(config: CfgNode, source: str) -> None:
     """Raise `UserError` for values that are valid separately, but not together."""
     name = "FLASH_INTERN_IMAGE" if config.MODEL.TYPE == "flash_intern_image" else "INTERN_IMAGE"
-    levels, aug, size = config.MODEL[name], config.AUG, config.DATA.IMG_SIZE
+    levels, aug, size = config.MODEL[name], config.AUG, min(input_size(config))
     widths = [levels.CHANNELS * 2**level for level in range(len(levels.DEPTHS))]
     divisible = len(levels.GROUPS) == len(widths) and not any(w % g for w, g in zip(widths, levels.GROUPS))
     blocks = levels.DEPTHS[2] if len(levels.DEPTHS) > 2 else 0
     ids = levels.LEVEL2_POST_NORM_BLOCK_IDS or []
     low, high = aug.CUTMIX_MINMAX or (0, 1)
+    optimizer = config.TRAIN.OPTIMIZER.NAME
+    # Left out: those that need gradients of gradients, CUDA packages.
+    known = list_optimizers(exclude_filters=["adahessian", "bnb*", "fused*"])
     for key, value, holds, expected in (
         (f"MODEL.{name}.GROUPS", levels.GROUPS, divisible, f"a divisor of each level's channels, {widths}"),
         (f"MODEL.{name}.DW_KERNEL_SIZE", levels.DW_KERNEL_SIZE, (levels.DW_KERNEL_SIZE or 1) % 2, "an odd number"),
@@ -203,6 +214,9 @@ def _check_relations(config: CfgNode, source: str) -> None:
         ),
         ("DATA.ZIP_MODE", True, not config.DATA.ZIP_MODE or config.DATA.DATASET != "tar", "False for tar files"),
         ("AUG.CROP_SCALE", aug.CROP_SCALE, aug.CROP_SCALE[0] <= aug.CROP_SCALE[1], "the smaller number first"),
+        ("AUG.CROP_RATIO", aug.CROP_RATIO, aug.CROP_RATIO[0] <= aug.CROP_RATIO[1], "the smaller number first"),
+        ("TRAIN.OPTIMIZER.NAME", optimizer, optimizer.lower() in known, f"one of timm's{_hint(optimizer, known)}"),
+        ("MODEL.IN_CHANS", config.MODEL.IN_CHANS, config.MODEL.IN_CHANS != 2, "3, or 1 for grey"),
         ("AUG.CUTMIX_MINMAX", [low, high], int(size * low) < int(size * high), "the smaller number first"),
     ):
         if not holds:
@@ -220,12 +234,15 @@ _OPTIONS = {
     "--data-path": "DATA.DATA_PATH",
     "--dataset": "DATA.DATASET",
     "--batch-size": "DATA.BATCH_SIZE",
+    "--epochs": "TRAIN.EPOCHS",
+    "--lr": "TRAIN.BASE_LR",
     "--zip": "DATA.ZIP_MODE",
     "--cache-mode": "DATA.CACHE_MODE",
     "--skip-bad-images": "DATA.SKIP_BAD_IMAGES",
     "--pretrained": "MODEL.PRETRAINED",
     "--resume": "MODEL.RESUME",
     "--eval": "EVAL_MODE",
+    "--predictions": "PREDICTIONS",
     "--throughput": "THROUGHPUT_MODE",
     "--accumulation-steps": "TRAIN.ACCUMULATION_STEPS",
     "--use-checkpoint": "TRAIN.USE_CHECKPOINT",
@@ -240,23 +257,43 @@ _OPTIONS = {
 }
 
 
+class _ListKeys(argparse.Action):
+    """Print every key with its default, its valid values and its meaning."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        for key, setting in SETTINGS.items():
+            print(f"{key} = {setting.default!r}  ({setting.expected}): {setting.doc}")
+        parser.exit()
+
+
+def _released(name: str) -> Path:
+    """The configuration of a released model. Raises `UserError` for an unknown name."""
+    folder = Path(__file__).parent / "configs"
+    names = [path.stem for path in folder.glob("*.yaml")]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+        raise UserError(f"--model {name}: no {name}.yaml in {folder}; did you mean {near}? Others: --cfg FILE")
+    return folder / f"{name}.yaml"
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line of `classification/train.py` (`sys.argv` if `argv` is None).
 
     Option names have dashes or underscores.
     """
-    parser = argparse.ArgumentParser(description="Train and evaluate InternImage classifiers.", allow_abbrev=False)
+    parser = ArgumentParser(description="Train and evaluate InternImage classifiers.", allow_abbrev=False)
 
     def add(name: str, **settings: object) -> None:
         underscored = "--" + name[2:].replace("-", "_")
         parser.add_argument(*dict.fromkeys((name, underscored)), **{"default": None, **settings})
 
-    parser.add_argument(
-        *("--cfg", "--config"),
-        metavar="FILE",
-        help="YAML file, such as configs/internimage_t_1k_224.yaml; --eval of a checkpoint works without it",
-    )
-    add("--opts", nargs="+", metavar="KEY VALUE", help="change configuration keys: --opts TRAIN.EPOCHS 30 SEED 1")
+    which = parser.add_mutually_exclusive_group()
+    help = "YAML file, such as configs/internimage_t_1k_224.yaml; --eval of a checkpoint works without it"
+    which.add_argument("--cfg", "--config", metavar="FILE", help=help)
+    which.add_argument("--model", metavar="NAME", help="a released model: the YAML file of that name in configs")
+    which.add_argument("--list-keys", action=_ListKeys, nargs=0, help="print all configuration keys and exit")
+    help = "change configuration keys: --opts TRAIN.WARMUP_EPOCHS 5 AUG.HFLIP 0"
+    add("--opts", nargs="+", action="extend", metavar="KEY VALUE", help=help)
     for option, key in _OPTIONS.items():
         setting = SETTINGS[key]
         if setting.kind is bool:
@@ -307,6 +344,18 @@ def get_config(args: argparse.Namespace) -> CfgNode:
     _check_relations(config, str(args.cfg or name))
     config.freeze()
     return config
+
+
+def input_size(config: CfgNode) -> tuple[int, int]:
+    """Height and width of the model's input."""
+    size = config.DATA.IMG_SIZE
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def channel_statistics(config: CfgNode) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each input channel; of a grey image the averages over the colours."""
+    mean, std = tuple(config.AUG.MEAN), tuple(config.AUG.STD)
+    return (mean, std) if config.MODEL.IN_CHANS == 3 else ((sum(mean) / 3,), (sum(std) / 3,))
 
 
 def amp_dtype(config: CfgNode, device: torch.device | str) -> torch.dtype | None:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from classification.config import channel_statistics, input_size
 from classification.data.files import class_folders
 from classification.data.samples import read_folder
 from classification.data.transforms import build_transform
@@ -30,7 +31,7 @@ from classification.models import build_model
 from classification.trainer.distributed import World
 from classification.trainer.evaluation import evaluate
 from internimage import InternImageMetaFormer, create_model
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.export.cli import add_arguments, check_arguments, image_size, run
 from internimage.export.formats import Runtime, find_format
 from internimage.export.spec import Check, Exportable, Logits, spread_sampling_points
@@ -52,11 +53,12 @@ def _random_weights(args: argparse.Namespace) -> Classifier:
 
 def _metadata(classifier: Classifier, size: tuple[int, int]) -> dict[str, str]:
     config = classifier.config
+    mean, std = channel_statistics(config)  # of RGB or grey values from 0 to 1
     return {
         "task": "classification",
         "class_names": json.dumps(classifier.class_names),
-        "mean": json.dumps(list(config.AUG.MEAN)),  # of RGB values from 0 to 1
-        "std": json.dumps(list(config.AUG.STD)),
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
         "size": json.dumps(size),
         "resize": "shorter side, centre crop" if config.TEST.CROP else "stretch",
         "interpolation": config.DATA.INTERPOLATION,
@@ -78,17 +80,12 @@ def _samples(real: Tensor, size: tuple[int, int], args: argparse.Namespace) -> l
 
 
 def _reader(classifier: Classifier, size: tuple[int, int]) -> Callable[[Path], Tensor]:
-    """A function that reads an image file as a normalised `(1, 3, H, W)` of `size`, with the evaluation transform."""
+    """A function that reads an image file as a normalised `(1, C, H, W)` of `size`, with the evaluation transform."""
     config = classifier.config.clone()
     config.defrost()
-    config.DATA.IMG_SIZE = min(size)
+    config.DATA.IMG_SIZE = list(size)
     transform = build_transform(config, train=False)
-
-    def read(path: Path) -> Tensor:
-        image = transform(read_image(path))[None]
-        return image if size[0] == size[1] else F.interpolate(image, size, mode="bilinear", antialias=True)
-
-    return read
+    return lambda path: transform(read_image(path))[None]
 
 
 def _labelled(folder: Path, classifier: Classifier, size: tuple[int, int], batch: int) -> Iterator:
@@ -133,10 +130,11 @@ def _print_accuracy(
 
 
 def _images(args: argparse.Namespace, classifier: Classifier, size: tuple[int, int]) -> tuple[list[Tensor], str]:
-    """Normalised images `(1, 3, H, W)` and their kind: "real" ones from --images, else "noise"."""
+    """Normalised images `(1, C, H, W)` and their kind: "real" ones from --images, else "noise"."""
     if not args.images:
         generator = torch.Generator().manual_seed(0)
-        return [torch.randn(1, 3, *size, generator=generator) for _ in range(3)], "noise"
+        channels = classifier.config.MODEL.IN_CHANS
+        return [torch.randn(1, channels, *size, generator=generator) for _ in range(3)], "noise"
     paths = list_images(args.images) if args.images.is_dir() else [args.images]
     count = _CALIBRATION_IMAGES if args.int8 else 3
     paths = paths[:: max(1, len(paths) // count)][:count]
@@ -152,7 +150,7 @@ def build_exportable(classifier: Classifier, args: argparse.Namespace) -> tuple[
     Raises:
         UserError: invalid sizes or images.
     """
-    size = image_size(args, (classifier.config.DATA.IMG_SIZE,) * 2)
+    size = image_size(args, input_size(classifier.config))
     images, source = _images(args, classifier, size)
     samples = _samples(torch.cat(images[:3]), size, args)
     model, metadata = Logits(classifier.model).eval(), _metadata(classifier, size)
@@ -162,7 +160,7 @@ def build_exportable(classifier: Classifier, args: argparse.Namespace) -> tuple[
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint, for tests and timing")
     parser.add_argument("--validation", metavar="FOLDER", type=Path, help="folder of class folders: print the accuracy")

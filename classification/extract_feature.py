@@ -4,12 +4,10 @@ r"""Write the outputs of named layers of a model for some images to a file.
     python classification/extract_feature.py --cfg F.yaml --checkpoint C.pth --folder images \
         --layers patch_embed levels.3 conv_head --output features.npz
 
-The file (.npz, .pt or .safetensors) maps each layer's name to one array; its first dimension is the images. A layer
-with several outputs, such as `levels.0` (feature map, downsampled map), has the entries `levels.0[0]`, `levels.0[1]`.
-The paths of the images are in `image_names` (in .safetensors: in the metadata, as JSON).
+The file (.npz, .pt or .safetensors) maps each layer's name to one array; its first dimension is the images. The
+paths of the images are in `image_names` (in .safetensors: in the metadata, as JSON).
 """
 
-import argparse
 import difflib
 import json
 import sys
@@ -28,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.files import atomic_path
 
 __all__ = ["check_writable", "extract_features", "find_layers", "write_features"]
@@ -60,9 +58,6 @@ def extract_features(
     def keep(name: str, output: object) -> None:
         if isinstance(output, Tensor):
             parts.setdefault(name, []).append(output.detach().cpu())
-        elif isinstance(output, (tuple, list)):
-            for index, item in enumerate(output):
-                keep(f"{name}[{index}]", item)
 
     hooks = [
         module.register_forward_hook(lambda _, args, output, name=name: keep(name, output))
@@ -75,8 +70,7 @@ def extract_features(
     finally:
         for hook in hooks:
             hook.remove()
-    found = {name.partition("[")[0] for name in parts}
-    if unused := [name for name in layers if name not in found]:
+    if unused := [name for name in layers if name not in parts]:
         raise UserError(
             f"layer {unused[0]!r} has no output tensor: the model does not call it; choose one inside or around it"
         )
@@ -116,7 +110,7 @@ def write_features(path: Path, features: dict[str, Tensor], image_names: Sequenc
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--image", metavar="FILE", type=Path, nargs="+")

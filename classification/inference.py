@@ -24,7 +24,7 @@ from internimage.results import ClassificationResult
 from internimage.sources import Picture
 from internimage.zoo import local_checkpoint
 
-from .config import DEFAULTS, get_config, parse_args
+from .config import DEFAULTS, channel_statistics, get_config, parse_args
 from .data.files import EXTENSIONS, ImageFiles, class_folders
 from .data.transforms import build_transform
 from .models import build_model
@@ -56,9 +56,9 @@ class Classifier(NamedTuple):
         return logits_of_images(self.model, images.to(self.device)).float().cpu()
 
     def to_rgb(self, image: Tensor) -> Tensor:
-        """The image that the model sees, normalised `(3, H, W)`, as `(H, W, 3)` with values 0 to 1."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.AUG.MEAN, self.config.AUG.STD))
-        return (image * std + mean).clamp(0, 1).permute(1, 2, 0)
+        """The image that the model sees, normalised `(C, H, W)`, as `(H, W, 3)` with values 0 to 1."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in channel_statistics(self.config))
+        return (image * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
 
 class ClassificationPredictor(Predictor):
@@ -97,7 +97,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights: a path, a URL, a released name or the folder of a training; defaults to those of --model",
     )
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
-    parser.add_argument("--opts", nargs="+", metavar="KEY VALUE", help="change configuration keys")
+    parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="change configuration keys")
     parser.add_argument("--class-names", metavar="FILE", help="text file with one class name per line")
 
 

@@ -7,7 +7,6 @@ Writes predictions.png, training_curve.png (if history.jsonl is in the checkpoin
 sampling_points_<class>_<image>.png for some validation images, or for the images of --image.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from classification.figures.predictions import prediction_grid, training_curve
 from classification.figures.sampling_points import collect_points, pick_queries, sampling_figure
 from classification.inference import Classifier, add_model_arguments, load_classifier, read_image
 from classification.trainer.tracking import read_history
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.figures import save_figure
 
 __all__ = ["validation_images", "draw_sampling_points"]
@@ -81,7 +80,7 @@ def _query(text: str) -> tuple[float, float]:
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, required=True)
     parser.add_argument(

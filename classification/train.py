@@ -23,6 +23,7 @@ from classification.trainer import distributed, resume
 from classification.trainer.acceleration import place_model, set_tf32
 from classification.trainer.engine import Trainer, seed_everything
 from classification.trainer.evaluation import evaluate_all, throughput
+from classification.trainer.predictions import Predictions
 from classification.trainer.tracking import Tracker, prepare_folder
 from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
@@ -57,6 +58,9 @@ def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -
     folder = Path(config.OUTPUT)
     distributed.run_on_main(world, lambda: prepare_folder(folder, config.dump()))
     tracker = Tracker(folder, world)
+    if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS > 0:
+        advice = "the learning rate never reaches TRAIN.BASE_LR; --opts TRAIN.WARMUP_EPOCHS N shortens it"
+        tracker.log(f"the warm-up ({config.TRAIN.WARMUP_EPOCHS:g} epochs) is as long as the run: {advice}")
     loaders = build_loaders(config)
     loaders.start_workers()
     model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
@@ -95,7 +99,11 @@ def run_evaluation(config: CfgNode, world: distributed.World) -> None:
     for averaged in (False, True):
         model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
         models.append(model if resume.load_for_evaluation(model, weights, ema=averaged) else None)
-    evaluate_all(*models, loaders, world, amp_dtype(config, world.device), Tracker(None, world).log)
+    log, dtype = Tracker(None, world).log, amp_dtype(config, world.device)
+    predictions = Predictions(loaders, models) if config.PREDICTIONS else None
+    evaluate_all(*models, loaders, world, dtype, log, predictions.watch if predictions else iter)
+    if predictions:
+        predictions.write(Path(config.PREDICTIONS), world, log)
 
 
 def run_throughput(config: CfgNode, world: distributed.World) -> None:

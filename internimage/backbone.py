@@ -191,8 +191,9 @@ class InternImage(nn.Module):
         x = self.pos_drop(self.patch_embed(x))
         features = []
         for level in self.levels[: None if last is None else last + 1]:
-            feature, x = level(x)
+            feature = level(x)
             features.append(feature.permute(0, 3, 1, 2))
+            x = level.downsample(feature)
         return features
 
     def _pre_head(self, features: list[Tensor]) -> Tensor:
@@ -218,14 +219,14 @@ class InternImage(nn.Module):
             x = self.conv_head(x).mean((2, 3))
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Image `(N, in_chans, H, W)` to logits `(N, num_classes)`; with `features_only` to a tuple of `(N, C, H, W)`.
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Image `(N, in_chans, H, W)` to logits `(N, num_classes)`; with `features_only` to a list of `(N, C, H, W)`.
 
         Feature maps are views of channels-last tensors, at strides 4, 8, 16, 32.
         """
         if self.features_only:
             features = self._level_features(x, max(self.out_indices))
-            return tuple(features[i] for i in self.out_indices)
+            return [features[i] for i in self.out_indices]
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(

@@ -1,6 +1,5 @@
 """The commands of `internimage` for models of all tasks, each thin over the functions of the tasks' scripts."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 
 from ops_dcnv3.__main__ import report
 
-from .errors import UserError
+from .errors import ArgumentParser, UserError
 from .flops import count_parameters
 from .flops import flops as count
 from .loading import load
@@ -19,9 +18,9 @@ from .predictions import PredictionFiles
 __all__ = ["doctor", "evaluate", "export", "flops", "predict", "train"]
 
 
-def _parser(command: str, description: str, *, weights: bool = True) -> argparse.ArgumentParser:
+def _parser(command: str, description: str, *, weights: bool = True) -> ArgumentParser:
     """A parser with the options that say which model. `weights`: trained, or else its architecture alone."""
-    parser = argparse.ArgumentParser(prog=f"internimage {command}", description=description, allow_abbrev=False)
+    parser = ArgumentParser(prog=f"internimage {command}", description=description, allow_abbrev=False)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", metavar="NAME", help="released model; internimage models lists them")
     if weights:
@@ -135,10 +134,11 @@ def flops(argv: Sequence[str]) -> None:
     source = find_config(args.config or args.model)
     task = _task(source)
     if task == "classification":
+        from classification.config import input_size
         from classification.inference import build_classifier
 
         classifier = build_classifier(source, torch.device("meta"))
-        size = args.size or [classifier.config.DATA.IMG_SIZE] * 2
+        size = args.size or input_size(classifier.config)
         parameters, operations = count_parameters(classifier.model), count(classifier.model, tuple(size))
     else:
         from .mm.flops import measure
@@ -151,5 +151,5 @@ def flops(argv: Sequence[str]) -> None:
 
 def doctor(argv: Sequence[str]) -> None:
     """`internimage doctor`: which implementations of the operator run here."""
-    argparse.ArgumentParser(prog="internimage doctor", description=doctor.__doc__).parse_args(argv)
+    ArgumentParser(prog="internimage doctor", description=doctor.__doc__).parse_args(argv)
     print(report())

@@ -74,12 +74,14 @@ class CBInternImage(nn.Module):
         stem = x = leader.pos_drop(leader.patch_embed(x))
         first = []
         for level in leader.levels:
-            feature, x = level(x)
+            feature = level(x)
             first.append(feature.permute(0, 3, 1, 2))
+            x = level.downsample(feature)
         second, x = [], stem
         for index, level in enumerate(follower.levels):
-            feature, x = level(x + self._feed(index, first))
+            feature = level(x + self._feed(index, first))
             second.append(feature.permute(0, 3, 1, 2))
+            x = level.downsample(feature)
         return tuple(first[i] for i in self.out_indices[0]), tuple(second[i] for i in self.out_indices[1])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

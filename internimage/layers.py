@@ -41,6 +41,8 @@ class StemLayer(nn.Module):
         self.norm2 = build_norm_layer(out_chans, norm_layer, "channels_first", "channels_last")
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.conv1.in_channels:
+            raise ValueError(f"images must have shape (N, {self.conv1.in_channels}, H, W); got {tuple(x.shape)}")
         # Channels-last, so that all later permutes are views.
         x = x.contiguous(memory_format=torch.channels_last)
         fused = fused_conv_norm_act(x, self.conv1, self.norm1, self.act)
@@ -196,10 +198,10 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, an optional norm, and the downsampling to the next level.
+    """The blocks of one resolution and an optional norm: `(N, H, W, C)` to `(N, H, W, C)`.
 
-    `forward` returns the level's features before downsampling and the next level's input (the same tensor at the last
-    level), both `(N, H, W, C)`.
+    `downsample`, which the caller applies, makes the next level's input of the result; after the last level it is the
+    identity.
     """
 
     def __init__(
@@ -217,9 +219,9 @@ class Level(nn.Module):
         self.post_norm_block_ids = tuple(post_norm_block_ids)
         if self.post_norm_block_ids:
             self.post_norms = nn.ModuleList([build_norm_layer(channels) for _ in self.post_norm_block_ids])
-        self.downsample = DownsampleLayer(channels, norm_layer) if downsample else None
+        self.downsample = DownsampleLayer(channels, norm_layer) if downsample else nn.Identity()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         pending = None  # the branch that the next norm adds
         for index, block in enumerate(self.blocks):
             if type(block) is Block and (norms := block.chainable_norms(x)):
@@ -229,8 +231,6 @@ class Level(nn.Module):
             if index in self.post_norm_block_ids:
                 x, pending = self.post_norms[self.post_norm_block_ids.index(index)](_settled(x, pending)), None
         if pending is not None and self.norm is not None and (norm := layer_norm_in(self.norm)):
-            x = _normed(x, pending, norm, as_input=False)[1]
-        else:
-            x = _settled(x, pending)
-            x = x if self.norm is None else self.norm(x)
-        return x, x if self.downsample is None else self.downsample(x)
+            return _normed(x, pending, norm, as_input=False)[1]
+        x = _settled(x, pending)
+        return x if self.norm is None else self.norm(x)

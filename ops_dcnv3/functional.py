@@ -168,7 +168,7 @@ def _check(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> N
         if tensor.device != input.device:
             raise ValueError(f"{name} is on {tensor.device} but input is on {input.device}; move them together")
     if input.ndim != 4:
-        raise ValueError(f"input must have 4 dimensions, channels last; got shape {tuple(input.shape)}")
+        raise ValueError(f"input must have shape (N, H, W, channels); got {tuple(input.shape)}")
     batch, height, width, channels = input.shape
     if geometry.groups < 1 or channels % geometry.groups:
         raise ValueError(f"groups must divide the channels of input; got {geometry.groups} groups, {channels} channels")
@@ -182,5 +182,6 @@ def _check(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> N
         if tensor.shape != (expected := (batch, out_h, out_w, numbers)):
             raise ValueError(
                 f"{name} must have shape {expected} for input {tuple(input.shape)}, {geometry.groups} groups and "
-                f"{geometry.points} points; got {tuple(tensor.shape)}"
+                f"{geometry.points} points; got {tuple(tensor.shape)} (all tensors are channels last; a tensor "
+                "(N, C, H, W) becomes so by permute(0, 2, 3, 1))"
             )

@@ -54,6 +54,14 @@ def build_norm_layer(
     return nn.Sequential(*layers)
 
 
+def _check_channels_last(x: Tensor, channels: int) -> None:
+    """Raise `ValueError` unless `x` is `(N, H, W, channels)`."""
+    if x.ndim != 4 or x.shape[-1] != channels:
+        first = x.ndim == 4 and x.shape[1] == channels
+        hint = "; its channels come second: pass input.permute(0, 2, 3, 1)" if first else ""
+        raise ValueError(f"input must have shape (N, H, W, {channels}); got {tuple(x.shape)}{hint}")
+
+
 def build_act_layer(act_layer: str) -> nn.Module:
     """The activation with this name: GELU, ReLU or SiLU."""
     if act_layer not in _ACTIVATIONS:
@@ -238,8 +246,7 @@ class DCNv3(nn.Module):
         return results if gate else (*results, None)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim != 4 or input.shape[-1] != self.channels:
-            raise ValueError(f"input must have shape (N, H, W, {self.channels}); got {tuple(input.shape)}")
+        _check_channels_last(input, self.channels)
         input = cast_once(input)
         value = self.input_proj(input)
         offset, mask_logits, gate_logits = self.sampling(input)
@@ -364,6 +371,7 @@ class DCNv4(nn.Module):
                     f"shape {(height, width)} is not the input's {input.shape[1]} positions; pass its (H, W)"
                 )
             x = input.unflatten(1, (height, width))
+        _check_channels_last(x, self.channels)
         x = cast_once(x)
         value = x if self.without_pointwise else self.value_proj(x)
         features = x

@@ -50,6 +50,13 @@ def test_classification_has_the_pixels_of_torchvision(rule):
     np.testing.assert_allclose(prepare(PICTURE, words(rule)).images[0], expected, atol=1e-5)
 
 
+def test_one_mean_makes_grey_pictures():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    images, _ = predict_onnx.prepare(image, words("stretch", mean=[0.5], std=[0.25], size=[20, 30]))
+    expected = (np.asarray(image.convert("L"), np.float32) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(images, expected[None, None], atol=1e-5)
+
+
 def test_a_padded_picture_keeps_its_ratio_and_has_zeros_at_the_right_and_bottom():
     meta = words("keep ratio, pad to multiple", scale=[200, 120], multiple=32, interpolation="opencv bilinear")
     images, size = prepare(PICTURE, meta)  # 451 x 300

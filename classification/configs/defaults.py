@@ -1,9 +1,10 @@
 """The table of configuration keys: default, description and valid values of each.
 
-Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). Ten keys are new:
+Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). New keys are
 `DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
-`DATA.TIMEOUT`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, and `AUG.CROP_SCALE`. `tools/configuration_page.py` writes
-docs/configuration.md from this table.
+`DATA.TIMEOUT`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, `MODEL.IN_CHANS`, `TRAIN.EARLY_STOPPING`, `PREDICTIONS`, and
+`AUG.CROP_SCALE`, `CROP_RATIO`, `HFLIP`, `VFLIP`. `tools/configuration_page.py` writes docs/configuration.md from this
+table.
 """
 
 import ast
@@ -27,6 +28,7 @@ class Setting:
         allowed: the valid words; or the interval of a number or of the numbers of a list, such as "[0, 1)".
         length: minimum and maximum length of a list.
         optional: type of a value (or of the items of a list) that may also be None.
+        pair: the value may also be a list of two: height and width.
     """
 
     default: object
@@ -34,6 +36,7 @@ class Setting:
     allowed: str | tuple[str, ...] = ""
     length: tuple[int, int] | None = None
     optional: type | None = None
+    pair: bool = False
 
     @property
     def kind(self) -> type:
@@ -56,7 +59,7 @@ class Setting:
         if self.length:
             least, most = self.length
             words = f"list of {most if least == most else f'{least} to {most}'} {words}"
-        return words + (" or None" if self.optional else "")
+        return words + (" or None" if self.optional else "") + (", or two: [height, width]" if self.pair else "")
 
     def read(self, value: object) -> object:
         """Convert `value` to the type of this key. Raises `ValueError` for a wrong type, length or range."""
@@ -66,6 +69,8 @@ class Setting:
         decoded = _literal(value)
         if decoded is None and self.optional:
             return None
+        if self.pair and isinstance(decoded, (list, tuple)) and len(decoded) == 2:
+            return [self._read_item(item) for item in decoded]
         if self.length is None:
             return self._read_item(value)
         least, most = self.length
@@ -143,7 +148,7 @@ SETTINGS = {
         "", "train-{000000..001023}.tar, or a folder of tar files; empty: train/ or train-*.tar"
     ),
     "DATA.VAL_SHARDS": Setting("", "the same for evaluation; empty: val/ or val-*.tar"),
-    "DATA.IMG_SIZE": Setting(224, "height and width of the model's input", "[1, 8192]"),
+    "DATA.IMG_SIZE": Setting(224, "height and width of the model's input", "[1, 8192]", pair=True),
     "DATA.INTERPOLATION": Setting("bicubic", "filter of resizing", _INTERPOLATION),
     "DATA.ZIP_MODE": Setting(False, "read train.zip and val.zip instead of folders"),
     "DATA.CACHE_MODE": Setting("part", "zip files in memory; full: in every process", ("no", "part", "full")),
@@ -156,6 +161,7 @@ SETTINGS = {
     "MODEL.NAME": Setting("intern_image", "always the name of the YAML file, without its suffix"),
     "MODEL.PRETRAINED": Setting("", "initialise from this checkpoint: a path, a URL or a released name"),
     "MODEL.RESUME": Setting("", "continue from (or, with --eval, evaluate) this checkpoint"),
+    "MODEL.IN_CHANS": Setting(3, "channels of the input; 1: images are converted to grey", "[1, 3]"),
     "MODEL.NUM_CLASSES": Setting(1000, "outputs, if no data set decides", "[1, 1e6]"),
     "MODEL.DROP_RATE": Setting(0.0, "dropout after the stem and in the MLPs", "[0, 1)"),
     "MODEL.DROP_PATH_RATE": Setting(0.1, "stochastic depth of the last block", "[0, 1)"),
@@ -176,13 +182,14 @@ SETTINGS = {
     "TRAIN.WARMUP_LR": Setting(5e-7, "learning rate at the start, for a total batch of 512", "[0, inf)"),
     "TRAIN.MIN_LR": Setting(5e-6, "learning rate at the end, for a total batch of 512", "[0, inf)"),
     "TRAIN.CLIP_GRAD": Setting(5.0, "greatest norm of the gradient; None or 0: any", "[0, inf)", optional=float),
+    "TRAIN.EARLY_STOPPING": Setting(0, "end after this many epochs without a better top-1; 0: never", "[0, 1e6]"),
     "TRAIN.AUTO_RESUME": Setting(True, "continue from the newest checkpoint of this run"),
     "TRAIN.ACCUMULATION_STEPS": Setting(0, "batches per optimizer step; 0: one", "[0, 1e6]"),
     "TRAIN.USE_CHECKPOINT": Setting(False, "gradient checkpointing: less memory, more time"),
     "TRAIN.LR_SCHEDULER.NAME": Setting("cosine", "shape of the schedule", ("cosine", "linear", "step")),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": Setting(30, "epochs between the steps", "[0, 1e6]"),
     "TRAIN.LR_SCHEDULER.DECAY_RATE": Setting(0.1, "factor of each step", "[0, 1]"),
-    "TRAIN.OPTIMIZER.NAME": Setting("adamw", "SGD has Nesterov momentum", ("adamw", "AdamW", "sgd", "SGD")),
+    "TRAIN.OPTIMIZER.NAME": Setting("adamw", "sgd has Nesterov momentum; others are timm's, with its settings"),
     "TRAIN.OPTIMIZER.EPS": Setting(1e-8, "of AdamW", "[0, 1]"),
     "TRAIN.OPTIMIZER.BETAS": Setting([0.9, 0.999], "of AdamW", "[0, 1)", (2, 2)),
     "TRAIN.OPTIMIZER.MOMENTUM": Setting(0.9, "of SGD", "(0, 1)"),
@@ -206,6 +213,9 @@ SETTINGS = {
     "AUG.MIXUP_SWITCH_PROB": Setting(0.5, "probability of CutMix, where both are on", "[0, 1]"),
     "AUG.MIXUP_MODE": Setting("batch", "what shares one mixture", ("batch", "pair", "elem")),
     "AUG.CROP_SCALE": Setting([0.08, 1.0], "area of a random crop, ascending; 1: the image", "(0, 1]", (2, 2)),
+    "AUG.CROP_RATIO": Setting([3 / 4, 4 / 3], "width by height of a random crop, ascending", "(0, 100]", (2, 2)),
+    "AUG.HFLIP": Setting(0.5, "probability of a mirror image, left to right", "[0, 1]"),
+    "AUG.VFLIP": Setting(0.0, "probability of a mirror image, top to bottom", "[0, 1]"),
     "AUG.RANDOM_RESIZED_CROP": Setting(False, "evaluate on random crops, if TEST.CROP is off"),
     "AUG.MEAN": Setting([0.485, 0.456, 0.406], "of red, green, blue from 0 to 1", "[-1000, 1000]", (3, 3)),
     "AUG.STD": Setting([0.229, 0.224, 0.225], "of red, green, blue from 0 to 1", "[1e-6, 1000]", (3, 3)),
@@ -224,6 +234,7 @@ SETTINGS = {
     "EVAL_FREQ": Setting(1, "epochs from one evaluation to the next", "[1, 1e6]"),
     "SEED": Setting(0, "random seed", "[0, 1e18]"),
     "EVAL_MODE": Setting(False, "only evaluate"),
+    "PREDICTIONS": Setting("", "with EVAL_MODE: CSV file of the predictions, beside it one of the classes"),
     "THROUGHPUT_MODE": Setting(False, "only measure images per second"),
     "LOCAL_RANK": Setting(0, "set by some launchers; otherwise taken from the environment", "[0, 1e6]"),
     "LAUNCHER": Setting("auto", "who starts the processes", ("auto", "none", "pytorch", "slurm")),

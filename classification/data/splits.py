@@ -9,6 +9,7 @@ import torch
 from timm.data import ImageNetInfo
 from yacs.config import CfgNode
 
+from classification.configs.defaults import SETTINGS
 from internimage.errors import UserError
 from internimage.imagenet import in22k_to_1k
 
@@ -60,8 +61,10 @@ def open_splits(config: CfgNode, report: Report) -> Splits:
         val, class_index, names = read_inat18(root, "val", None)
         return Splits(read_inat18(root, "train", class_index)[0] if train else None, val, len(class_index), names)
     splits = _open_both(config, root, train, report)
-    expected = _CLASSES.get(config.DATA.DATASET, splits.num_classes)
-    if splits.num_classes != expected:
+    expected = _CLASSES.get(config.DATA.DATASET)
+    if expected is None and config.MODEL.NUM_CLASSES not in (splits.num_classes, SETTINGS["MODEL.NUM_CLASSES"].default):
+        expected = config.MODEL.NUM_CLASSES
+    if expected not in (None, splits.num_classes):
         report(f"{root} has {splits.num_classes} classes instead of {expected}: the model gets as many outputs")
     unseen = sorted(set(range(splits.num_classes)) - set(splits.val.labels.tolist()))
     if unseen and config.DATA.DATASET != "imagenet22K":
@@ -116,9 +119,9 @@ def _open_split(config: CfgNode, root: Path, split: str, class_names: list[str] 
         return read_list(list_file, [path for path in (folder, root, root / "fall11_whole") if path])
     if folder is None:
         names = " or ".join(f"{name}/" for name in _FOLDERS[split])
-        raise UserError(
-            f"{root} has no {names} folder; expected {root}/{split}/<class>/<image>.jpg, or check --data-path"
-        )
+        alike = [name for name in class_folders(root) if name.lower().startswith(split)]
+        advice = f"rename {root / alike[0]} to {split}" if alike else "or check --data-path"
+        raise UserError(f"{root} has no {names} folder; expected {root}/{split}/<class>/<image>.jpg, {advice}")
     return read_folder(folder, {name: i for i, name in enumerate(class_names or class_folders(folder))}, report)
 
 

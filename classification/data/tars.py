@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from .samples import MAX_BYTES, Samples
 __all__ = ["TarSamples", "find_shards", "read_tars"]
 
 _THREADS = 8
+_POSITION = threading.Lock()
 _MAX_DIGITS = 7  # of a class number; the model gets as many outputs
 _COLUMNS = ("names", "labels", "offsets", "sizes", "shards")
 
@@ -52,11 +54,18 @@ class TarSamples(Samples):
     def read(self, index: int) -> bytes:
         shard = self.shards[index]
         file = _opened(self.paths[shard], int(self.lengths[shard]))
-        # pread has no file position, which forked workers and threads would share.
-        data = os.pread(file.fileno(), self.size(index), int(self.offsets[index]))
+        data = _read_at(file, self.size(index), int(self.offsets[index]))
         if len(data) < self.size(index):
             raise OSError("its tar file was cut during the run; copy it again and start again")
         return data
+
+
+def _read_at(file: BinaryIO, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):  # without a file position, which forked workers would share
+        return os.pread(file.fileno(), size, offset)
+    with _POSITION:  # Windows, which does not fork
+        file.seek(offset)
+        return file.read(size)
 
 
 @functools.lru_cache(maxsize=256)  # a quarter of the files that a process may open by default

@@ -31,6 +31,7 @@ def build_model(config: CfgNode, num_classes: int | None = None) -> nn.Module:
     try:
         return kind(
             num_classes=num_classes or model.NUM_CLASSES,
+            in_chans=model.IN_CHANS,
             drop_rate=model.DROP_RATE,
             drop_path_rate=model.DROP_PATH_RATE,
             drop_path_type=model.DROP_PATH_TYPE,

@@ -22,11 +22,11 @@ from internimage.preemption import StopRequest
 from internimage.seeding import sample_seed, seed_generators
 
 from .acceleration import compile_model
-from .distributed import World, gather, wrap_model
+from .distributed import World, gather, run_on_main, wrap_model
 from .evaluation import evaluate_all, forward_precision, to_device
 from .optimizer import build_optimizer, build_scheduler, learning_rate_scale
 from .resume import RunState, save
-from .tracking import EpochMeter, Tracker, duration
+from .tracking import EpochMeter, Tracker, duration, read_history
 
 __all__ = ["Trainer", "seed_everything"]
 
@@ -110,6 +110,10 @@ class Trainer:
         tracker.begin(first, first * self.updates + -(-first_step // self.accumulation))
         try:
             for epoch in range(first, last + 1):
+                if self._stagnates(epoch):
+                    last = epoch - 1
+                    tracker.log(f"no better top-1 for {self.config.TRAIN.EARLY_STOPPING} epochs (TRAIN.EARLY_STOPPING)")
+                    break
                 self._run_epoch(epoch, tracker)
         except Stopped:
             tracker.log(f"stopped by {self.stop.signal or 'another process'}; start again to resume")
@@ -121,6 +125,17 @@ class Trainer:
             best_line += f", of the averaged weights {state.max_accuracy_ema:.2f}%"
         tracker.log(f"{best_line}; checkpoints, log.txt, history.jsonl and TensorBoard files are in {self.folder}")
         return True
+
+    def _stagnates(self, epoch: int) -> bool:
+        """Whether `TRAIN.EARLY_STOPPING` ends the run before `epoch`; by its history, so a resumed run agrees."""
+        patience, history = self.config.TRAIN.EARLY_STOPPING, self.folder / "history.jsonl"
+        if not patience or self.state.progress:
+            return False
+        records = run_on_main(self.world, lambda: read_history(history, print) if history.is_file() else [])
+        records = [record for record in records if "top1" in record]
+        # Of several equal ones the first.
+        best = max(records, key=lambda r: max(r["top1"], r.get("top1_ema", 0.0)), default={"epoch": epoch})
+        return epoch - 1 - best["epoch"] >= patience
 
     def _run_epoch(self, epoch: int, tracker: Tracker) -> None:
         config, state = self.config, self.state

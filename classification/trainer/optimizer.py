@@ -5,6 +5,7 @@ from `internimage.optim.param_groups`.
 """
 
 import torch
+from timm.optim import get_optimizer_class
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -26,7 +27,9 @@ def learning_rate_scale(config: CfgNode, world_size: int) -> float:
 
 
 def build_optimizer(config: CfgNode, model: nn.Module, scale: float, world_size: int) -> torch.optim.Optimizer:
-    """AdamW or SGD over the parameter groups of `model`; with `OPTIMIZER.USE_ZERO`, sharded over the processes.
+    """The optimizer over the parameter groups of `model`; with `OPTIMIZER.USE_ZERO`, sharded over the processes.
+
+    AdamW and SGD are PyTorch's; others are those of timm's factory, with its EPS, BETAS and MOMENTUM.
 
     `scale` is the factor on the learning rates. The state has the same form with and without sharding and on CPUs and
     GPUs (where the update is fused), so a checkpoint can be resumed with another number of processes.
@@ -41,10 +44,12 @@ def build_optimizer(config: CfgNode, model: nn.Module, scale: float, world_size:
     )
     if options.NAME.lower() == "adamw":
         kind, kwargs = torch.optim.AdamW, {"eps": options.EPS, "betas": tuple(options.BETAS)}
-    else:
+    elif options.NAME.lower() == "sgd":
         kind, kwargs = torch.optim.SGD, {"momentum": options.MOMENTUM, "nesterov": True}
+    else:
+        kind, kwargs = get_optimizer_class(options.NAME), {}
     kwargs["lr"] = train.BASE_LR * scale
-    if _on_gpu(groups):
+    if kind in (torch.optim.AdamW, torch.optim.SGD) and _on_gpu(groups):
         kwargs["fused"] = True  # one kernel for many parameters; CPU runs stay bit-exact to earlier ones
     if options.USE_ZERO and world_size > 1:
         return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **kwargs)

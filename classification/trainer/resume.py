@@ -244,7 +244,7 @@ def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> b
 
 
 def locate(world: World, name: str) -> Path:
-    """`internimage.zoo.local_checkpoint`; rank 0 downloads and verifies the file for all processes.
+    """`internimage.zoo.local_checkpoint`, or a run's newest checkpoint; rank 0 verifies it for all processes.
 
     Raises:
         UserError: on every process; see `local_checkpoint` and `internimage.checkpoint.load_file`.
@@ -252,6 +252,8 @@ def locate(world: World, name: str) -> Path:
 
     def find() -> Path:
         path = local_checkpoint(name)
+        if path.is_dir() and (found := list_checkpoints(path)):  # the folder of a run
+            path = found[0]
         load_file(path)
         return path
 

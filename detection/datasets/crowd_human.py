@@ -6,7 +6,6 @@ People are category 1, `person`. What CrowdHuman marks as ignored (`mask` region
 which is neither trained on nor counted as a miss. Full-body boxes may extend beyond the image; they are not clipped.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.images import upright_size
 
 __all__ = ["to_coco"]
@@ -72,7 +71,7 @@ def to_coco(odgt: str | Path, images: str | Path, *, box: str = "full") -> dict:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and convert one file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("odgt", help="CrowdHuman's annotation_train.odgt or annotation_val.odgt")
     parser.add_argument("images", help="folder with the images")
     parser.add_argument("out", type=Path, help="COCO file to write")

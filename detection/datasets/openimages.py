@@ -6,7 +6,6 @@ The boxes of OpenImages are relative to the image, so mmdet's `OpenImagesDataset
 size, in the order of the annotations.
 """
 
-import argparse
 import csv
 import pickle
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.images import upright_size
 
 __all__ = ["image_metas"]
@@ -50,7 +49,7 @@ def image_metas(annotations: str | Path, images: str | Path) -> list[dict]:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and write one file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("annotations", help="OpenImages' *-annotations-bbox.csv")
     parser.add_argument("images", help="folder with the images")
     parser.add_argument("out", type=Path, help="pickle to write")

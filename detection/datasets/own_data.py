@@ -7,7 +7,6 @@ The new configuration inherits the given one and works with `train.py`, `test.py
 `DetInferencer`.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 
 __all__ = ["own_config", "read_annotations"]
 
@@ -140,7 +139,7 @@ def own_config(
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and write one configuration."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", help="configuration to start from, one of detection/configs/coco")
     parser.add_argument("--data-root", required=True, help="folder of the data set")
     parser.add_argument("--train", nargs=2, required=True, metavar=("JSON", "IMAGES"), help="relative to --data-root")

@@ -30,6 +30,7 @@ from .spec import Exportable
 __all__ = ["load", "write"]
 
 OPSET = 19  # the first one with DeformConv
+_SMALLEST_TRACED = 64  # pixels: two at stride 32
 _LARGEST_FILE = 2**31 - 2**26  # bytes of weights; protobuf reads less than 2**31 in all
 
 
@@ -62,8 +63,8 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx_ir.Model:
     images = exportable.images
     dynamic_shapes = None
     if exportable.dynamic:
-        # The exporter takes a batch of one as a constant.
-        images = images.repeat(2, 1, 1, 1)[:2]
+        # The exporter takes sizes of one as constants: the batch, and from images below 64 pixels the last level.
+        images = images.repeat(2, 1, *(-(-_SMALLEST_TRACED // length) for length in images.shape[2:]))[:2]
         dynamic_shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     if half:
         model = _HalfInside(model.half())

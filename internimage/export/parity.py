@@ -39,6 +39,7 @@ class Parity(NamedTuple):
     relative: float
     matched: tuple[int, int] | None = None  # objects compared, and all objects
     own: float = 0.0  # see `_own_response`; 0 if it was not measured
+    failure: str = ""  # why the runtime gave no result
 
     def passes(self, tolerance: float) -> bool:
         """Whether the results are close enough."""
@@ -62,7 +63,12 @@ def check_parity(exportable: Exportable, check: Check, runtime: Runtime, limit: 
     rows = []
     for images in check.samples:
         expected = exportable.reference(images)
-        actual = tuple(torch.from_numpy(output) for output in runtime(images.numpy()))
+        try:
+            actual = tuple(torch.from_numpy(output) for output in runtime(images.numpy()))
+        except Exception as error:  # the runtimes have no common base class of their errors
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            rows.append(Parity(tuple(images.shape), math.inf, math.inf, failure=reason[0]))
+            continue
         absolute, relative = check.error(actual, expected)
         matched = check.matched(actual, expected) if check.matched else None
         own = 0.0 if relative <= limit else _own_response(exportable, check, images, expected, relative / _JUMPS)
@@ -71,13 +77,16 @@ def check_parity(exportable: Exportable, check: Check, runtime: Runtime, limit: 
 
 
 def require_parity(rows: list[Parity], path: Path, tolerance: float) -> None:
-    """Rename the file to `*.failed` and raise `UserError` if a relative error exceeds the tolerance."""
-    worst = max((row.relative for row in rows if not row.passes(tolerance)), default=None)
+    """Rename the file to `*.failed` and raise `UserError` if it does not run or an error exceeds the tolerance."""
+    worst = max((row for row in rows if not row.passes(tolerance)), key=lambda row: row.relative, default=None)
     if worst is not None:
         failed = path.replace(path.with_name(f"{path.name}.failed"))
+        if worst.failure:
+            shape = " x ".join(map(str, worst.shape))
+            raise UserError(f"the file does not run on images {shape} ({worst.failure}); it is now {failed}")
         raise UserError(
-            f"the results differ from PyTorch's: the relative error {worst:.1e} exceeds {tolerance:.1e}; the file is "
-            f"now {failed} (--tolerance allows a larger error)"
+            f"the results differ from PyTorch's: the relative error {worst.relative:.1e} exceeds {tolerance:.1e}; the "
+            f"file is now {failed} (--tolerance allows a larger error)"
         )
 
 

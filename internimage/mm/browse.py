@@ -5,31 +5,29 @@
 The pictures show whether images, annotations or label maps, and class names match.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from mmengine.config import DictAction
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.runner import set_random_seed
 
-from ..errors import UserError, exit_on_user_error
-from .checks import check_data_files, explained, explained_empty, read_config
+from ..errors import ArgumentParser, UserError, exit_on_user_error
+from .checks import SettingsAction, check_data_files, explained, explained_empty, read_config
 
 __all__ = ["main"]
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write a picture of each of the first training images, with its annotations."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Write pictures of some training images, spread over the whole set, with their annotations."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="configuration file")
     parser.add_argument(
         "--out", type=Path, default=Path("browse"), help="folder for the pictures; defaults to %(default)s"
     )
     parser.add_argument("--count", type=int, default=12, help="number of images; defaults to %(default)s")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
+    parser.add_argument("--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="change settings")
     args = parser.parse_args(argv)
     config = read_config(args.config, args.cfg_options)
     check_data_files(config, ("train",))
@@ -42,16 +40,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         visualizer = VISUALIZERS.build({**config.visualizer, "vis_backends": None, "name": "browse"})
         visualizer.dataset_meta = dataset.metainfo
         count = min(args.count, len(dataset))
-        for index in range(count):
-            item = dataset[index]
+        for number in range(count):
+            item = dataset[number * len(dataset) // count]
             sample = item["data_samples"]
             if "gt_instances" in sample:
                 boxes = sample.gt_instances.bboxes
                 sample.gt_instances.bboxes = getattr(boxes, "tensor", boxes)
             image = np.ascontiguousarray(item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1])  # from (3, H, W), BGR
-            path = args.out / f"{index:03d}_{Path(sample.img_path).stem}.jpg"
+            path = args.out / f"{number:03d}_{Path(sample.img_path).stem}.jpg"
             visualizer.add_datasample("browse", image, sample, draw_pred=False, out_file=str(path))
-    print(f"{len(dataset)} training images; the first {count} are in {args.out}")
+    print(f"{len(dataset)} training images; {count} of them, at equal distances, are in {args.out}")
 
 
 if __name__ == "__main__":

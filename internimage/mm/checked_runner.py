@@ -8,8 +8,10 @@ import torch
 from mmengine.dist import barrier, get_rank, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from ..checkpoint import extract_state_dict, load_exact, load_file, load_pretrained
@@ -29,6 +31,7 @@ from .checkpoints import (
 )
 from .plain_config import KEY, to_plain
 from .resuming import LOOPS, EpochLoop, ResumableBatches
+from .sharding import distribute_optimizer_state, shard_fully, whole_state
 
 __all__ = ["CheckedRunner", "bare"]
 
@@ -101,11 +104,31 @@ class CheckedRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for several processes, also without a GPU, where mmengine does not."""
-        if not self.distributed or torch.cuda.is_available():
+        on_gpu, shards = torch.cuda.is_available(), self.cfg.get("shard") == "fsdp"
+        if not self.distributed or (on_gpu and not shards):
             return super().wrap_model(model_wrapper_cfg, model)
+        if not on_gpu:
+            model = revert_sync_batchnorm(model)  # SyncBN has no CPU version
+        if shards:  # in `build_optim_wrapper`
+            return model
         unused = self.cfg.get("find_unused_parameters", False)
-        model = revert_sync_batchnorm(model)  # SyncBN has no CPU version
         return MMDistributedDataParallel(module=model, broadcast_buffers=False, find_unused_parameters=unused)
+
+    def _init_model_weights(self) -> None:
+        if not isinstance(self.model, FSDPModule):
+            super()._init_model_weights()
+
+    def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
+        """Build the optimizer; `--shard` decides which parts of its state and of the model this process has."""
+        mode = self.cfg.get("shard")
+        if mode == "zero" and isinstance(optim_wrapper, dict):
+            optimizer = optim_wrapper["optimizer"]
+            sharded = {**optimizer, "type": "ZeroRedundancyOptimizer", "optimizer_type": optimizer["type"]}
+            optim_wrapper = {**optim_wrapper, "optimizer": sharded}
+        if mode == "fsdp" and not isinstance(self.model, FSDPModule):
+            self._init_model_weights()  # of the whole model
+            shard_fully(self.model, unused_parameters=self.cfg.get("find_unused_parameters", False))
+        return super().build_optim_wrapper(optim_wrapper)
 
     @property
     def shared_seed(self) -> int:
@@ -147,7 +170,7 @@ class CheckedRunner(Runner):
                 return super().train()
             except _Stopped:
                 self.stopped = True
-                self.logger.info(f"stop signal: saved at iteration {self.iter}; resume with --resume")
+                self.logger.info(f"stop signal: saved at iteration {self.iter}; start again to resume")
                 self.call_hook("after_run")
                 return self.model
             finally:
@@ -191,6 +214,9 @@ class CheckedRunner(Runner):
                 batch, batches = content["meta"].get("place", [0, 1])
                 self.train_loop.batch = batch * len(self.train_loop.dataloader) // batches
             self.saved_iter = content["meta"]["iter"]
+            if "optimizer" in content:
+                parts = distribute_optimizer_state(self.optim_wrapper.optimizer, content["optimizer"])
+                content = {**content, "optimizer": parts}
         extra = content if isinstance(content, dict) and "state_dict" in content else {}
         checkpoint = {**extra, "state_dict": extract_state_dict(content)}
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # EMAHook reads its average
@@ -220,14 +246,18 @@ class CheckedRunner(Runner):
         if path is None:
             self.logger.info(f"nothing to resume in {self.work_dir}; starting from scratch")
             return None
-        self.logger.info(f"resuming from {path}")
+        self.logger.info(f"resuming from {path}; to start anew, choose another --work-dir or delete this one")
         self.resume(str(path))
         self._has_loaded = True
 
+    def save_checkpoint(self, out_dir: str, filename: str, *args, save_optimizer: bool = True, **kwargs) -> None:
+        """Save as mmengine does, but atomically: the file gets its name when it is complete. All processes call it."""
+        with whole_state(bare(self.model), *[self.optim_wrapper] * save_optimizer):
+            self._write(out_dir, filename, *args, save_optimizer=save_optimizer, **kwargs)
+
     @master_only
-    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save as mmengine does, but atomically, and with the configuration as plain data (`plain_config`)."""
-        kwargs["meta"] = {**(kwargs.get("meta") or {}), KEY: to_plain(self.cfg)}
+    def _write(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        kwargs["meta"] = {**(kwargs.get("meta") or {}), KEY: to_plain(self.cfg)}  # to build the model from
         if "://" in str(out_dir):
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         with atomic_path(Path(out_dir, filename)) as temporary:

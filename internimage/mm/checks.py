@@ -6,24 +6,34 @@ import multiprocessing
 import os
 import re
 import stat
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import UserError
 
-__all__ = ["check_classes", "check_data_files", "explained", "explained_empty", "merge_options", "read_config"]
+__all__ = [
+    "SettingsAction",
+    "check_classes",
+    "check_data_files",
+    "explained",
+    "explained_empty",
+    "merge_options",
+    "read_config",
+]
 
 # Settings that mmengine's runner reads although a configuration may lack them.
 _RUNNER_KEYS = (
     *("work_dir", "load_from", "resume", "launcher", "randomness", "experiment_name", "custom_hooks", "auto_scale_lr"),
     *("find_unused_parameters", "model_wrapper_cfg", "compile", "activation_checkpointing", "tta_model"),
-    "tta_pipeline",
+    *("tta_pipeline", "shard"),
 )
 
 
@@ -31,7 +41,7 @@ def read_config(path: str, options: Mapping | None = None) -> Config:
     """Read a configuration file and merge `options`, those of `--cfg-options`, into it.
 
     Raises:
-        UserError: no such file, one that cannot be read, or an option whose first part the configuration does not have.
+        UserError: no such file, one that cannot be read, or an option that does not fit the configuration.
     """
     file = Path(path)
     if not file.is_file():
@@ -58,8 +68,22 @@ def merge_options(config: Config, options: Mapping | None) -> Config:
         if first not in known:
             near = difflib.get_close_matches(first, known, n=1, cutoff=0)
             raise UserError(f"--cfg-options {name}: the configuration has no {first!r}; did you mean {near[0]!r}?")
-    config.merge_from_dict(dict(options or {}))
+        try:
+            config.merge_from_dict({name: options[name]})
+        except (KeyError, TypeError) as error:  # an index beyond a list, a dictionary in the place of a list
+            reason = str(error.args[0]).partition(" of list ")[0]
+            raise UserError(f"--cfg-options {name} does not fit the configuration: {reason[:200]}") from error
     return config
+
+
+class SettingsAction(DictAction):
+    """mmengine's action of `--cfg-options`, with a message for a value without `=`."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: list[str], *args: object) -> None:
+        """Add the settings to those of earlier `--cfg-options`."""
+        if odd := [value for value in values if "=" not in value]:
+            parser.error(f"--cfg-options expects KEY=VALUE, got {odd[0]}")
+        super().__call__(parser, namespace, values, *args)
 
 
 def _datasets(config: Mapping) -> Iterator[Mapping]:
@@ -172,6 +196,8 @@ class _RegularFiles(LocalBackend):
 register_backend("local", _RegularFiles, force=True, prefixes="")
 
 
+_UNKNOWN_TYPE = re.compile(r"([^\s'\"]+) is not in the (\w+)::(\w+) registry")
+_UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 _STATES = {"T": " (stopped)", "D": " (waiting for a file system)"}
 
 
@@ -187,9 +213,10 @@ def _late_workers() -> str:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the errors of bad data, in this process or in a loader's workers, into `UserError`.
+    """Turn the errors of bad data and settings, in this process or in a loader's workers, into `UserError`.
 
-    These are image and annotation files that are missing or cannot be read, and workers that give no batch.
+    These are image and annotation files that are missing or cannot be read, workers that give no batch, and types and
+    arguments that mmengine's registries do not have.
     """
     try:
         yield
@@ -215,6 +242,20 @@ def explained() -> Iterator[None]:
         # The last one: a traceback also shows the source.
         if found := re.findall(r"failed to load image: (\S+)", str(error)):
             raise UserError(f"{found[-1]} is not a readable image; replace it or leave it out") from error
+        raise
+    except KeyError as error:
+        if found := _UNKNOWN_TYPE.search(str(error)):
+            kind, scope, registry = found.groups()
+            known = MODELS if registry == "model" else TRANSFORMS if registry == "transform" else DATASETS
+            names = [name for part in (known, *known.children.values()) for name in part.module_dict]
+            near = difflib.get_close_matches(kind, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else "check the name, and custom_imports for one of your own"
+            raise UserError(f"type={kind!r} is not a {registry} of {scope}; {hint}") from error
+        raise
+    except TypeError as error:
+        if found := _UNKNOWN_ARGUMENT.search(str(error)):
+            kind, argument = found.groups()
+            raise UserError(f"dict(type={kind!r}) has no argument {argument!r}; correct the configuration") from error
         raise
     except json.JSONDecodeError as error:
         raise UserError(f"an annotation file is not valid JSON ({error}); check the ann_file entries") from error

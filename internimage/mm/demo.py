@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from ..errors import UserError, exit_on_user_error
 from ..predictor import choose_device
+from .checks import SettingsAction
 from .predictor import MMPredictor, add_model_arguments, load_model, resolve_model
 from .tasks import Task
 
@@ -23,7 +22,7 @@ def image_demo(task: Task, argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", "--output", type=Path, help="picture to write; defaults to NAME_OF_IMAGE_result.jpg")
     parser.add_argument("--score-thr", type=float, default=0.3, help="draw detections with at least this score")
     parser.add_argument("--device", help="defaults to the GPU if there is one")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
+    parser.add_argument("--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="change settings")
     args = parser.parse_args(argv)
     if not Path(args.image).is_file():
         raise UserError(f"no image at {args.image}")

@@ -5,18 +5,17 @@ Models are built on the meta device, so that billions of parameters need no memo
 sampling needs values, run on the CPU, with zero weights.
 """
 
-import argparse
 import copy
 from collections.abc import Sequence
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..errors import exit_on_user_error
+from ..errors import ArgumentParser, exit_on_user_error
 from ..flops import count_flops, count_parameters
-from .checks import read_config
+from .checks import SettingsAction, read_config
 
 __all__ = ["get_flops", "measure"]
 
@@ -80,10 +79,10 @@ def measure(config: Config, shape: tuple[int, int]) -> tuple[int, int]:
 @exit_on_user_error
 def get_flops(default_shape: tuple[int, int], argv: Sequence[str] | None = None) -> None:
     """`get_flops.py`: print the parameters and FLOPs of a configuration's model."""
-    parser = argparse.ArgumentParser(description="Print the parameters and FLOPs of a model.")
+    parser = ArgumentParser(description="Print the parameters and FLOPs of a model.")
     parser.add_argument("config", help="configuration file")
     parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), default=default_shape)
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
+    parser.add_argument("--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="change settings")
     args = parser.parse_args(argv)
     config = read_config(args.config, args.cfg_options)
     parameters, flops = measure(config, tuple(args.shape))

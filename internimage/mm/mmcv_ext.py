@@ -1,7 +1,8 @@
 """`mmcv._ext` without building mmcv: the compiled operators that these models need, from torchvision and ops_dcnv3.
 
 mmcv-lite is mmcv without its compiled module, which `mmcv.ops` imports. This module replaces it, unless the compiled
-one is installed. `nms` and `roi_align_*` (all that Mask R-CNN and Cascade need) call torchvision's kernels. mmcv calls
+one is installed. `nms` and `roi_align_*` (all that Mask R-CNN and Cascade need) call torchvision's kernels,
+`bbox_overlaps`, for mmdet's analysis tools, mmcv's PyTorch code. mmcv calls
 `ms_deform_attn_*` and `sigmoid_focal_loss_*` on a GPU only: the first are CUDA kernels of `ops_dcnv3`, or without its
 CUDA library the DCNv3 operator (`ms_deform_attn.py`), the second PyTorch. Any other operator raises an error when it is
 called. Arguments and results are those of mmcv 2.1's compiled functions: outputs are written in place.
@@ -36,6 +37,13 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -
         # Intersection and areas of boxes whose right and bottom edges move by one are those of the pixel convention.
         bboxes = bboxes + bboxes.new_tensor([0, 0, offset, offset])
     return torch.ops.torchvision.nms(bboxes, scores.float(), iou_threshold)
+
+
+def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
+    """Intersection over union (mode 0) or over the first area (1) of boxes `(N, 4)` and `(M, 4)`, into `ious`."""
+    from mmcv.ops.bbox import _bbox_overlaps_cpu  # its own, in PyTorch, for any device
+
+    ious.copy_(_bbox_overlaps_cpu(bboxes1, bboxes2, ("iou", "iof")[mode], aligned, offset))
 
 
 def _need_average(pool_mode: int) -> None:
@@ -157,6 +165,7 @@ _OPERATORS = {
     function.__name__: function
     for function in (
         nms,
+        bbox_overlaps,
         roi_align_forward,
         roi_align_backward,
         ms_deform_attn_forward,

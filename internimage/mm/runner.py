@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from torch import distributed
 
-from ..errors import UserError, exit_on_user_error
+from ..errors import ArgumentParser, UserError, exit_on_user_error
 from ..preemption import close_process_group, leave
 from ..runlock import lock_run
 from ..zoo import local_checkpoint
 from .checked_runner import CheckedRunner, bare
 from .checkpoints import find_checkpoints, on_main
-from .checks import check_classes, check_data_files, explained, explained_empty, read_config
+from .checks import SettingsAction, check_classes, check_data_files, explained, explained_empty, read_config
 from .predictor import add_model_arguments, resolve_model
-from .tasks import DETECTION, SEGMENTATION, Task
+from .sharding import MODES, configure_sharding
+from .tasks import DETECTION, SEGMENTATION, PicturesHook, Task
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"]
 
@@ -30,14 +31,14 @@ __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"
 
 
 def _arguments(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
+    parser = ArgumentParser(description=description)
     parser.add_argument(
         "--work-dir", "--output", help="folder for logs and checkpoints; defaults to work_dirs/NAME_OF_CONFIG"
     )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=SettingsAction,
         metavar="KEY=VALUE",
         help="settings to change, for example train_dataloader.batch_size=4",
     )
@@ -79,12 +80,13 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
     )
+    parser.add_argument("--shard", choices=MODES, help="share the optimizer's state (zero) or the whole model (fsdp)")
     parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="resume from this checkpoint; without a name, from the latest one in the work folder, if any",
+        help="resume from this checkpoint; without a name, and by default, from the latest one in the work folder",
     )
     args = parser.parse_args(argv)
     config = read_config(args.config, args.cfg_options)
@@ -93,10 +95,16 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         if not torch.cuda.is_available():
             raise UserError("--amp needs a GPU; omit it on the CPU")
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    configure_sharding(config, args.shard)
     if args.auto_scale_lr:
         if not config.get("auto_scale_lr", {}).get("base_batch_size"):
-            raise UserError("--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the configuration")
+            raise UserError(
+                "--auto-scale-lr needs the total batch size that the learning rate belongs to; add "
+                "--cfg-options auto_scale_lr.base_batch_size=N"
+            )
         config.auto_scale_lr.enable = True
+    if not config.get("resume") and find_checkpoints(config):
+        args.resume = args.resume or "auto"  # instead of starting anew over the files of the earlier run
     if args.resume:
         config.resume = True
         config.load_from = None if args.resume == "auto" else str(local_checkpoint(args.resume))
@@ -119,25 +127,28 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
     add_model_arguments(parser)
     parser.add_argument("--out", help=task.out_help)
     parser.add_argument("--show-dir", help="folder for pictures of the predictions")
-    parser.add_argument("--tta", action="store_true", help="use the test-time augmentation of the configuration")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation: several scales and mirror images")
     args = parser.parse_args(argv)
     config, checkpoint = resolve_model(args)
     _start(config, args)
     config.load_from = str(local_checkpoint(checkpoint))
     config.resume = False
+    config.shard = "none"
     config.model.backbone.pop("init_cfg", None)
-    if args.show_dir:
-        task.save_pictures(config, args.show_dir)
     if args.tta:
-        if "tta_model" not in config or "tta_pipeline" not in config:
-            raise UserError(f"{args.config} has no tta_model and tta_pipeline; omit --tta")
         if "mask_head" in config.model.get("roi_head", {}):
             raise UserError("mmdet cannot merge the masks of augmented images; omit --tta")
+        if task is DETECTION:
+            task.add_tta(config)
+        if "tta_model" not in config or "tta_pipeline" not in config:
+            raise UserError(f"{args.config} has no tta_model and tta_pipeline; omit --tta")
         config.model = ConfigDict(**config.tta_model, module=config.model)
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
     with explained():
         runner = _build(config, task, ("test",))
         if args.out:
             task.save_predictions(runner, args.out)
+        if args.show_dir:
+            runner.register_hook(PicturesHook(args.show_dir))
         runner.test()
     close_process_group()

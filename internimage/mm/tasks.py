@@ -1,9 +1,12 @@
 """What differs between detection and segmentation for the scripts that they share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import mmcv
 import numpy as np
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
@@ -12,7 +15,23 @@ from ..predictor import Predictor
 from ..results import DetectionResult, SegmentationResult
 from ..sources import Picture
 
-__all__ = ["DETECTION", "SEGMENTATION", "Task", "find_task"]
+__all__ = ["DETECTION", "SEGMENTATION", "PicturesHook", "Task", "find_task"]
+
+
+_TTA_SCALES = (0.8, 1.0, 1.2)
+
+
+class PicturesHook(Hook):
+    """Write a picture of every tested image to a folder, under the image's own name."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: object, outputs: Sequence) -> None:
+        """Draw the annotations and the predictions of a batch."""
+        for sample in outputs:
+            image, path = mmcv.imread(sample.img_path, channel_order="rgb"), Path(sample.img_path)
+            runner.visualizer.add_datasample(path.stem, image, sample, out_file=str(self.folder / path.name))
 
 
 class _Detection:
@@ -28,9 +47,22 @@ class _Detection:
             raise UserError(f"--out writes a pickle file; give a name that ends in .pkl, not {path}")
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=path))
 
-    def save_pictures(self, config: Config, folder: str) -> None:
-        """Make a configuration's test loop draw into a folder."""
-        config.default_hooks.visualization.update(draw=True, test_out_dir=str(Path(folder).resolve()))
+    def add_tta(self, config: Config) -> None:
+        """Add test-time augmentation to a configuration without: three scales of its own, each with its mirror image.
+
+        Nothing is added if the test pipeline does not resize to a pair of lengths.
+        """
+        pipeline = config.test_dataloader.dataset.pipeline
+        at = next((i for i, step in enumerate(pipeline) if step.type == "Resize"), len(pipeline) - 1)
+        if "tta_pipeline" in config or not isinstance(pipeline[at].get("scale"), tuple):
+            return
+        sizes = [{**pipeline[at], "scale": tuple(round(k * side) for side in pipeline[at].scale)} for k in _TTA_SCALES]
+        flips = [{"type": "RandomFlip", "prob": 0.0}, {"type": "RandomFlip", "prob": 1.0}]
+        # PackDetInputs has all keys by default; the test pipelines leave out those of mirror images.
+        rest = [[{key: value for key, value in step.items() if key != "meta_keys"}] for step in pipeline[at + 1 :]]
+        config.tta_pipeline = [*pipeline[:at], {"type": "TestTimeAug", "transforms": [sizes, flips, *rest]}]
+        merging = {"nms": {"type": "nms", "iou_threshold": 0.6}, "max_per_img": 100}
+        config.tta_model = {"type": "DetTTAModel", "tta_cfg": merging}
 
     def infer(self, model: nn.Module, image: np.ndarray) -> object:
         """Run a model of the framework's inference functions on an image `(H, W, 3)`, BGR uint8."""
@@ -58,11 +90,6 @@ class _Segmentation:
         Path(path).mkdir(parents=True, exist_ok=True)
         for metric in runner.test_evaluator.metrics:
             metric.output_dir = path
-
-    def save_pictures(self, config: Config, folder: str) -> None:
-        config.default_hooks.visualization.update(draw=True, interval=1)
-        # A name of its own: mmengine gives a visualizer of a known name as it is, with the folder of an earlier run.
-        config.visualizer.update(save_dir=folder, name=f"visualizer for {folder}")
 
     def infer(self, model: nn.Module, image: np.ndarray) -> object:
         from mmseg.apis import inference_model

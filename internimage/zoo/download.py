@@ -56,7 +56,7 @@ def fetch(url: str, folder: Path) -> Path:
         reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"cannot download {path.name} ({reason}); try again, or download {url} by hand and save it as {path}"
-        ) from error
+        ) from None  # the message has the reason
     _check_once(path)
     return path
 

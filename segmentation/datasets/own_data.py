@@ -8,7 +8,6 @@ list is the value i in the label maps, 255 is ignored, and `palette` is optional
 given one and works with `train.py`, `test.py` and `image_demo.py`.
 """
 
-import argparse
 import json
 import os
 import pprint
@@ -23,7 +22,7 @@ from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 
 __all__ = ["OwnDataset", "own_config", "read_classes"]
 
@@ -181,7 +180,7 @@ def own_config(
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and write one configuration."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", help="configuration to start from, one of segmentation/configs")
     parser.add_argument("--data-root", required=True, help="folder of the data set, which holds classes.json")
     parser.add_argument("--train", nargs=2, required=True, metavar=("IMAGES", "LABELS"), help="relative to --data-root")

@@ -24,7 +24,8 @@ CONFIGS = ROOT / "classification" / "configs"
 RECIPES = json.loads((ROOT / "tests/data/classification_recipes.json").read_text())
 RELEASED = sorted(RECIPES.keys() - {"defaults"})
 NEW_KEYS = {"AMP", "TF32", "COMPILE", "LAUNCHER", "SAVE_CKPT_NUM"}
-NEW_KEYS |= {"DATA.SKIP_BAD_IMAGES", "DATA.TIMEOUT", "DATA.TRAIN_SHARDS", "DATA.VAL_SHARDS", "AUG.CROP_SCALE"}
+NEW_KEYS |= {"DATA.SKIP_BAD_IMAGES", "DATA.TIMEOUT", "DATA.TRAIN_SHARDS", "DATA.VAL_SHARDS", "MODEL.IN_CHANS"}
+NEW_KEYS |= {"TRAIN.EARLY_STOPPING", "PREDICTIONS", "AUG.CROP_SCALE", "AUG.CROP_RATIO", "AUG.HFLIP", "AUG.VFLIP"}
 SET_OTHERWISE = {"MODEL.NAME", "OUTPUT", "DATA.DATA_PATH", "LOCAL_RANK", "BASE"}
 TINY = str(CONFIGS / "internimage_t_1k_224.yaml")
 
@@ -106,6 +107,42 @@ def test_options_reach_their_keys():
     assert Path(config.OUTPUT) == Path("o/internimage_t_1k_224/x")
 
 
+def test_repeated_opts_add_up():
+    config = configure("--opts", "SEED", "3", "--epochs", "7", "--lr", "1e-3", "--opts", "AUG.HFLIP", "0")
+    assert (config.SEED, config.AUG.HFLIP, config.TRAIN.EPOCHS, config.TRAIN.BASE_LR) == (3, 0.0, 7, 1e-3)
+
+
+def test_a_released_name_stands_for_its_file():
+    config = get_config(parse_args(["--model", "internimage_b_1k_224"]))
+    assert config == configure(cfg=CONFIGS / "internimage_b_1k_224.yaml")
+    with pytest.raises(UserError, match="did you mean internimage_b_1k_224"):
+        get_config(parse_args(["--model", "internimage_b"]))
+
+
+def test_all_keys_can_be_listed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_args(["--list-keys"])
+    lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0 and len(lines) == len(SETTINGS)
+    assert "AUG.HFLIP = 0.5  (float in [0, 1]): probability of a mirror image, left to right" in lines
+
+
+def test_a_misspelt_option_gets_one_line_with_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stop:
+        configure("--batchsize", "8")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("error: unknown option --batchsize; did you mean --batch-size?")
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "adafactor", "muon"])
+def test_timms_optimizers_take_the_configured_groups(name):
+    config = configure("--opts", "TRAIN.OPTIMIZER.NAME", name)
+    optimizer = build_optimizer(config, torch.nn.Linear(4, 4), 1.0, 1)
+    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.05]
+    assert {group["lr"] for group in optimizer.param_groups} == {config.TRAIN.BASE_LR}
+
+
 def test_tf32_and_compiling_can_be_said_in_the_file_and_on_the_command_line(tmp_path):
     assert (configure().TF32, configure().COMPILE) == (True, "off")
     assert configure("--compile").COMPILE == "default"
@@ -163,6 +200,11 @@ MISTAKES = {
     "TRAIN: {OPTIMIZER: {BETAS: [0.9]}}": "BETAS is [0.9], expected list of 2 floats",
     "AUG: {STD: [0, 0, 0]}": "AUG.STD is [0, 0, 0], expected list of 3 floats in [1e-6, 1000]",
     "AUG: {CROP_SCALE: [0.5, 0.1]}": "AUG.CROP_SCALE is [0.5, 0.1], expected the smaller number first",
+    "AUG: {SCALE: [0.5, 1]}": "nearest known key is AUG.CROP_SCALE",
+    "AUG: {RATIO: [0.5, 1]}": "nearest known key is AUG.CROP_RATIO",
+    "DATA: {IMG_SIZE: [64, 0]}": "DATA.IMG_SIZE is [64, 0], expected int in [1, 8192], or two: [height, width]",
+    "MODEL: {IN_CHANS: 2}": "MODEL.IN_CHANS is 2, expected 3, or 1 for grey",
+    "TRAIN: {OPTIMIZER: {NAME: lamp}}": "OPTIMIZER.NAME is lamp, expected one of timm's (did you mean lamb?)",
     "AUG: {CUTMIX_MINMAX: [0.5, 0.501]}": "AUG.CUTMIX_MINMAX is [0.5, 0.501], expected",
     "MODEL: {DROP_PATH_RATE: 1.5}": "MODEL.DROP_PATH_RATE is 1.5, expected float in [0, 1)",
     "MODEL: {PRETRAINED: [a]}": "MODEL.PRETRAINED is ['a'], expected str",

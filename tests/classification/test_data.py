@@ -46,6 +46,11 @@ def test_imagenet_with_other_classes_uses_the_folders_and_says_so(folder, capsys
     assert capsys.readouterr().out.strip() == f"{folder} has 3 classes instead of 1000: the model gets as many outputs"
 
 
+def test_a_class_count_that_the_folder_overrides_is_reported(folder, capsys):
+    assert build_loaders(configure(folder, "MODEL.NUM_CLASSES", 7)).num_classes == 3
+    assert capsys.readouterr().out.strip() == f"{folder} has 3 classes instead of 7: the model gets as many outputs"
+
+
 def test_evaluation_reads_no_training_images(folder):
     loaders = build_loaders(configure(folder, flags=["--eval"]))
     assert loaders.train is None and loaders.mixup is None
@@ -164,6 +169,37 @@ def test_normalisation_gives_the_bits_of_torchvision(folder):
     image, config = picture(1, size=(40, 40)), configure(folder)
     expected = transforms.Compose([transforms.ToTensor(), transforms.Normalize(config.AUG.MEAN, config.AUG.STD)])(image)
     assert torch.equal(build_transform(config, train=False)(image), expected)
+
+
+PLAIN = ("AUG.AUTO_AUGMENT", "none", "AUG.COLOR_JITTER", 0, "AUG.REPROB", 0, "AUG.CROP_SCALE", "[1, 1]")
+
+
+@pytest.mark.parametrize(("horizontal", "vertical"), [(0, 0), (1, 0), (0, 1)])
+def test_mirror_images_can_be_switched_off_and_on(folder, horizontal, vertical):
+    flips = ("AUG.HFLIP", horizontal, "AUG.VFLIP", vertical, "AUG.CROP_RATIO", "[1, 1]")
+    image = picture(1, size=(40, 40))
+    expected = normalised(np.asarray(image)[:: -1 if vertical else 1, :: -1 if horizontal else 1])
+    transform = build_transform(configure(folder, *PLAIN, *flips), train=True)
+    for _ in range(4):
+        np.testing.assert_allclose(transform(image), expected, atol=1e-5)
+
+
+def test_inputs_may_be_rectangles(folder):
+    config = configure(folder, "DATA.IMG_SIZE", "[24, 48]")
+    image = picture(1, size=(96, 64))
+    expected = image.resize((48, 32), Image.Resampling.BICUBIC).crop((0, 4, 48, 28))
+    np.testing.assert_allclose(build_transform(config, train=False)(image), normalised(expected), atol=1e-5)
+    images, _ = next(iter(build_loaders(config).train))
+    assert images.shape == (4, 3, 24, 48)
+
+
+def test_grey_inputs_have_one_channel(folder):
+    config = configure(folder, "MODEL.IN_CHANS", 1, "DATA.IMG_SIZE", 32)
+    images, _ = next(iter(build_loaders(config).train))
+    assert images.shape == (4, 1, 32, 32)
+    image = picture(1, size=(32, 32))
+    expected = (np.asarray(image.convert("L")) / 255 - np.mean([0.485, 0.456, 0.406])) / np.mean([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(build_transform(config, train=False)(image)[0], expected, atol=1e-5)
 
 
 def test_mean_and_std_are_the_configurations(folder):

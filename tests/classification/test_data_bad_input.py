@@ -47,6 +47,11 @@ def test_a_missing_split_is_named(folder, split):
     assert f"{folder} has no {split}/" in message
 
 
+def test_a_split_of_a_longer_name_is_to_be_renamed(folder):
+    (folder / "val").rename(folder / "valid")
+    assert f"rename {folder / 'valid'} to val" in message_of(lambda: build_loaders(configure(folder)))
+
+
 def test_an_empty_class_folder_is_named(folder):
     (folder / "train" / "fox").mkdir()
     (folder / "train" / "fox" / "notes.txt").write_text("")

@@ -89,11 +89,11 @@ def test_all_three_formats_hold_the_same(folder, tmp_path):
         torch.testing.assert_close({key: file.get_tensor(key) for key in file.keys()}, expected)  # noqa: SIM118
 
 
-def test_a_layer_with_several_outputs_gives_each_of_them(folder, tmp_path):
-    run(folder, "--image", folder / "images/a.png", "--layers", "levels.0", "--output", tmp_path / "f.pt")
+def test_a_level_gives_its_map_and_its_downsampling_the_next_levels_input(folder, tmp_path):
+    layers = "levels.0", "levels.0.downsample"
+    run(folder, "--image", folder / "images/a.png", "--layers", *layers, "--output", tmp_path / "f.pt")
     features = torch.load(tmp_path / "f.pt")
-    assert features["levels.0[0]"].shape == (1, 8, 8, 8)
-    assert features["levels.0[1]"].shape == (1, 4, 4, 16)
+    assert [features[name].shape for name in layers] == [(1, 8, 8, 8), (1, 4, 4, 16)]
 
 
 def test_list_layers_needs_no_weights_and_no_memory(capsys):

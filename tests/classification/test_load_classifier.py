@@ -76,7 +76,7 @@ def test_the_scripts_take_a_checkpoint_alone(run, image, tmp_path, capsys):
     assert f"validation: top-1 {accuracy:.3f}%" in capsys.readouterr().out
     main(["flops", "--config", str(run / "config.yaml")])
     assert "config: 0.58 M parameters, 0.0 GFLOPs at 48 x 48" in capsys.readouterr().out
-    with user_error(capsys, "give --cfg FILE; only --eval --resume CHECKPOINT"):
+    with user_error(capsys, "give --cfg FILE or --model NAME; only --eval --resume CHECKPOINT"):
         train_script(["--resume", checkpoint])
     with user_error(capsys, "give --checkpoint FILE, or --model NAME"):
         predict_script(["--image", str(image)])

@@ -63,7 +63,10 @@ def read(path):
 # Writing and reading
 
 
-def test_shards_have_the_samples_of_the_folder(folder, shards):
+@pytest.mark.parametrize("system", ["posix", "windows"])
+def test_shards_have_the_samples_of_the_folder(folder, shards, system, monkeypatch):
+    if system == "windows":
+        monkeypatch.delattr(os, "pread")
     plain, tars = build_loaders(configure(folder)), build_loaders(configure(shards, dataset="tar", workers=1))
     assert pixels_and_labels(tars.val) == pixels_and_labels(plain.val)
     samples, expected = tars.train.dataset.samples, plain.train.dataset.samples

@@ -1,8 +1,10 @@
 """train.py as a user runs it: train, evaluate, time, fine-tune, and mistakes in doing so."""
 
+import csv
 import re
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +80,33 @@ def test_evaluation_prints_what_training_printed(finished, capsys):
         ("validation", f"{last['top1']:.3f}"),
         ("averaged weights", f"{last['top1_ema']:.3f}"),
     ]
+
+
+def test_predictions_and_the_accuracy_of_each_class_are_written(finished, tmp_path, capsys):
+    config, output, folder = finished
+    run_here(config, output, "--eval", "--resume", str(folder), "--predictions", str(tmp_path / "new/p.csv"))
+    with open(tmp_path / "new/p.csv") as file:
+        rows = list(csv.DictReader(file))
+    with open(tmp_path / "new/p_classes.csv") as file:
+        classes = {row["class"]: row for row in csv.DictReader(file)}
+    assert [Path(row["image"]).parent.name for row in rows] == [row["label"] for row in rows] and len(rows) == 24
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    # Those of the averaged weights, which are evaluated last.
+    assert top1_lines(capsys.readouterr().out)[1] == ("averaged weights", f"{100 * right / 24:.3f}")
+    for name, row in classes.items():
+        mine = [r["predicted"] == name for r in rows if r["label"] == name]
+        assert (row["images"], float(row["top1"])) == ("6", pytest.approx(100 * sum(mine) / 6, abs=0.01))
+
+
+def test_a_run_without_progress_ends_early_and_does_not_go_on(finished, tmp_path, capsys):
+    frozen = {"EPOCHS": 9, "WARMUP_EPOCHS": 0, "BASE_LR": 0.0, "MIN_LR": 0.0, "EARLY_STOPPING": 1}
+    config = write_config(tmp_path / "early.yaml", finished[0].parent / "data", {"TRAIN": frozen})
+    for _ in range(2):
+        run_here(config, tmp_path)
+        printed = capsys.readouterr().out
+        assert "no better top-1 for 1 epochs" in printed
+        assert [record["epoch"] for record in history(tmp_path / "early")] == [0, 1]
+    assert "nothing left to do" in printed
 
 
 def test_a_released_style_checkpoint_evaluates(finished, tmp_path, capsys):

@@ -46,6 +46,13 @@ def test_nms_of_no_boxes_is_empty():
     assert len(mmcv.ops.nms(torch.zeros(0, 4), torch.zeros(0), iou_threshold=0.5)[1]) == 0
 
 
+def test_overlaps_are_those_of_torchvision():
+    first, second = boxes(5), boxes(7, seed=1)
+    expected = torchvision.ops.box_iou(first, second)
+    torch.testing.assert_close(mmcv.ops.bbox_overlaps(first, second), expected)
+    torch.testing.assert_close(mmcv.ops.bbox_overlaps(first, second[:5], aligned=True), expected[:, :5].diag())
+
+
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_roi_align_and_its_gradient_are_those_of_torchvision(aligned, sampling_ratio):

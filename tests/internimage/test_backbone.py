@@ -68,6 +68,20 @@ def test_feature_maps_have_strides_4_to_32_and_any_image_size_works():
     assert not any(key.startswith(("head", "conv_head")) for key in model.state_dict())
 
 
+def test_a_hook_on_a_level_sees_its_map_and_its_gradient():
+    model, seen = InternImage(channels=16, depths=(1, 1), groups=(1, 2), num_classes=3), []
+    model.levels[1].register_forward_hook(lambda _, args, output: (output.retain_grad(), seen.append(output))[1])
+    model(torch.randn(1, 3, 64, 64)).amax().backward()
+    assert seen[0].shape == seen[0].grad.shape == (1, 8, 8, 32) and seen[0].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 64, 64, 3)])
+def test_images_of_another_layout_are_refused_by_shape(shape):
+    model = InternImage(channels=16, depths=(1, 1), groups=(1, 2), num_classes=3)
+    with pytest.raises(ValueError, match=r"images must have shape \(N, 3, H, W\); got"):
+        model(torch.zeros(shape))
+
+
 @pytest.mark.parametrize(
     "name", [f"flash_intern_image_{size}" for size in ("t_1k_224", "s_1k_224", "b_1k_224", "l_22kto1k_384")]
 )

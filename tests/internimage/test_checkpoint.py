@@ -322,11 +322,18 @@ def test_a_metadata_model_initialises_one_with_other_classes():
 
 
 @pytest.mark.parametrize(
-    "model", [{"channels": 16}, {"depths": (1, 1, 3, 1)}, {"cls_scale": 2.0}, {"in_chans": 1}], ids=str
+    "model", [{"channels": 16}, {"depths": (1, 1, 3, 1)}, {"cls_scale": 2.0}, {"in_chans": 4}], ids=str
 )
 def test_initialising_from_another_architecture_is_an_error(model):
     with pytest.raises(CheckpointError, match="does not fit InternImage"):
         load_pretrained(small(**model), small(num_classes=5).state_dict())
+
+
+def test_a_grey_model_starts_from_the_sum_over_the_colours():
+    state = small(num_classes=5, seed=1).state_dict()
+    model = small(num_classes=5, in_chans=1)
+    assert load_pretrained(model, state) == ["the first convolution is summed over the colours, for grey images"]
+    assert torch.equal(model.patch_embed.conv1.weight, state["patch_embed.conv1.weight"].sum(1, keepdim=True))
 
 
 def test_a_backbone_file_does_not_silently_leave_a_classifier_without_head():

@@ -10,16 +10,18 @@ from torch.export import Dim
 
 from internimage import UserError
 from internimage.export import export
+from internimage.export.parity import check_parity, require_parity
+from internimage.export.spec import Check, Exportable
 from ops_dcnv3 import DCNv3, dcnv3
 
 
 class Net(nn.Module):
     """A network with the layer and the function, and two named outputs."""
 
-    def __init__(self, layer: bool = True) -> None:
+    def __init__(self, layer: bool = True, stride: int = 2) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem = nn.Conv2d(3, 24, 3, stride=2, padding=1)
+        self.stem = nn.Conv2d(3, 24, 3, stride=stride, padding=1)
         self.layer = nn.Identity()
         if layer:
             self.layer = DCNv3(24, group=3)
@@ -36,11 +38,13 @@ SIZES = [torch.randn(1, 3, 32, 32), torch.randn(3, 3, 32, 32), torch.randn(2, 3,
 
 
 def test_one_call_writes_a_checked_standard_file_for_any_size(tmp_path):
-    net = Net(layer=False)  # the layer with free sizes is tested in whole models
+    net = Net(layer=False, stride=16)  # the layer with free sizes is tested in whole models
     net.stem.eval()
-    rows = export(net, tmp_path / "net.onnx", SIZES, metadata={"task": "mine"})
+    # The first one, which is traced, becomes one pixel.
+    sizes = [torch.randn(1, 3, 16, 16), torch.randn(2, 3, 40, 64), torch.randn(3, 3, 32, 16)]
+    rows = export(net, tmp_path / "net.onnx", sizes, metadata={"task": "mine"})
     assert net.training and not net.stem.training
-    assert [row.shape for row in rows] == [tuple(images.shape) for images in SIZES]
+    assert [row.shape for row in rows] == [tuple(images.shape) for images in sizes]
     assert max(row.relative for row in rows) < 1e-5
     proto = onnx.load(tmp_path / "net.onnx")
     assert [output.name for output in proto.graph.output] == ["maps", "pooled"]
@@ -49,6 +53,19 @@ def test_one_call_writes_a_checked_standard_file_for_any_size(tmp_path):
 
 def test_other_formats_take_the_same_call(tmp_path):
     assert export(Net(), tmp_path / "net.xml", SIZES[0], format="openvino", dynamic=False)[0].relative < 1e-5
+
+
+def test_a_file_that_does_not_run_is_renamed_and_named(tmp_path):
+    images = torch.zeros(1, 3, 16, 16)
+
+    def runtime(_: np.ndarray) -> list[np.ndarray]:
+        raise RuntimeError("grid batch 64 does not match 16\nat line 7")
+
+    (tmp_path / "net.onnx").write_bytes(b"")
+    rows = check_parity(Exportable(nn.Flatten(0), images, ("x",)), Check([images]), runtime)
+    with pytest.raises(UserError, match=r"images 1 x 3 x 16 x 16 \(grid .* 16\); it is now .*net.onnx.failed"):
+        require_parity(rows, tmp_path / "net.onnx", 1e-4)
+    assert (tmp_path / "net.onnx.failed").exists()
 
 
 def test_what_cannot_be_written_ends_in_one_line(tmp_path):

@@ -34,7 +34,7 @@ def small(cls: type[InternImage] = InternImage, **flags) -> InternImage:
 
 
 def maps(outputs):
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    return outputs if isinstance(outputs, list) else [outputs]
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: next(iter(flags), "plain"))

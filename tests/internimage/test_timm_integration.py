@@ -98,6 +98,7 @@ def test_features_only_gives_maps_at_four_strides_without_a_head(name, images):
     assert [tuple(m.shape) for m in maps] == [(2, 16, 16, 16), (2, 32, 8, 8), (2, 64, 4, 4), (2, 128, 2, 2)]
     assert model.feature_info.channels() == [16, 32, 64, 128] and model.feature_info.reduction() == [4, 8, 16, 32]
     assert not any("head" in key for key in model.state_dict())
+    assert isinstance(maps, list)
     assert [m.shape[1] for m in create(name, features_only=True, out_indices=(1, 3))(images)] == [32, 128]
 
 

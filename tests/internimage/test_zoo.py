@@ -138,6 +138,7 @@ def test_without_network_the_error_says_what_to_download_and_where_to_put_it(hos
     message = str(error.value)
     assert f"download {nowhere}/OpenGVLab/InternImage/resolve/main/{NAME}.pth by hand" in message
     assert f"save it as {tmp_path / f'{NAME}.pth'}" in message and "\n" not in message
+    assert error.value.__suppress_context__  # one traceback, not those of urllib or httpx before it
 
 
 def test_a_file_put_there_by_hand_is_used_and_later_damage_is_noticed(host, tmp_path):

@@ -341,6 +341,8 @@ def test_arguments_that_do_not_fit_are_named(change, message):
 def test_the_layer_asks_for_channels_last():
     with pytest.raises(ValueError, match=r"\(N, H, W, 8\); got \(1, 8, 5, 5\)"):
         ops_dcnv3.DCNv3(8, group=2)(torch.zeros(1, 8, 5, 5))
+    with pytest.raises(ValueError, match="channels come second: pass input.permute"):
+        ops_dcnv3.DCNv4(8, group=2)(torch.zeros(1, 8, 5, 5))
 
 
 def test_what_is_no_tensor_and_no_size_is_refused_by_name():

@@ -105,4 +105,5 @@ param_scheduler = [
 default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=2, save_best=None),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=8)
 randomness = dict(seed=0)

@@ -89,4 +89,5 @@ default_hooks = dict(
 )
 log_processor = dict(by_epoch=True)
 visualizer = dict(vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")])
+auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)
