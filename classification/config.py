@@ -221,6 +221,11 @@ def _check_relations(config: CfgNode, source: str) -> None:
     ):
         if not holds:
             raise UserError(f"{source}: {key} is {value}, expected {expected}")
+    if config.TRAIN.SHARD != "fsdp" and (config.TRAIN.CPU_OFFLOAD or config.SHARDED_CHECKPOINT):
+        option = "--cpu-offload" if config.TRAIN.CPU_OFFLOAD else "--sharded-checkpoint"
+        raise UserError(f"{option} needs --shard fsdp; now it is --shard {config.TRAIN.SHARD}")
+    if config.TRAIN.SHARD == "fsdp" and config.COMPILE != "off":
+        raise UserError("--compile is not supported with --shard fsdp; omit one of them")
     if config.COMPILE in CUDA_GRAPH_MODES and config.TRAIN.ACCUMULATION_STEPS > 1:
         # Every replay of a graph writes its gradients to the same memory (pytorch issue 169545).
         raise UserError(
@@ -246,7 +251,10 @@ _OPTIONS = {
     "--throughput": "THROUGHPUT_MODE",
     "--accumulation-steps": "TRAIN.ACCUMULATION_STEPS",
     "--use-checkpoint": "TRAIN.USE_CHECKPOINT",
+    "--shard": "TRAIN.SHARD",
     "--use-zero": "TRAIN.OPTIMIZER.USE_ZERO",
+    "--cpu-offload": "TRAIN.CPU_OFFLOAD",
+    "--sharded-checkpoint": "SHARDED_CHECKPOINT",
     "--amp": "AMP",
     "--tf32": "TF32",
     "--tag": "TAG",
@@ -334,6 +342,11 @@ def get_config(args: argparse.Namespace) -> CfgNode:
     for key, value in vars(args).items():
         if key in SETTINGS and value is not None:
             _set(config, key, value, "command line")
+    # USE_ZERO is the older name of SHARD zero; recipes have it, and --shard takes precedence.
+    asked = getattr(args, "TRAIN.SHARD") or ("zero" if config.TRAIN.OPTIMIZER.USE_ZERO else "none")
+    if config.TRAIN.SHARD == "none" or getattr(args, "TRAIN.SHARD"):
+        config.TRAIN.SHARD = asked
+    config.TRAIN.OPTIMIZER.USE_ZERO = config.TRAIN.SHARD == "zero"
     if args.amp_opt_level == "O0":
         config.AMP = "off"
 

@@ -23,9 +23,10 @@ from classification.trainer import distributed, resume
 from classification.trainer.acceleration import place_model, set_tf32
 from classification.trainer.engine import Trainer, seed_everything
 from classification.trainer.evaluation import evaluate_all, throughput
+from classification.trainer.fsdp import FullyShard
 from classification.trainer.predictions import Predictions
+from classification.trainer.strategy import Strategy
 from classification.trainer.tracking import Tracker, prepare_folder
-from internimage.checkpoint import load_file
 from internimage.errors import UserError, exit_on_user_error
 from internimage.preemption import StopRequest, close_process_group, leave
 
@@ -34,7 +35,7 @@ from internimage.preemption import StopRequest, close_process_group, leave
 @explained_worker_death()
 def main(argv: Sequence[str] | None = None) -> None:
     config = get_config(parse_args(argv))
-    world = distributed.start(config.LAUNCHER, config.LOCAL_RANK)
+    world = distributed.start(config.LAUNCHER, config.LOCAL_RANK, cpu_tensors=config.TRAIN.CPU_OFFLOAD)
     set_tf32(world.device, config.TF32)
     seed_everything(world.device, config.SEED)
     finished = True
@@ -50,6 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     close_process_group()  # after an error the process just exits
 
 
+def build_strategy(config: CfgNode, world: distributed.World) -> Strategy:
+    """How `TRAIN.SHARD` spreads the model over the processes."""
+    dtype = amp_dtype(config, world.device)
+    if config.TRAIN.SHARD == "fsdp":
+        options = {"cpu_offload": config.TRAIN.CPU_OFFLOAD, "folders": config.SHARDED_CHECKPOINT}
+        return FullyShard(world, dtype, **options)
+    return Strategy(world, dtype)
+
+
 def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -> bool:
     """Train from a checkpoint of this run, else from --resume, else from --pretrained, else from random weights.
 
@@ -63,26 +73,26 @@ def run_training(config: CfgNode, world: distributed.World, stop: StopRequest) -
         tracker.log(f"the warm-up ({config.TRAIN.WARMUP_EPOCHS:g} epochs) is as long as the run: {advice}")
     loaders = build_loaders(config)
     loaders.start_workers()
-    model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
+    strategy, model = build_strategy(config, world), build_model(config, loaders.num_classes)
+    if config.TRAIN.SHARD != "fsdp":  # which moves one block after the other
+        place_model(model, world.device, config.COMPILE)
     tracker.log(
         f"{config.MODEL.NAME}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
         f"{loaders.num_classes} classes, {world.size} x {world.device.type}, output {folder}"
     )
-    found = resume.load_latest(world, folder, tracker.log) if config.TRAIN.AUTO_RESUME else None
+    found = resume.find_latest(world, folder, tracker.log) if config.TRAIN.AUTO_RESUME else None
     if config.MODEL.RESUME:
         if found is None:
-            path = resume.locate(world, config.MODEL.RESUME)
-            found = path, load_file(path)
+            found = resume.locate(world, config.MODEL.RESUME)
         else:
             tracker.log(f"not resuming from {config.MODEL.RESUME}: this run has newer checkpoints of its own")
     elif found is None and config.MODEL.PRETRAINED:
         weights = resume.locate(world, config.MODEL.PRETRAINED)
         resume.initialise(model, weights, tracker.log, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD)
-    trainer = Trainer(config, world, model, loaders, amp_dtype(config, world.device), stop)
+    trainer = Trainer(config, strategy, model, loaders, stop)
     if found is not None:
-        path, checkpoint = found
-        resume.restore(trainer.state, checkpoint, path, tracker.log)
-        tracker.log(f"resumed from {path}; the next epoch is {trainer.state.epoch + 1}")
+        resume.restore(trainer.state, found, tracker.log)
+        tracker.log(f"resumed from {found}; the next epoch is {trainer.state.epoch + 1}")
     finished = trainer.fit(tracker)
     tracker.close()
     return finished

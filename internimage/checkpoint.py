@@ -61,6 +61,8 @@ def load_file(path: str | Path) -> object:
     path = Path(path)
     if path.is_dir() and (shards := sorted(path.glob("*.safetensors"))):
         return {key: value for shard in shards for key, value in load_file(shard).items()}
+    if (path / ".metadata").is_file():
+        raise CheckpointError(f"{path} is a sharded checkpoint; make it one file with tools/dcp_to_pth.py")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give the path of a .pth, .pt or .safetensors file")
     try:

@@ -1,7 +1,8 @@
-"""Write files atomically, and open files without blocking on pipes."""
+"""Write files and folders atomically, and open files without blocking on pipes."""
 
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +11,12 @@ from typing import BinaryIO
 
 from .errors import UserError
 
-__all__ = ["atomic_path", "open_regular", "remove_leftovers"]
+__all__ = ["atomic_path", "open_regular", "publish_folder", "remove", "remove_leftovers", "temporary_name"]
+
+
+def temporary_name(path: Path, mark: str = "") -> Path:
+    """A name beside `path` that `remove_leftovers` knows."""
+    return path.with_name(f".{path.name}{mark}.{os.getpid()}.tmp")
 
 
 @contextmanager
@@ -23,19 +29,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         UserError: the file cannot be written. The old content is unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        # Make the new name survive a power failure before the caller deletes an older file.
-        with suppress(OSError):  # some network file systems cannot open folders
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # On a full disk torch.save raises a RuntimeError about file positions.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
@@ -49,11 +49,40 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Rename a complete folder to `path`. If there is an old one, a kill between the two renames leaves none there."""
+    old = temporary_name(path, ".old")
+    _sync_folder(temporary)
+    with suppress(FileNotFoundError):
+        os.rename(path, old)
+    os.rename(temporary, path)
+    _sync_folder(path.parent)
+    remove(old)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power failure before the caller deletes older files."""
+    with suppress(OSError):  # some network file systems cannot open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: str | Path) -> None:
-    """Delete the temporary files of `atomic_path` that killed processes left in a folder."""
+    """Delete the temporary files and folders that killed processes left in a folder."""
     for path in Path(folder).glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def open_regular(path: str | Path) -> BinaryIO:

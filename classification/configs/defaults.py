@@ -2,9 +2,9 @@
 
 Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). New keys are
 `DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`, `COMPILE`,
-`DATA.TIMEOUT`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, `MODEL.IN_CHANS`, `TRAIN.EARLY_STOPPING`, `PREDICTIONS`, and
-`AUG.CROP_SCALE`, `CROP_RATIO`, `HFLIP`, `VFLIP`. `tools/configuration_page.py` writes docs/configuration.md from this
-table.
+`DATA.TIMEOUT`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, `MODEL.IN_CHANS`, `TRAIN.EARLY_STOPPING`, `TRAIN.SHARD`,
+`TRAIN.CPU_OFFLOAD`, `SHARDED_CHECKPOINT`, `PREDICTIONS`, and `AUG.CROP_SCALE`, `CROP_RATIO`, `HFLIP`, `VFLIP`.
+`tools/configuration_page.py` writes docs/configuration.md from this table.
 """
 
 import ast
@@ -121,6 +121,7 @@ CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 _COMPILE = ("off", "default", *CUDA_GRAPH_MODES, "max-autotune-no-cudagraphs")
 _DATASETS = ("imagenet", "imagenet22K", "inat18", "folder", "tar")
 _INTERPOLATION = ("bicubic", "bilinear", "lanczos", "hamming", "random")
+_SHARD = ("none", "zero", "fsdp")
 _TYPES = ("intern_image", "intern_image_meta_former", "flash_intern_image", "INTERN_IMAGE")
 
 _LEVELS = {
@@ -185,6 +186,8 @@ SETTINGS = {
     "TRAIN.EARLY_STOPPING": Setting(0, "end after this many epochs without a better top-1; 0: never", "[0, 1e6]"),
     "TRAIN.AUTO_RESUME": Setting(True, "continue from the newest checkpoint of this run"),
     "TRAIN.ACCUMULATION_STEPS": Setting(0, "batches per optimizer step; 0: one", "[0, 1e6]"),
+    "TRAIN.SHARD": Setting("none", "what is spread over the processes; zero: the optimizer's state; fsdp: all", _SHARD),
+    "TRAIN.CPU_OFFLOAD": Setting(False, "with fsdp: parameters and optimizer state in CPU memory"),
     "TRAIN.USE_CHECKPOINT": Setting(False, "gradient checkpointing: less memory, more time"),
     "TRAIN.LR_SCHEDULER.NAME": Setting("cosine", "shape of the schedule", ("cosine", "linear", "step")),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": Setting(30, "epochs between the steps", "[0, 1e6]"),
@@ -193,7 +196,7 @@ SETTINGS = {
     "TRAIN.OPTIMIZER.EPS": Setting(1e-8, "of AdamW", "[0, 1]"),
     "TRAIN.OPTIMIZER.BETAS": Setting([0.9, 0.999], "of AdamW", "[0, 1)", (2, 2)),
     "TRAIN.OPTIMIZER.MOMENTUM": Setting(0.9, "of SGD", "(0, 1)"),
-    "TRAIN.OPTIMIZER.USE_ZERO": Setting(False, "spread the optimizer's state over the processes (ZeRO)"),
+    "TRAIN.OPTIMIZER.USE_ZERO": Setting(False, "older name of SHARD zero"),
     "TRAIN.OPTIMIZER.FREEZE_BACKBONE": Setting(None, "levels to freeze, from the first", "[0, 8]", optional=int),
     "TRAIN.OPTIMIZER.DCN_LR_MUL": Setting(None, "factor for offsets, with LR_LAYER_DECAY", "[0, 1000]", optional=float),
     "TRAIN.EMA.ENABLE": Setting(False, "average the weights beside the training"),
@@ -230,6 +233,7 @@ SETTINGS = {
     "TAG": Setting("default", "name of this run: results go to a further folder of that name"),
     "SAVE_FREQ": Setting(1, "epochs from one checkpoint to the next", "[1, 1e6]"),
     "SAVE_CKPT_NUM": Setting(1, "checkpoints to keep, at least 2", "[1, 1e6]"),
+    "SHARDED_CHECKPOINT": Setting(False, "with fsdp: folders that all processes write while training goes on"),
     "PRINT_FREQ": Setting(10, "steps from one line of the log to the next", "[1, 1e6]"),
     "EVAL_FREQ": Setting(1, "epochs from one evaluation to the next", "[1, 1e6]"),
     "SEED": Setting(0, "random seed", "[0, 1e18]"),

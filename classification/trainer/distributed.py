@@ -42,7 +42,7 @@ class World:
         return self.rank == 0
 
 
-def start(launcher: str = "auto", local_rank: int = 0) -> World:
+def start(launcher: str = "auto", local_rank: int = 0, *, cpu_tensors: bool = False) -> World:
     """Initialize torch.distributed if a launcher started several processes.
 
     Args:
@@ -50,6 +50,7 @@ def start(launcher: str = "auto", local_rank: int = 0) -> World:
             because srun may start torchrun. Slurm's are used only inside an srun step: `SLURM_NTASKS` is also set in a
             batch script, where only one process runs.
         local_rank: number of this process on its machine, if the environment does not have it.
+        cpu_tensors: also let processes with GPUs exchange tensors in CPU memory (gloo).
 
     Raises:
         UserError: the launcher's variables are missing or invalid, or there are more processes than GPUs.
@@ -79,8 +80,9 @@ def start(launcher: str = "auto", local_rank: int = 0) -> World:
     device = _device(local_rank)
     if size > 1:
         gpu = device.type == "cuda"
+        on_gpu = "cpu:gloo,cuda:nccl" if cpu_tensors else "nccl"
         dist.init_process_group(
-            "nccl" if gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT, device_id=device if gpu else None
+            on_gpu if gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT, device_id=device if gpu else None
         )
     return World(rank, size, device)
 

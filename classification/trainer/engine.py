@@ -8,24 +8,25 @@ the same weights as an uninterrupted run.
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from timm.utils import ModelEmaV3, distribute_bn
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from classification.data import Loaders
 from internimage.errors import CheckpointError, UserError
+from internimage.files import remove
 from internimage.preemption import StopRequest
 from internimage.seeding import sample_seed, seed_generators
 
 from .acceleration import compile_model
-from .distributed import World, gather, run_on_main, wrap_model
+from .distributed import gather, run_on_main
 from .evaluation import evaluate_all, forward_precision, to_device
 from .optimizer import build_optimizer, build_scheduler, learning_rate_scale
 from .resume import RunState, save
+from .strategy import Strategy
 from .tracking import EpochMeter, Tracker, duration, read_history
 
 __all__ = ["Trainer", "seed_everything"]
@@ -44,56 +45,53 @@ class Stopped(Exception):
 
 
 class Trainer:
-    """One training run: builds optimizer, schedule, scaler, EMA and the distributed wrapper of a model.
+    """One training run: gives the model to the strategy, and builds the schedule.
 
     To resume, call `resume.restore` with `state` before `fit`.
 
     Args:
         config: the frozen configuration.
-        world: rank, number of processes and device.
-        model: a classifier, on `world.device`, with initial weights.
+        strategy: how the model is spread over the processes; not yet prepared.
+        model: a classifier, on the strategy's device, with initial weights.
         loaders: from `build_loaders`.
-        dtype: of autocast; None for fp32.
         stop: checked after every update and during evaluation.
     """
 
     def __init__(
         self,
         config: CfgNode,
-        world: World,
+        strategy: Strategy,
         model: nn.Module,
         loaders: Loaders,
-        dtype: torch.dtype | None,
         stop: StopRequest | None = None,
     ) -> None:
-        self.config, self.world, self.loaders, self.dtype = config, world, loaders, dtype
+        self.config, self.strategy, self.world, self.loaders = config, strategy, strategy.world, loaders
         self.stop = stop or StopRequest()
         self.folder = Path(config.OUTPUT)
         self.steps = len(loaders.train)
         self.accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
         self.updates = -(-self.steps // self.accumulation)  # per epoch; the last may take fewer steps
         model.freeze_levels(config.TRAIN.OPTIMIZER.FREEZE_BACKBONE or 0)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        scale = learning_rate_scale(config, world.size)
-        optimizer = build_optimizer(config, model, scale, world.size)
+        scale = learning_rate_scale(config, self.world.size)
+        strategy.prepare(
+            model,
+            lambda model: build_optimizer(config, model, scale, self.world.size),
+            ema_decay=config.TRAIN.EMA.DECAY if config.TRAIN.EMA.ENABLE else None,
+        )
+        if strategy.ema is not None:  # a copy of the model, and copies are not compiled
+            compile_model(strategy.ema.module, config.COMPILE)
         self.state = RunState(
-            model=model,
-            optimizer=optimizer,
+            strategy=strategy,
             epoch=config.TRAIN.START_EPOCH - 1,
-            scheduler=build_scheduler(config, optimizer, scale, self.updates),
-            scaler=torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16),
-            ema=ModelEmaV3(model, decay=config.TRAIN.EMA.DECAY) if config.TRAIN.EMA.ENABLE else None,
+            scheduler=build_scheduler(config, strategy.optimizer, scale, self.updates),
             class_names=loaders.class_names,
             layout={
-                "processes": world.size,
+                "processes": self.world.size,
                 "images per process and step": config.DATA.BATCH_SIZE,
                 "steps per update": self.accumulation,
                 "steps per epoch": self.steps,
             },
         )
-        if self.state.ema is not None:  # a copy of the model, and copies are not compiled
-            compile_model(self.state.ema.module, config.COMPILE)
-        self.parallel = wrap_model(world, model) if world.size > 1 else model
         # Targets of mixup are soft and already smoothed.
         smoothing = 0.0 if loaders.mixup is not None else config.MODEL.LABEL_SMOOTHING
         self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
@@ -115,13 +113,15 @@ class Trainer:
                     tracker.log(f"no better top-1 for {self.config.TRAIN.EARLY_STOPPING} epochs (TRAIN.EARLY_STOPPING)")
                     break
                 self._run_epoch(epoch, tracker)
+            self.strategy.wait()
         except Stopped:
+            self.strategy.wait()
             tracker.log(f"stopped by {self.stop.signal or 'another process'}; start again to resume")
             return False
         trained = f"epochs {first} to {last}" if first <= last else "nothing left to do"
         tracker.log(f"finished ({trained}) in {duration(time.perf_counter() - started)}")
         best_line = f"best top-1 {state.max_accuracy:.2f}%" if state.max_accuracy >= 0 else "not evaluated"
-        if state.ema is not None:
+        if self.strategy.ema is not None:
             best_line += f", of the averaged weights {state.max_accuracy_ema:.2f}%"
         tracker.log(f"{best_line}; checkpoints, log.txt, history.jsonl and TensorBoard files are in {self.folder}")
         return True
@@ -143,7 +143,7 @@ class Trainer:
         evaluates = (epoch + 1) % config.EVAL_FREQ == 0 or epoch == config.TRAIN.EPOCHS - 1
         if evaluates:
             self._save_progress(self.steps, meter, tracker)
-        for model in self._models() if self.world.size > 1 else ():
+        for model in self.strategy.models if self.world.size > 1 else ():
             distribute_bn(model, self.world.size, reduce=True)
         record = {"epoch": epoch} | meter.summary() | {"lr": self._learning_rate()}
         tracker.log(
@@ -167,13 +167,13 @@ class Trainer:
         tracker.flush()  # a resumed run does not log these steps again
         keep = max(2, self.config.SAVE_CKPT_NUM)  # with only one, a damaged file would lose the run
         flags = {"numbered": numbered, "best": best, "best_ema": best_ema, "keep": keep}
-        save(self.world, self.folder, self.state, self.config.dump(), **flags)
+        save(self.folder, self.state, self.config.dump(), **flags)
 
     def train_one_epoch(self, epoch: int, tracker: Tracker) -> EpochMeter:
         """One pass over the training set, or over the rest of it after a resume."""
         config = self.config
-        self.parallel.train()
-        meter = EpochMeter(self.world, epoch, skips_overflow=self.state.scaler.is_enabled())
+        self.strategy.network.train()
+        meter = EpochMeter(self.world, epoch, skips_overflow=self.strategy.skips_overflow)
         begin = self._go_on(meter)
         label = f"epoch {epoch}/{config.TRAIN.EPOCHS}"
         self.loaders.set_epoch(epoch, begin)
@@ -193,13 +193,10 @@ class Trainer:
                 raise Stopped
         return meter
 
-    def _models(self) -> list[nn.Module]:
-        return [self.state.model] + ([self.state.ema.module] if self.state.ema is not None else [])
-
     def _save_progress(self, step: int, meter: EpochMeter, tracker: Tracker) -> None:
         """Save in the middle of an epoch, after `step` of its steps."""
         # Running statistics differ between processes until the end of the epoch.
-        buffers = [{name: value.cpu() for name, value in model.named_buffers()} for model in self._models()]
+        buffers = [{name: value.cpu() for name, value in model.named_buffers()} for model in self.strategy.models]
         state = self.state
         state.progress = {
             "step": step,
@@ -217,7 +214,7 @@ class Trainer:
             return 0
         try:
             meter.load_state_dict(progress["meter"])
-            for model, saved in zip(self._models(), progress["buffers"][self.world.rank]):
+            for model, saved in zip(self.strategy.models, progress["buffers"][self.world.rank]):
                 for name, buffer in model.named_buffers():
                     buffer.copy_(saved[name])
             return int(progress["step"])
@@ -229,30 +226,23 @@ class Trainer:
 
     def _step(self, epoch: int, step: int, inputs: tuple, target: Tensor, images: int, meter: EpochMeter) -> bool:
         """Forward and backward; at the end of an accumulation group also the update. Returns whether it updated."""
-        state = self.state
+        strategy = self.strategy
         group_start = step - step % self.accumulation
         group = min(self.accumulation, self.steps - group_start)
         if step == group_start:
-            state.scheduler.step_update(epoch * self.updates + step // self.accumulation)
-            state.optimizer.zero_grad(set_to_none=True)
+            self.state.scheduler.step_update(epoch * self.updates + step // self.accumulation)
+            strategy.optimizer.zero_grad(set_to_none=True)
         updates = step + 1 == group_start + group
-        with self.parallel.no_sync() if not updates and self.world.size > 1 else nullcontext():
-            with forward_precision(self.world.device, self.dtype):
-                loss = self.criterion(self.parallel(*inputs).float(), target)
-            state.scaler.scale(loss / group).backward()
+        with strategy.accumulate(updates):
+            with forward_precision(self.world.device, strategy.dtype):
+                loss = self.criterion(strategy.network(*inputs).float(), target)
+            strategy.backward(loss / group)
         meter.add(loss, images)
         if not updates:
             return False
-        state.scaler.unscale_(state.optimizer)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.config.TRAIN.CLIP_GRAD:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.config.TRAIN.CLIP_GRAD, norm)
+        norm = strategy.update(self.config.TRAIN.CLIP_GRAD)
         meter.add_norm(norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.ema is not None:
-            state.ema.update(state.model)
+        strategy.average()
         return True
 
     def _report(self, epoch: int, step: int, label: str, meter: EpochMeter, tracker: Tracker) -> None:
@@ -280,11 +270,12 @@ class Trainer:
         def log(text: str) -> None:
             tracker.log(f"{label} {text}")
 
-        averaged = state.ema.module if state.ema is not None else None
-        plain, ema = evaluate_all(state.model, averaged, self.loaders, self.world, self.dtype, log, self._until_stopped)
+        models = [*self.strategy.models, None][:2]
+        plain, ema = evaluate_all(*models, self.loaders, self.world, self.strategy.dtype, log, self._until_stopped)
         if not math.isfinite(plain["loss"]):
+            self.strategy.wait()
             if self.world.is_main:  # resuming from it would end here again
-                (self.folder / f"ckpt_epoch_{state.epoch}_step_{self.steps}.pth").unlink(missing_ok=True)
+                remove(self.folder / f"ckpt_epoch_{state.epoch}_step_{self.steps}{self.strategy.suffix}")
             raise UserError(
                 f"the validation loss is {plain['loss']} after epoch {state.epoch}; the last checkpoint is from "
                 "before; start again with a lower TRAIN.BASE_LR"
@@ -303,7 +294,7 @@ class Trainer:
         """The batches of an evaluation; raises `Stopped` on a signal (the run is saved before the evaluation)."""
         # All processes must vote equally often, though some may have one more batch.
         questions = len(self.loaders.val.dataset) // self.world.size // self.config.DATA.BATCH_SIZE
-        for batch in batches:
+        for batch in self.strategy.batches(batches):
             if questions > 0 and self.stop.agreed():
                 raise Stopped
             questions -= 1
@@ -314,4 +305,4 @@ class Trainer:
 
     def _learning_rate(self) -> float:
         """The learning rate of the head, which is the largest if there is layer decay."""
-        return max(group["lr"] for group in self.state.optimizer.param_groups)
+        return max(group["lr"] for group in self.strategy.optimizer.param_groups)

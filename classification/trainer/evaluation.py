@@ -1,8 +1,9 @@
 """Evaluate a classifier: accuracy over all processes, and throughput."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from classification.data import Loaders
 from internimage.errors import UserError
 
-from .distributed import World, sum_over_processes
+from .distributed import World, gather, sum_over_processes
 
-__all__ = ["evaluate", "evaluate_all", "forward_precision", "throughput", "to_device"]
+__all__ = ["evaluate", "evaluate_all", "forward_precision", "in_step", "throughput", "to_device"]
 
 
 def forward_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
@@ -26,7 +27,19 @@ def to_device(batch: tuple, device: torch.device) -> tuple[tuple[Tensor, ...], T
     return (images, *metadata), target
 
 
-@torch.inference_mode()
+def in_step(batches: Iterable) -> Iterator[tuple]:
+    """Batches until no process has another one; a process without one yields a batch of no images meanwhile.
+
+    For models whose forward pass gathers parameters from all processes. All processes must call this function.
+    """
+    for batch in chain(batches, repeat(None)):
+        known = [parts for parts in gather(batch and [(part.shape[1:], part.dtype) for part in batch]) if parts]
+        if not known:
+            return
+        yield batch or tuple(torch.zeros((0, *shape), dtype=dtype) for shape, dtype in known[0])
+
+
+@torch.no_grad()  # not inference_mode: FSDP keeps tensors of a forward pass for the next training step
 def evaluate(
     model: nn.Module,
     batches: Iterable,

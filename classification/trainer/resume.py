@@ -3,7 +3,8 @@
 File names and keys are the original project's (`ckpt_epoch_N.pth`, `ckpt_epoch_best.pth`; model, optimizer,
 lr_scheduler, scaler, epoch, max_accuracy, config, model_ema): each project reads the files of the other. N is the last
 finished epoch, counted from 0. `ckpt_epoch_N_step_S.pth` is from the middle of epoch N, after S of its steps; it also
-has the key `progress`, and is deleted after the next checkpoint.
+has the key `progress`, and is deleted after the next checkpoint. A sharded checkpoint (`dcp`) is a folder with the same
+name without `.pth`.
 """
 
 import copy
@@ -13,43 +14,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from internimage.checkpoint import extract_state_dict, load_exact, load_file, load_pretrained, naming, save_atomic
+from internimage.checkpoint import extract_state_dict, load_exact, load_pretrained, naming
 from internimage.errors import CheckpointError
-from internimage.files import remove_leftovers
+from internimage.files import remove, remove_leftovers
 from internimage.integrity import mark_verified
 from internimage.zoo import local_checkpoint
 
+from .dcp import read, verify
 from .distributed import World, run_on_main
+from .strategy import Strategy
 
 __all__ = [
     "RunState",
+    "find_latest",
     "initialise",
     "list_checkpoints",
     "load_for_evaluation",
-    "load_latest",
     "locate",
     "restore",
     "save",
 ]
 
-BEST, BEST_EMA = "ckpt_epoch_best.pth", "ckpt_epoch_ema_best.pth"
+BEST, BEST_EMA = "ckpt_epoch_best", "ckpt_epoch_ema_best"
 
 
 @dataclass
 class RunState:
-    """Everything that training changes. `model` is the module without a distributed wrapper."""
+    """Everything that training changes: what the strategy holds, and the rest."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
+    strategy: Strategy
     scheduler: Scheduler
-    scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None = None
     epoch: int = -1  # the last finished epoch
     progress: dict[str, Any] | None = None  # of the next epoch, if it has started: see Trainer._save_progress
     class_names: list[str] = field(default_factory=list)
@@ -57,31 +54,27 @@ class RunState:
     max_accuracy: float = -1.0  # below any accuracy, so that the first evaluation is the best so far
     max_accuracy_ema: float = -1.0
 
-    def state_dict(self, config_yaml: str) -> dict[str, Any]:
-        """The checkpoint: plain types and tensors only, so that it loads with `weights_only=True`."""
+    def rest(self, config_yaml: str) -> dict[str, Any]:
+        """What a checkpoint has beside the strategy's entries: plain types and small tensors only."""
         state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "max_accuracy": self.max_accuracy,
             "config": config_yaml,
             "class_names": self.class_names,
         }
-        if self.ema is not None:
-            state |= {"model_ema": self.ema.module.state_dict(), "max_accuracy_ema": self.max_accuracy_ema}
+        if self.strategy.ema is not None:
+            state["max_accuracy_ema"] = self.max_accuracy_ema
         return state | ({"progress": self.progress} if self.progress is not None else {})
 
     @property
     def file_name(self) -> str:
         """Name of the numbered checkpoint."""
-        if self.progress is not None:
-            return f"ckpt_epoch_{self.epoch + 1}_step_{self.progress['step']}.pth"
-        return f"ckpt_epoch_{self.epoch}.pth"
+        step = f"{self.epoch + 1}_step_{self.progress['step']}" if self.progress is not None else self.epoch
+        return f"ckpt_epoch_{step}{self.strategy.suffix}"
 
 
-_NUMBERED = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth")
+_NUMBERED = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?(?:\.pth)?")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -96,46 +89,36 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save(
-    world: World,
-    folder: Path,
-    state: RunState,
-    config_yaml: str,
-    *,
-    numbered: bool,
-    best: bool,
-    best_ema: bool,
-    keep: int,
+    folder: Path, state: RunState, config_yaml: str, *, numbered: bool, best: bool, best_ema: bool, keep: int
 ) -> None:
     """Write the checkpoint under each requested name, then delete all but the `keep` newest of finished epochs.
 
-    All processes must call this function (ZeRO gathers its shards on rank 0); rank 0 writes.
+    All processes must call this function.
 
     Raises:
         UserError: on every process, if a file cannot be written. Existing files stay complete.
     """
     # The numbered one last: a run killed in between repeats the epoch and writes the best ones again.
-    names = [BEST] * best + [BEST_EMA] * best_ema + [state.file_name] * numbered
+    current, suffix = state.file_name, state.strategy.suffix
+    names = [BEST + suffix] * best + [BEST_EMA + suffix] * best_ema + [current] * numbered
     if not names:
         return
-    if isinstance(state.optimizer, ZeroRedundancyOptimizer):
-        state.optimizer.consolidate_state_dict(to=0)
 
-    def write() -> None:
-        payload = state.state_dict(config_yaml)
-        for name in names:
-            save_atomic(payload, folder / name)
+    def rotate() -> None:
         remove_leftovers(folder)
+        for name in names:  # the same in the other form, from before the run changed it
+            remove(folder / (name.removesuffix(suffix) if suffix else f"{name}.pth"))
         checkpoints = list_checkpoints(folder) if numbered else []
         finished = [path for path in checkpoints if "_step_" not in path.name]
         for path in checkpoints:
-            if path.name != state.file_name and path not in finished[:keep]:
-                path.unlink(missing_ok=True)
+            if path.name != current and path not in finished[:keep]:
+                remove(path)
 
-    run_on_main(world, write)
+    state.strategy.save(state.rest(config_yaml), [folder / name for name in names], rotate)
 
 
-def load_latest(world: World, folder: Path, log: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """Load the newest readable checkpoint of `folder`; None if it has no checkpoints. Log each unreadable one.
+def find_latest(world: World, folder: Path, log: Callable[[str], None]) -> Path | None:
+    """The newest readable checkpoint of `folder`; None if it has no checkpoints. Log each unreadable one.
 
     Raises:
         CheckpointError: none of the checkpoints can be read. A new run would overwrite them.
@@ -145,7 +128,7 @@ def load_latest(world: World, folder: Path, log: Callable[[str], None]) -> tuple
         checkpoints = list_checkpoints(folder)
         for path in checkpoints:
             try:
-                load_file(path)
+                verify(path)
                 return path
             except CheckpointError as error:
                 log(f"skipping an unreadable checkpoint: {error}")
@@ -157,13 +140,12 @@ def load_latest(world: World, folder: Path, log: Callable[[str], None]) -> tuple
         return None
 
     path = run_on_main(world, find)
-    if path is None:
-        return None
-    mark_verified(path)
-    return path, load_file(path)
+    if path is not None:
+        mark_verified(path)
+    return path
 
 
-def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], None]) -> None:
+def restore(state: RunState, path: Path, log: Callable[[str], None]) -> None:
     """Load a training checkpoint into `state`, strictly.
 
     The schedule is recomputed from the configuration and the number of updates; a difference to the one in the file
@@ -172,29 +154,16 @@ def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], N
     Raises:
         CheckpointError: anything is missing or does not fit the model or the optimizer.
     """
+    checkpoint = state.strategy.read(path)
     needed = ["model", "optimizer", "lr_scheduler", "scaler", "epoch", "max_accuracy"]
-    needed += ["model_ema"] if state.ema is not None else []
+    needed += ["model_ema"] if state.strategy.ema is not None else []
     missing = [key for key in needed if key not in checkpoint] if isinstance(checkpoint, dict) else needed
     if missing:
         raise CheckpointError(
             f"{path} is not a training checkpoint of this configuration: it lacks {', '.join(missing)}; "
             "resume from one that train.py wrote with the same EMA setting, or load its weights with --pretrained"
         )
-    try:
-        _load_weights(state.model, checkpoint, path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; to train another model, choose another folder with --tag NAME") from None
-    if state.ema is not None:
-        _load_weights(state.ema.module, checkpoint, path, ema=True)
-    try:
-        # A copy, because the file is mapped into memory and is deleted or rewritten during the run.
-        _restore_optimizer(state.optimizer, copy.deepcopy(checkpoint["optimizer"]))
-        state.scaler.load_state_dict(checkpoint["scaler"] or state.scaler.state_dict())
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"the optimizer state in {path} does not fit this configuration ({str(error).splitlines()[0]}); "
-            "resume with the same optimizer, layer decay and freezing, or load its weights with --pretrained"
-        ) from None
+    state.strategy.load_state_dict(checkpoint, path)
     if checkpoint["lr_scheduler"] != state.scheduler.state_dict():
         log("the learning-rate schedule differs from the checkpoint's; using the one of the configuration")
     state.epoch = checkpoint["epoch"]
@@ -210,36 +179,17 @@ def restore(state: RunState, checkpoint: Any, path: Path, log: Callable[[str], N
             )
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load an optimizer's state from any device.
-
-    Updates are fused if they are on the current device. Fused updates need states in the memory format of their
-    parameters (convolution weights are channels-last on GPUs only) and step counts on their device.
-    """
-    for group, present in zip(saved["param_groups"], optimizer.param_groups):
-        group["fused"] = present.get("fused")
-    optimizer.load_state_dict(saved)
-    optimizer = getattr(optimizer, "optim", optimizer)  # ZeRO keeps its shard in an optimizer of its own
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            states = optimizer.state.get(parameter, {})
-            for name, value in states.items():
-                if name == "step" and group.get("fused"):
-                    states[name] = value.to(parameter.device)
-                elif value is not None and value.shape == parameter.shape and value.stride() != parameter.stride():
-                    states[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
 def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> bool:
     """Load the weights (with `ema`, the averaged weights) of any released or own checkpoint, strictly.
 
     Returns:
         False if the file has no averaged weights; the model is then unchanged.
     """
-    checkpoint = load_file(path)
+    checkpoint = read(path)
     if ema and not (isinstance(checkpoint, dict) and "model_ema" in checkpoint):
         return False
-    _load_weights(model, checkpoint, path, ema=ema)
+    with naming(path):
+        load_exact(model, extract_state_dict(checkpoint, ema=ema))
     return True
 
 
@@ -254,7 +204,7 @@ def locate(world: World, name: str) -> Path:
         path = local_checkpoint(name)
         if path.is_dir() and (found := list_checkpoints(path)):  # the folder of a run
             path = found[0]
-        load_file(path)
+        verify(path)
         return path
 
     path = run_on_main(world, find)
@@ -271,10 +221,5 @@ def initialise(model: nn.Module, path: Path, log: Callable[[str], None], *, rand
         CheckpointError: the file does not have this model's backbone.
     """
     with naming(path):
-        for notice in load_pretrained(model, extract_state_dict(load_file(path)), rand_init_head=rand_init_head):
+        for notice in load_pretrained(model, extract_state_dict(read(path)), rand_init_head=rand_init_head):
             log(f"{path}: {notice}")
-
-
-def _load_weights(model: nn.Module, checkpoint: Any, path: Path, *, ema: bool = False) -> None:
-    with naming(path):
-        load_exact(model, extract_state_dict(checkpoint, ema=ema))

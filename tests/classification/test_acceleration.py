@@ -14,6 +14,7 @@ from classification.trainer import optimizer
 from classification.trainer.acceleration import place_model, set_tf32
 from classification.trainer.distributed import World, wrap_model
 from classification.trainer.resume import RunState, restore
+from classification.trainer.strategy import Strategy
 from internimage import InternImage
 
 CPU = torch.device("cpu")
@@ -176,16 +177,21 @@ def test_a_fused_optimizer_learns_the_same_and_its_runs_can_be_resumed_on_either
 
 
 def run_state(model, build=torch.optim.AdamW, **options):
-    step = build(model.parameters(), lr=0.1, **options)
-    schedule = torch.optim.lr_scheduler.StepLR(step, 1)
-    return RunState(model, step, schedule, torch.amp.GradScaler("cpu", enabled=False))
+    strategy = Strategy(World())
+    strategy.prepare(model, lambda model: build(model.parameters(), lr=0.1, **options))
+    return RunState(strategy, torch.optim.lr_scheduler.StepLR(strategy.optimizer, 1))
 
 
 def step_once(state):
     torch.manual_seed(0)
-    state.optimizer.zero_grad()
-    state.model(torch.randn(2, 4, 5, 5)).square().sum().backward()
-    state.optimizer.step()
+    state.strategy.optimizer.zero_grad()
+    state.strategy.model(torch.randn(2, 4, 5, 5)).square().sum().backward()
+    state.strategy.optimizer.step()
+
+
+def copy_state(saved, state, path):
+    torch.save(saved.strategy.state_dict() | saved.rest(""), path)
+    restore(state, path, print)
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
@@ -194,14 +200,14 @@ def test_restored_states_have_the_layout_of_their_parameters(memory_format, tmp_
     saved = run_state(nn.Conv2d(4, 8, 3).to(memory_format=other[memory_format]))
     step_once(saved)
     state = run_state(nn.Conv2d(4, 8, 3).to(memory_format=memory_format), fused=True)
-    restore(state, saved.state_dict(""), tmp_path / "x.pth", print)
-    weight, of_saved = state.model.weight, saved.optimizer.state[saved.model.weight]
+    copy_state(saved, state, tmp_path / "x.pth")
+    weight, of_saved = state.strategy.model.weight, saved.strategy.optimizer.state[saved.strategy.model.weight]
     for name in ("exp_avg", "exp_avg_sq"):
-        value = state.optimizer.state[weight][name]
+        value = state.strategy.optimizer.state[weight][name]
         assert value.stride() == weight.stride() != of_saved[name].stride()
         assert torch.equal(value, of_saved[name])
     step_once(saved), step_once(state)
-    torch.testing.assert_close(state.model.weight, saved.model.weight)
+    torch.testing.assert_close(state.strategy.model.weight, saved.strategy.model.weight)
 
 
 def test_the_state_of_a_sharded_optimizer_is_restored_for_fused_steps(process_group, tmp_path):
@@ -210,13 +216,11 @@ def test_the_state_of_a_sharded_optimizer_is_restored_for_fused_steps(process_gr
 
     saved = run_state(nn.Conv2d(4, 8, 3), sharded)
     step_once(saved)
-    saved.optimizer.consolidate_state_dict(to=0)
-    payload = saved.state_dict("")
     state = run_state(nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last), sharded, fused=True)
-    restore(state, payload, tmp_path / "x.pth", print)
-    assert all(group["fused"] for group in state.optimizer.optim.param_groups)
+    copy_state(saved, state, tmp_path / "x.pth")
+    assert all(group["fused"] for group in state.strategy.optimizer.optim.param_groups)
     step_once(saved), step_once(state)
-    torch.testing.assert_close(state.model.weight, saved.model.weight)
+    torch.testing.assert_close(state.strategy.model.weight, saved.strategy.model.weight)
 
 
 def test_only_gpu_parameters_ask_for_a_fused_step():

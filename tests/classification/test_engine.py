@@ -15,6 +15,7 @@ from classification.trainer.distributed import World
 from classification.trainer.engine import Trainer, seed_everything
 from classification.trainer.evaluation import evaluate
 from classification.trainer.optimizer import build_optimizer, build_scheduler, learning_rate_scale
+from classification.trainer.strategy import Strategy
 from classification.trainer.tracking import EpochMeter, Tracker
 from internimage.errors import UserError
 
@@ -38,11 +39,11 @@ def make_trainer(config_file, *options, batch_norm=True):
     model = build_model(config, 4)
     if not batch_norm:
         model.conv_head[1] = nn.Identity()
-    return Trainer(config, WORLD, model, build_loaders(config), None)
+    return Trainer(config, Strategy(WORLD), model, build_loaders(config))
 
 
 def weights(trainer):
-    return {name: p.detach().clone() for name, p in trainer.state.model.named_parameters()}
+    return {name: p.detach().clone() for name, p in trainer.strategy.model.named_parameters()}
 
 
 def train_one_epoch(trainer):
@@ -66,16 +67,16 @@ def test_an_incomplete_last_group_is_averaged_over_its_own_steps(config_file):
     trainer = make_trainer(config_file, *options, batch_norm=False)
     train_one_epoch(trainer)
     last = list(trainer.loaders.train)[5:]
-    loss = sum(trainer.criterion(trainer.state.model(images), target) for images, target in last) / 3
-    for parameter, expected in zip(trainer.parameters, torch.autograd.grad(loss, trainer.parameters)):
+    loss = sum(trainer.criterion(trainer.strategy.model(images), target) for images, target in last) / 3
+    for parameter, expected in zip(trainer.strategy.parameters, torch.autograd.grad(loss, trainer.strategy.parameters)):
         torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-6)
 
 
 def test_gradients_are_clipped_to_the_configured_norm_and_reported_before(config_file):
     trainer = make_trainer(config_file, "TRAIN.CLIP_GRAD", "0.01")
     seen = []
-    trainer.state.optimizer.register_step_pre_hook(
-        lambda *_: seen.append(torch.cat([p.grad.flatten() for p in trainer.parameters]).norm().item())
+    trainer.strategy.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.cat([p.grad.flatten() for p in trainer.strategy.parameters]).norm().item())
     )
     figures = train_one_epoch(trainer)
     assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in seen)
@@ -104,7 +105,7 @@ def test_the_average_follows_the_weights(config_file):
     trainer = make_trainer(config_file, "TRAIN.EMA.DECAY", "0.75", "TRAIN.ACCUMULATION_STEPS", "8")
     before = weights(trainer)
     train_one_epoch(trainer)  # one update
-    for name, average in trainer.state.ema.module.named_parameters():
+    for name, average in trainer.strategy.ema.module.named_parameters():
         torch.testing.assert_close(average, 0.75 * before[name] + 0.25 * weights(trainer)[name])
 
 
@@ -153,7 +154,7 @@ def test_schedules_warm_up_and_decay_by_updates(name, expected, config_file):
 def test_layer_decay_reaches_the_optimizer_once(config_file):
     trainer = make_trainer(config_file, "TRAIN.LR_LAYER_DECAY", "True", "TRAIN.LR_LAYER_DECAY_RATIO", "0.5")
     trainer.state.scheduler.step_update(0)
-    rates = {name: g["lr"] for g in trainer.state.optimizer.param_groups for name in g["names"]}
+    rates = {name: g["lr"] for g in trainer.strategy.optimizer.param_groups for name in g["names"]}
     assert rates["patch_embed.conv1.weight"] == pytest.approx(rates["head.weight"] * 0.5**3)
     assert rates["head.weight"] == pytest.approx(trainer.config.TRAIN.BASE_LR * learning_rate_scale(trainer.config, 1))
 

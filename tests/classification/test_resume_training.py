@@ -1,5 +1,6 @@
 """Checkpoints: written whole, rotated, found again; and a run that was killed ends like one that was not."""
 
+import functools
 import multiprocessing
 import signal
 import time
@@ -19,25 +20,34 @@ from tiny_training import (
 )
 from torch import nn
 
-from classification.trainer import engine, resume
+from classification.trainer import engine, strategy
 from classification.trainer.distributed import World
-from classification.trainer.resume import RunState, list_checkpoints, load_latest, restore, save
+from classification.trainer.resume import RunState, find_latest, list_checkpoints, restore, save
+from classification.trainer.strategy import Strategy
 from internimage import preemption
 from internimage.errors import CheckpointError, UserError
 from internimage.preemption import EXIT_CODE
 from internimage.runlock import lock_run
 
 
-def make_state(**options):
-    model = nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    return RunState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False), **options)
+def make_state(build=lambda model: torch.optim.AdamW(model.parameters(), lr=0.1)):
+    plain = Strategy(World())
+    plain.prepare(nn.Linear(2, 2), build)
+    return RunState(plain, torch.optim.lr_scheduler.StepLR(plain.optimizer, 1))
 
 
 def save_epoch(folder, state, epoch, **flags):
     state.epoch = epoch
-    save(World(), folder, state, "", **{"numbered": True, "best": False, "best_ema": False, "keep": 2} | flags)
+    save(folder, state, "", **{"numbered": True, "best": False, "best_ema": False, "keep": 2} | flags)
+
+
+def write_checkpoint(folder, state, without=()):
+    """A checkpoint of `state` that lacks an entry, given by its keys."""
+    checkpoint = state.strategy.state_dict() | state.rest("")
+    *outer, last = without or [None]
+    functools.reduce(dict.__getitem__, outer, checkpoint).pop(last, None)
+    torch.save(checkpoint, folder / "x.pth")
+    return folder / "x.pth"
 
 
 def names(folder):
@@ -70,9 +80,8 @@ def test_a_damaged_latest_checkpoint_falls_back_to_the_one_before_with_a_notice(
     save_epoch(tmp_path, state, 1)
     damage(tmp_path / "ckpt_epoch_1.pth")
     notices = []
-    path, checkpoint = load_latest(World(), tmp_path, notices.append)
+    path = find_latest(World(), tmp_path, notices.append)
     assert path.name == "ckpt_epoch_0.pth"
-    assert checkpoint["epoch"] == 0
     assert len(notices) == 1
     assert "ckpt_epoch_1.pth" in notices[0]
 
@@ -81,11 +90,11 @@ def test_if_no_checkpoint_can_be_read_the_run_does_not_start_anew(tmp_path):
     save_epoch(tmp_path, make_state(), 0)
     cut(tmp_path / "ckpt_epoch_0.pth")
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
-        load_latest(World(), tmp_path, lambda _: None)
+        find_latest(World(), tmp_path, lambda _: None)
 
 
 def test_an_empty_folder_has_no_latest_checkpoint(tmp_path):
-    assert load_latest(World(), tmp_path, print) is None
+    assert find_latest(World(), tmp_path, print) is None
 
 
 def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monkeypatch):
@@ -112,39 +121,36 @@ def test_leftovers_of_a_kill_while_writing_are_removed(tmp_path):
 
 def test_the_best_checkpoints_are_written_before_the_numbered_one(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(resume, "save_atomic", lambda payload, path: written.append(path.name))
+    monkeypatch.setattr(strategy, "save_atomic", lambda payload, path: written.append(path.name))
     save_epoch(tmp_path, make_state(), 4, best=True, best_ema=True)
     assert written == ["ckpt_epoch_best.pth", "ckpt_epoch_ema_best.pth", "ckpt_epoch_4.pth"]
 
 
 @pytest.mark.parametrize("key", ["model", "optimizer", "lr_scheduler", "scaler", "epoch", "max_accuracy"])
 def test_resuming_needs_every_part(key, tmp_path):
-    checkpoint = make_state().state_dict("")
-    del checkpoint[key]
+    path = write_checkpoint(tmp_path, make_state(), [key])
     with pytest.raises(CheckpointError, match=f"lacks {key}"):
-        restore(make_state(), checkpoint, tmp_path / "x.pth", print)
+        restore(make_state(), path, print)
 
 
 def test_resuming_another_model_points_to_a_folder_of_its_own(tmp_path):
-    checkpoint = make_state().state_dict("")
-    del checkpoint["model"][next(iter(checkpoint["model"]))]
+    path = write_checkpoint(tmp_path, make_state(), ["model", "weight"])
     with pytest.raises(CheckpointError, match="--tag NAME"):
-        restore(make_state(), checkpoint, tmp_path / "x.pth", print)
+        restore(make_state(), path, print)
 
 
 def test_resuming_refuses_the_state_of_another_optimizer(tmp_path):
-    checkpoint = make_state().state_dict("")
-    other = make_state()
-    other.optimizer = torch.optim.AdamW([{"params": [p]} for p in other.model.parameters()], lr=0.1)
+    path = write_checkpoint(tmp_path, make_state())
+    other = make_state(lambda model: torch.optim.AdamW([{"params": [p]} for p in model.parameters()], lr=0.1))
     with pytest.raises(CheckpointError, match="optimizer state"):
-        restore(other, checkpoint, tmp_path / "x.pth", print)
+        restore(other, path, print)
 
 
 def test_resuming_after_the_schedule_changed_says_so(tmp_path):
     state, notices = make_state(), []
-    checkpoint = state.state_dict("")
+    path = write_checkpoint(tmp_path, state)
     state.scheduler.step_size = 5
-    restore(state, checkpoint, tmp_path / "x.pth", notices.append)
+    restore(state, path, notices.append)
     assert len(notices) == 1
     assert "schedule differs" in notices[0]
 

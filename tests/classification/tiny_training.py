@@ -105,9 +105,9 @@ def start_forked(
 
 
 def two_processes(
-    folder: Path, *arguments: str, main: Callable[..., None] = train.main, slurm: bool = False
+    folder: Path, *arguments: str, main: Callable[..., None] = train.main, slurm: bool = False, count: int = 2
 ) -> list[tuple[int, str]]:
-    """Exit code and output of `main(arguments)` in two processes, as torchrun (or srun) would start them."""
+    """Exit code and output of `main(arguments)` in two (or `count`) processes, as torchrun or srun would start them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -116,9 +116,9 @@ def two_processes(
         size, rank, local = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"
         common["SLURM_STEP_ID"] = "0"
     folder.mkdir(exist_ok=True, parents=True)
-    outputs = [folder / f"printed by process {i}.txt" for i in range(2)]
+    outputs = [folder / f"printed by process {i}.txt" for i in range(count)]
     processes = [
-        start_forked(output, *arguments, main=main, **common, **{size: "2", rank: str(i), local: str(i)})
+        start_forked(output, *arguments, main=main, **common, **{size: str(count), rank: str(i), local: str(i)})
         for i, output in enumerate(outputs)
     ]
     for process in processes:

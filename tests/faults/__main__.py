@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-from kills import TASKS, kill_often  # noqa: E402 - after the path
+from kills import RUNS, TASKS, kill_often  # noqa: E402 - after the path
 from mutations import TARGETS, mutate_often  # noqa: E402
 from sanitized import run_operator_cases  # noqa: E402
 from table import FAULTS, markdown  # noqa: E402
@@ -72,11 +72,13 @@ def _cases(count: int, seed: int, say: Callable[[str], None]) -> str:
     return f"{count} calls, no report"
 
 
-def _kills(task: str, processes: int, args: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> str:
+def _kills(
+    task: str, processes: int, mode: str, args: argparse.Namespace, folder: Path, say: Callable[[str], None]
+) -> str:
     survived = 0
-    outcomes = kill_often(task, processes, args.kills, folder, args.seed, say)
+    outcomes = kill_often(task, processes, mode, args.kills, folder, args.seed, say)
     for number, (what, good) in enumerate(outcomes, 1):
-        say(f"{task}, {processes} processes, {number} of {args.kills}: {what}")
+        say(f"{task}, {processes} processes {mode}, {number} of {args.kills}: {what}")
         survived += good
     if survived < args.kills:
         raise RuntimeError(f"{args.kills - survived} of {args.kills} runs did not end as the undisturbed one")
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="print the table and exit")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of the long form")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="whose trainings are killed")
-    parser.add_argument("--kills", type=int, default=20, help="for each task and number of processes")
+    parser.add_argument("--kills", type=int, default=20, help="for each task, number of processes and mode")
     parser.add_argument("--mutations", type=int, default=5000, help="files in all")
     parser.add_argument("--cases", type=int, default=50_000, help="calls of the operator")
     parser.add_argument("--seed", type=int, default=0, help="of moments, changes and calls")
@@ -114,12 +116,12 @@ def main() -> None:
     if "cases" in args.only:
         report.attempt("operator: random calls, long form", lambda: _cases(args.cases, args.seed, report.say))
     if "kills" in args.only:
-        for task in args.tasks:
-            for processes in (1, 2):
-                own = folder / f"{task}{processes}"
+        for number, (task, processes, mode) in enumerate(RUNS):
+            if task in args.tasks:
+                own = folder / f"{task}{number}"
                 report.attempt(
-                    f"kills at random moments: {task}, {processes} processes",
-                    lambda: _kills(task, processes, args, own, report.say),  # noqa: B023
+                    f"kills at random moments: {task}, {processes} processes {mode}".strip(),
+                    lambda: _kills(task, processes, mode, args, own, report.say),  # noqa: B023
                 )
     if report.results:
         print(markdown(report.results))

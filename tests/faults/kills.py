@@ -1,6 +1,6 @@
 """Kill whole trainings at random moments, start them again, and compare what they end with. For the long form.
 
-The ordinary commands run, in one process or two, on the tiny data of the tests; SIGKILL goes to the whole group.
+The ordinary commands run, in every mode of `RUNS`, on the tiny data of the tests; SIGKILL goes to every process.
 """
 
 import os
@@ -11,17 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from in_children import ENVIRONMENT, ROOT
 
-from internimage.checkpoint import read_state_dict
+from classification.trainer.dcp import read
+from internimage.checkpoint import extract_state_dict
 
-__all__ = ["TASKS", "kill_often"]
+__all__ = ["RUNS", "TASKS", "kill_often"]
 
 TESTS = ROOT / "tests"
 TASKS = ("classification", "detection", "segmentation")
+# Task, processes and mode: further options of train.py.
+RUNS = [(task, processes, "") for task in TASKS for processes in (1, 2)]
+RUNS += [("classification", 2, "--shard fsdp"), ("classification", 2, "--shard fsdp --sharded-checkpoint")]
 
 
 def _prepare(task: str, folder: Path) -> tuple[Path, list[str]]:
@@ -60,9 +65,27 @@ def _start(command: list[str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True)
 
 
+def _family(pid: int) -> list[int]:
+    """A process and all that it has started: torchrun gives each of its processes a session of its own."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [pid, *(other for file in lists for child in file.read_text().split() for other in _family(int(child)))]
+
+
 def _kill(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    family = _family(process.pid)
+    for pid in family:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+    while any(_is_running(pid) for pid in family):
+        time.sleep(0.01)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _wait_for_files(run: Path, process: subprocess.Popen) -> None:
@@ -88,9 +111,9 @@ def _kill_one(command: list[str], run: Path, log: Path, choose: Callable[[], flo
 
 
 def _last(task: str, run: Path) -> dict[str, torch.Tensor] | None:
-    pattern = {"classification": "ckpt_epoch_5.pth", "detection": "epoch_6.pth", "segmentation": "iter_20.pth"}[task]
-    files = list(run.rglob(pattern))
-    return read_state_dict(files[0]) if files else None
+    pattern = {"classification": "ckpt_epoch_5*", "detection": "epoch_6.pth", "segmentation": "iter_20.pth"}[task]
+    files = [path for path in run.rglob(pattern) if "_step_" not in path.name]
+    return extract_state_dict(read(files[0])) if files else None
 
 
 def _same(left: dict | None, right: dict | None) -> bool:
@@ -103,14 +126,14 @@ def _same(left: dict | None, right: dict | None) -> bool:
 
 
 def kill_often(
-    task: str, processes: int, count: int, folder: Path, seed: int, report: Callable[[str], None]
+    task: str, processes: int, mode: str, count: int, folder: Path, seed: int, report: Callable[[str], None]
 ) -> Iterator[tuple[str, bool]]:
     """Yield, for each of `count` kills, what happened and whether the run ended as the undisturbed one did."""
     folder.mkdir(parents=True)
     config, options = _prepare(task, folder)
 
     def run(name: str) -> list[str]:
-        return _command(task, config, options, folder / name, processes)
+        return _command(task, config, [*mode.split(), *options], folder / name, processes)
 
     whole = _start(run("whole"), folder / "whole.log")
     _wait_for_files(folder / "whole", whole)
@@ -120,7 +143,7 @@ def kill_often(
         return
     length = time.monotonic() - began
     expected = _last(task, folder / "whole")
-    report(f"{task}, {processes} processes: {length:.1f} s of training")
+    report(f"{task}, {processes} processes {mode}: {length:.1f} s of training")
     choose = random.Random(seed)
     for number in range(count):
         name, log = f"killed{number}", folder / f"killed{number}.log"

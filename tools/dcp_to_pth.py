@@ -1,0 +1,35 @@
+"""Convert a sharded checkpoint of classification (a folder) to the plain `.pth` file.
+
+    python tools/dcp_to_pth.py output/RUN/ckpt_epoch_299 [ckpt_epoch_299.pth]
+
+It needs as much memory as the file has bytes, and neither a GPU nor a process group.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from classification.trainer.dcp import read, verify  # noqa: E402 - after the path
+from internimage.checkpoint import save_atomic  # noqa: E402
+from internimage.errors import UserError, exit_on_user_error  # noqa: E402
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="the sharded checkpoint")
+    parser.add_argument("file", type=Path, nargs="?", help="defaults to the folder's name with .pth, beside it")
+    args = parser.parse_args(argv)
+    if not args.folder.is_dir():
+        raise UserError(f"{args.folder} is not a folder; give a checkpoint that --sharded-checkpoint wrote")
+    verify(args.folder)
+    file = args.file or args.folder.with_name(f"{args.folder.name}.pth")
+    save_atomic(read(args.folder), file)
+    print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    main()
