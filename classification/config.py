@@ -11,8 +11,8 @@ import argparse
 import difflib
 import functools
 import reprlib
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -21,7 +21,8 @@ from timm.optim import list_optimizers
 from yacs.config import CfgNode
 
 from classification.configs.defaults import CUDA_GRAPH_MODES, DEFAULTS, MAX_TEXT, SETTINGS
-from internimage.errors import ArgumentParser, UserError
+from internimage.errors import ArgumentParser, CheckpointError, UserError
+from internimage.model_source import ModelSource, find_model
 
 __all__ = ["DEFAULTS", "amp_dtype", "channel_statistics", "get_config", "input_size", "load_yaml", "parse_args"]
 
@@ -77,22 +78,27 @@ def load_yaml(path: str | Path) -> dict:
     if len(data) > _MAX_BYTES:
         raise UserError(f"the configuration {path} has more than {_MAX_BYTES} bytes; --cfg expects a recipe")
     try:
-        values = yaml.load(data.decode(), Loader=_Loader)
+        return _parse_yaml(data.decode(), str(path))
     except UnicodeDecodeError:
         raise UserError(f"the configuration {path} is not a text file; --cfg expects YAML") from None
+
+
+def _parse_yaml(text: str, source: str) -> dict:
+    try:
+        values = yaml.load(text, Loader=_Loader)
     except Exception as error:  # for malformed values PyYAML raises ValueError, IndexError and more
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path} is a {type(values).__name__}, expected sections such as DATA: and MODEL:")
+        raise UserError(f"{source} is a {type(values).__name__}, expected sections such as DATA: and MODEL:")
     return values
 
 
-def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Dotted keys and values of a tree; an empty section is a value."""
     for name, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -145,6 +151,44 @@ def _files(path: Path, chain: tuple[Path, ...] = ()) -> Iterator[tuple[str, dict
     for base in filter(None, bases):
         yield from _files(path.parent / base, (*chain, path.resolve()))
     yield str(path), {**values, "BASE": bases or [""]}
+
+
+# What a checkpoint's configuration says about the run that wrote it, not about its model and data.
+_OF_THE_RUN = (
+    *("BASE", "OUTPUT", "TAG", "LAUNCHER", "LOCAL_RANK", "COMPILE", "EVAL_MODE", "THROUGHPUT_MODE"),
+    *("MODEL.NAME", "MODEL.RESUME", "MODEL.PRETRAINED"),
+)
+
+
+def _saved(source: ModelSource) -> Iterator[tuple[str, dict]]:
+    """(source, contents) of the configuration in a checkpoint: YAML text, or the mapping of the original project."""
+    content, name = source.config, str(source.checkpoint)
+    try:
+        leaves = _leaves(_parse_yaml(content, name) if isinstance(content, str) else content)
+        found = dict(islice(leaves, _MAX_VALUES))
+    except RecursionError:
+        raise CheckpointError(f"{name}: its configuration contains itself; save the checkpoint again") from None
+    yield name, {key: value for key, value in found.items() if key not in _OF_THE_RUN}
+
+
+def _sources(args: argparse.Namespace) -> tuple[str, Iterator[tuple[str, dict]]]:
+    """The name of the configuration and its (source, contents): from --cfg, or from the checkpoint to evaluate."""
+    path = _released(args.model) if args.model else args.cfg
+    weights = getattr(args, "MODEL.RESUME") or getattr(args, "MODEL.PRETRAINED")
+    if path is None:
+        if not (args.EVAL_MODE and weights):
+            raise UserError(
+                "give --cfg FILE or --model NAME; only --eval --resume CHECKPOINT takes the checkpoint's configuration"
+            )
+        source = find_model(weights)
+        if not source.classifier:
+            raise UserError(f"{weights} is not a classifier; use the scripts of detection or segmentation")
+        if source.config is not None and not isinstance(source.config, Path):
+            return source.name, _saved(source)
+        if source.config is None:
+            raise UserError(f"{source.name} has no recipe here; give --cfg FILE")
+        path = source.config
+    return Path(path).stem, _files(Path(path))
 
 
 def _check_relations(config: CfgNode, source: str) -> None:
@@ -252,8 +296,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         underscored = "--" + name[2:].replace("-", "_")
         parser.add_argument(*dict.fromkeys((name, underscored)), **{"default": None, **settings})
 
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--cfg", metavar="FILE", help="YAML file, such as configs/internimage_t_1k_224.yaml")
+    which = parser.add_mutually_exclusive_group()
+    help = "YAML file, such as configs/internimage_t_1k_224.yaml; --eval of a checkpoint works without it"
+    which.add_argument("--cfg", "--config", metavar="FILE", help=help)
     which.add_argument("--model", metavar="NAME", help="a released model: the YAML file of that name in configs")
     which.add_argument("--list-keys", action=_ListKeys, nargs=0, help="print all configuration keys and exit")
     help = "change configuration keys: --opts TRAIN.WARMUP_EPOCHS 5 AUG.HFLIP 0"
@@ -277,17 +322,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def get_config(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration for parsed arguments: defaults, then the YAML file, then --opts, then options.
 
-    `MODEL.NAME` is set to the name of the YAML file and `OUTPUT` to `<output>/<name>`, or `<output>/<name>/<tag>` if
-    there is a tag.
+    Without a YAML file, the configuration in the checkpoint to evaluate counts. `MODEL.NAME` is set to the file's
+    name and `OUTPUT` to `<output>/<name>`, or `<output>/<name>/<tag>` if there is a tag.
 
     Raises:
         UserError: an unreadable file, an unknown key, an invalid value, values that do not fit together.
     """
     config = CfgNode(DEFAULTS)
-    path = Path(args.cfg) if args.cfg else _released(args.model)
-    for count, (source, values) in enumerate(_files(path)):
+    name, sources = _sources(args)
+    for count, (source, values) in enumerate(sources):
         if count == _MAX_FILES:
-            raise UserError(f"{path}: BASE includes more than {_MAX_FILES} files")
+            raise UserError(f"{args.cfg}: BASE includes more than {_MAX_FILES} files")
         for key, value in _leaves(values):
             _set(config, key, value, source)
     options = args.opts or []
@@ -307,10 +352,10 @@ def get_config(args: argparse.Namespace) -> CfgNode:
         config.AMP = "off"
 
     config.DATA.DATA_PATH = config.DATA.DATA_PATH or "data/imagenet"
-    config.MODEL.NAME = path.stem
+    config.MODEL.NAME = name
     tag = "" if config.TAG == "default" else config.TAG
     config.OUTPUT = str(Path(config.OUTPUT, config.MODEL.NAME, tag))
-    _check_relations(config, str(path))
+    _check_relations(config, str(args.cfg or name))
     config.freeze()
     return config
 

@@ -1,11 +1,12 @@
-"""A trained classifier and its images, for the scripts predict, extract_feature, pictures and export."""
+"""A trained classifier and its images, for `internimage.load` and the scripts of classification."""
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo
@@ -15,8 +16,12 @@ from yacs.config import CfgNode
 from internimage import create_model
 from internimage.checkpoint import load_exact, naming, read_state_dict
 from internimage.errors import UserError
-from internimage.images import decode_rgb
+from internimage.images import read_image
 from internimage.meta_former import logits_of_images
+from internimage.model_source import ModelSource, find_model
+from internimage.predictor import Predictor
+from internimage.results import ClassificationResult
+from internimage.sources import Picture
 from internimage.zoo import local_checkpoint
 
 from .config import DEFAULTS, channel_statistics, get_config, parse_args
@@ -25,7 +30,15 @@ from .data.transforms import build_transform
 from .models import build_model
 from .trainer.distributed import start
 
-__all__ = ["Classifier", "add_model_arguments", "load_classifier", "read_image", "list_images"]
+__all__ = [
+    "ClassificationPredictor",
+    "Classifier",
+    "add_model_arguments",
+    "build_classifier",
+    "list_images",
+    "load_classifier",
+    "read_image",
+]
 
 
 class Classifier(NamedTuple):
@@ -48,20 +61,43 @@ class Classifier(NamedTuple):
         return (image * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
 
+class ClassificationPredictor(Predictor):
+    """A classifier behind the interface of all tasks."""
+
+    batch_size = 8
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__(classifier.model, classifier.class_names)
+        self.classifier = classifier
+
+    def _predict(self, pictures: list[Picture], threshold: float, top: int) -> list[ClassificationResult]:
+        images = torch.stack([self.classifier.transform(picture.image) for picture in pictures])
+        probabilities = self.classifier.logits(images).softmax(1)
+        scores, labels = (part.numpy() for part in probabilities.topk(min(top, probabilities.shape[1])))
+        return [
+            ClassificationResult(
+                *(np.asarray(picture.image), picture.source),
+                *(row, score, [self.class_names[label] for label in row]),
+                frame=picture.frame,
+            )
+            for picture, row, score in zip(pictures, labels, scores)
+        ]
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select a model: --cfg and --checkpoint, or --model."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--cfg", metavar="FILE", help="YAML file of the model; needs --checkpoint")
+    """Add the options that select a model: --checkpoint, or --model, and --cfg for checkpoints that do not carry it."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        *("--cfg", "--config"), metavar="FILE", help="YAML file of the model, for a --checkpoint that does not carry it"
+    )
     which.add_argument("--model", metavar="NAME", help="released model, such as internimage_t_1k_224")
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="weights: a path, a URL or a released name; defaults to those of --model",
+        help="weights: a path, a URL, a released name or the folder of a training; defaults to those of --model",
     )
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
-    parser.add_argument(
-        "--opts", nargs="+", action="extend", metavar="KEY VALUE", help="change configuration keys of --cfg"
-    )
+    parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="change configuration keys")
     parser.add_argument("--class-names", metavar="FILE", help="text file with one class name per line")
 
 
@@ -78,27 +114,53 @@ def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classi
     """
     if args.cfg and weights and not args.checkpoint:
         raise UserError("--cfg needs --checkpoint, the file of the trained weights")
+    if not (args.cfg or args.model or args.checkpoint):
+        raise UserError("give --checkpoint FILE, or --model NAME")
+    if args.model:
+        path = local_checkpoint(args.checkpoint) if weights and args.checkpoint else None
+        source = ModelSource(args.model, True, None, path)
+    elif args.checkpoint:
+        source = find_model(args.checkpoint, args.cfg)
+    else:
+        source = ModelSource(Path(args.cfg).stem, True, Path(args.cfg), None)
     device = start("none").device if weights else torch.device("meta")
-    state = read_state_dict(local_checkpoint(args.checkpoint), ema=args.ema) if weights and args.checkpoint else None
+    return build_classifier(source, device, ema=args.ema, opts=args.opts or (), class_names=args.class_names)
+
+
+def build_classifier(
+    source: ModelSource,
+    device: torch.device,
+    *,
+    ema: bool = False,
+    opts: Sequence[str] = (),
+    class_names: str | None = None,
+) -> Classifier:
+    """Build the classifier of a source, with the options of `load_classifier`; without weights on the meta device."""
+    weights = device.type != "meta"
+    if not source.classifier:
+        raise UserError(f"{source.name} is not a classifier; use the scripts of detection or segmentation")
+    state = read_state_dict(source.checkpoint, ema=ema) if weights and source.checkpoint else None
     with torch.device("cpu" if weights else "meta"):
-        if args.model:
-            model = create_model(args.model, pretrained=weights and state is None)
+        if source.config is None:
+            model = create_model(source.name, pretrained=weights and state is None)
             config = CfgNode(DEFAULTS)
-            config.DATA.IMG_SIZE = int(re.search(r"\d*$", args.model)[0] or 224)  # released names end with it
+            config.DATA.IMG_SIZE = int(re.search(r"\d*$", source.name)[0] or 224)  # released names end with it
         else:
-            config = get_config(parse_args(["--cfg", args.cfg, *(["--opts", *args.opts] if args.opts else [])]))
+            saved = not isinstance(source.config, Path)
+            which = ["--eval", "--resume", str(source.checkpoint)] if saved else ["--cfg", str(source.config)]
+            config = get_config(parse_args([*which, *(["--opts", *opts] if opts else [])]))
             # The checkpoint determines the number of classes: the data set is not read here.
             head = (state or {}).get("head.weight", torch.empty(0))
             model = build_model(config, head.shape[0] if head.ndim else None)
     if state is not None:
-        with naming(args.checkpoint):
+        with naming(source.checkpoint):
             load_exact(model, state)
-    names = _class_names(config, model.num_classes, args.class_names)
+    names = _class_names(config, model.num_classes, class_names, source.class_names)
     return Classifier(model.eval().to(device), build_transform(config, train=False), names, config, device)
 
 
-def _class_names(config: CfgNode, count: int, file: str | None) -> list[str]:
-    """Names of `count` classes: from `file`, from the folders of the data set, or ImageNet's."""
+def _class_names(config: CfgNode, count: int, file: str | None, saved: list[str] | None) -> list[str]:
+    """Names of `count` classes: from `file`, ImageNet's, from the checkpoint, or from the folders of the data set."""
     if file:
         try:
             names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -107,24 +169,16 @@ def _class_names(config: CfgNode, count: int, file: str | None) -> list[str]:
         if len(names) != count:
             raise UserError(f"{file} has {len(names)} class names, but the model has {count} classes")
         return names
-    train = Path(config.DATA.DATA_PATH) / "train"
-    if config.DATA.DATASET == "folder" and train.is_dir() and len(names := class_folders(train)) == count:
-        return names
     imagenet = {1000: "imagenet1k", 21841: "imagenet22k"}.get(count)
     if config.DATA.DATASET != "folder" and imagenet:
         info = ImageNetInfo(imagenet)
         return [info.index_to_description(index) for index in range(count)]
+    if saved and len(saved) == count:
+        return saved
+    train = Path(config.DATA.DATA_PATH) / "train"
+    if config.DATA.DATASET == "folder" and train.is_dir() and len(names := class_folders(train)) == count:
+        return names
     return [f"class {index}" for index in range(count)]
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image by `decode_rgb`. Raises `UserError` if it is missing, damaged or not supported."""
-    try:
-        return decode_rgb(path)
-    except FileNotFoundError:
-        raise UserError(f"no image at {path}; check the path") from None
-    except Exception as error:  # Pillow raises many types for damaged files
-        raise UserError(f"{path} cannot be read as an image ({error}); choose another image") from None
 
 
 def list_images(folder: str | Path) -> list[Path]:

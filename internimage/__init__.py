@@ -1,9 +1,12 @@
 """InternImage (Wang et al., CVPR 2023): the backbone, its released variants and what all tasks share."""
 
+import importlib
+
 from . import timm as _timm  # noqa: F401 - registers the names with timm
 from .backbone import InternImage
 from .errors import CheckpointError, UserError
 from .flash import FlashInternImage
+from .flops import flops
 from .meta_former import InternImageMetaFormer
 from .variants import create_model, list_models
 
@@ -16,5 +19,14 @@ __all__ = [
     "InternImageMetaFormer",
     "UserError",
     "create_model",
+    "flops",
     "list_models",
+    "load",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # `load` stands above the tasks, which import this package; it is imported when it is first used.
+    if name == "load":
+        return importlib.import_module(".loading", __name__).load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
-"""`python -m internimage COMMAND`: one command a task, each the `main(argv)` of a module of its own."""
+"""`internimage COMMAND` and `python -m internimage COMMAND`: each command is a function of one argument, `argv`."""
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,9 +10,16 @@ from .errors import UserError, exit_on_user_error
 
 __all__ = ["COMMANDS", "main"]
 
-# Command: the module whose `main(argv)` it calls, and what `--help` says about it. Modules are imported when called.
+# Command: the function that it calls, and what `--help` says about it. Modules are imported when called.
 COMMANDS = {
-    "memory": ("internimage.planning.plan", "memory and communication of training on several GPUs, from shapes"),
+    "predict": ("internimage.commands:predict", "classify, detect or segment images, folders and videos"),
+    "train": ("internimage.commands:train", "train a model of any task"),
+    "evaluate": ("internimage.commands:evaluate", "evaluate a model on its test data"),
+    "export": ("internimage.commands:export", "write ONNX and other formats"),
+    "models": ("internimage.zoo.__main__:main", "list the released models"),
+    "flops": ("internimage.commands:flops", "parameters and FLOPs of a model"),
+    "memory": ("internimage.planning.plan:main", "memory and communication of training on several GPUs, from shapes"),
+    "doctor": ("internimage.commands:doctor", "which implementations of the operator run here"),
 }
 
 
@@ -21,13 +29,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         lines = [f"  {command:12}{summary}" for command, (_, summary) in COMMANDS.items()]
-        print("usage: python -m internimage COMMAND [options]", "", *lines, sep="\n")
-        print("\nOptions of a command: python -m internimage COMMAND --help")
+        print("usage: internimage COMMAND [options]", "", *lines, sep="\n")
+        print("\nOptions of a command: internimage COMMAND --help")
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1) or COMMANDS
         raise UserError(f"unknown command {name!r}; choose {', '.join(near)}")
-    importlib.import_module(COMMANDS[name][0]).main(rest)
+    module, _, function = COMMANDS[name][0].partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `internimage models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3, DCNv4
 
-__all__ = ["count_flops", "count_parameters"]
+from .meta_former import logits_of_images
+
+__all__ = ["count_flops", "count_parameters", "flops"]
 
 _COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
 
@@ -29,6 +30,8 @@ def count_flops(model: nn.Module, *inputs: object, forward: Callable | None = No
 
     The model is run once, in evaluation mode. `forward`, if given, is called instead of `model`.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports tabulate
+
     operator = 0
 
     def count_operator(layer: DCNv3 | DCNv4, _: tuple, output: torch.Tensor) -> None:
@@ -50,3 +53,21 @@ def count_flops(model: nn.Module, *inputs: object, forward: Callable | None = No
             hook.remove()
     counts = counter.get_flop_counts()["Global"]
     return operator + sum(counts.get(op, 0) for op in _COUNTED) // 2  # torch counts multiply and add separately
+
+
+def flops(model: nn.Module, size: int | tuple[int, int] = 224) -> int:
+    """FLOPs of a model for one image, by the convention of the published tables.
+
+    Use this instead of counters that look for torch's own layers, such as thop and ptflops: they leave out the linear
+    layers and the deformable operator.
+
+    Args:
+        model: a classifier or backbone, also one on the meta device, which takes images `(N, C, H, W)`.
+        size: height and width in pixels, or one number for both.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    weight = next(model.parameters())
+    stem = getattr(model, "patch_embed", None)
+    channels = stem.conv1.in_channels if stem is not None else 3
+    image = torch.empty(1, channels, height, width, device=weight.device, dtype=weight.dtype)
+    return count_flops(model, image, forward=lambda images: logits_of_images(model, images))

@@ -9,9 +9,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from .errors import UserError
 from .files import open_regular
 
-__all__ = ["MAX_ASPECT_RATIO", "decode_rgb", "upright_size"]
+__all__ = ["MAX_ASPECT_RATIO", "decode_rgb", "read_image", "upright_size"]
 
 # The shorter side is resized to the model's size, so the number of pixels grows with the ratio: a file of 115 bytes,
 # 12000 x 1 pixels becomes 2.7 million x 224. At 100 an image has at most 100 x IMG_SIZE^2 pixels (79 MB at 512).
@@ -76,6 +77,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             "convert it to 8 or 16 bits"
         )
     return image
+
+
+def read_image(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
+    """Read an image by `decode_rgb`. Raises `UserError`, with `name` or the path, for a missing or damaged file."""
+    try:
+        return decode_rgb(file)
+    except FileNotFoundError:
+        raise UserError(f"no image at {file}; check the path") from None
+    except Exception as error:  # Pillow raises many types for damaged files
+        raise UserError(f"{name or file} cannot be read as an image ({error}); choose another image") from None
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:

@@ -18,7 +18,9 @@ ROOMS = {
     "internimage.mm": 3,
     "demo": 4,
     **dict.fromkeys(("classification", "detection", "segmentation"), 5),
-    "tools": 6,
+    "internimage.loading": 6,  # a model of any task by its name or checkpoint
+    "internimage.commands": 7,
+    "tools": 7,
 }
 PACKAGES = [room for room in ROOMS if "." not in room]
 

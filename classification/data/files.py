@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from internimage.errors import UserError
+from internimage.sources import IMAGES as EXTENSIONS
 
 __all__ = ["EXTENSIONS", "ImageFiles", "class_folders"]
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 Identity = tuple[int, int] | None  # (st_dev, st_ino), the same for all paths to a file; None if it does not exist
 

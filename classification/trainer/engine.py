@@ -86,6 +86,7 @@ class Trainer:
             strategy=strategy,
             epoch=config.TRAIN.START_EPOCH - 1,
             scheduler=build_scheduler(config, strategy.optimizer, scale, self.updates),
+            class_names=loaders.class_names,
             layout={
                 "processes": self.world.size,
                 "images per process and step": config.DATA.BATCH_SIZE,

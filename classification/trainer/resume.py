@@ -49,6 +49,7 @@ class RunState:
     scheduler: Scheduler
     epoch: int = -1  # the last finished epoch
     progress: dict[str, Any] | None = None  # of the next epoch, if it has started: see Trainer._save_progress
+    class_names: list[str] = field(default_factory=list)
     layout: dict[str, int] = field(default_factory=dict)  # must be equal to resume in the middle of an epoch
     max_accuracy: float = -1.0  # below any accuracy, so that the first evaluation is the best so far
     max_accuracy_ema: float = -1.0
@@ -60,6 +61,7 @@ class RunState:
             "epoch": self.epoch,
             "max_accuracy": self.max_accuracy,
             "config": config_yaml,
+            "class_names": self.class_names,
         }
         if self.strategy.ema is not None:
             state["max_accuracy_ema"] = self.max_accuracy_ema

@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 from internimage.errors import exit_on_user_error
 from internimage.figures import save_figure
 from internimage.mm.checks import check_data_files, read_config
-from internimage.mm.demo import load_model
+from internimage.mm.predictor import load_model
 
 __all__ = ["draw_objects", "grid"]
 

@@ -28,6 +28,7 @@ from .checkpoints import (
     on_main,
     training_state,
 )
+from .plain_config import KEY, to_plain
 from .resuming import LOOPS, EpochLoop, ResumableBatches
 from .sharding import distribute_optimizer_state, shard_fully, whole_state
 
@@ -249,6 +250,7 @@ class CheckedRunner(Runner):
 
     @master_only
     def _write(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        kwargs["meta"] = {**(kwargs.get("meta") or {}), KEY: to_plain(self.cfg)}  # to build the model from
         if "://" in str(out_dir):
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         with atomic_path(Path(out_dir, filename)) as temporary:

@@ -20,7 +20,15 @@ from torch.utils.data import Dataset
 from ..errors import UserError
 from ..workers import explained_worker_death
 
-__all__ = ["SettingsAction", "check_classes", "check_data_files", "explained", "explained_empty", "read_config"]
+__all__ = [
+    "SettingsAction",
+    "check_classes",
+    "check_data_files",
+    "explained",
+    "explained_empty",
+    "merge_options",
+    "read_config",
+]
 
 # Settings that mmengine's runner reads although a configuration may lack them.
 _RUNNER_KEYS = (
@@ -50,6 +58,11 @@ def read_config(path: str, options: Mapping | None = None) -> Config:
         raise UserError(
             f"{path} cannot be read as a configuration ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
+    return merge_options(config, options)
+
+
+def merge_options(config: Config, options: Mapping | None) -> Config:
+    """Merge the options of `--cfg-options`; raise `UserError` for one whose first part the configuration lacks."""
     known = [*config.keys(), *_RUNNER_KEYS]
     for name in options or ():
         first = name.split(".")[0]

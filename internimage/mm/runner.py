@@ -22,6 +22,7 @@ from ..zoo import local_checkpoint
 from .checked_runner import CheckedRunner, bare
 from .checkpoints import find_checkpoints, on_main
 from .checks import SettingsAction, check_classes, check_data_files, explained, explained_empty, read_config
+from .predictor import add_model_arguments, resolve_model
 from .sharding import MODES, configure_sharding
 from .tasks import DETECTION, SEGMENTATION, PicturesHook, Task
 
@@ -33,8 +34,9 @@ __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"
 
 def _arguments(description: str) -> argparse.ArgumentParser:
     parser = ArgumentParser(description=description)
-    parser.add_argument("config", help="configuration file")
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints; defaults to work_dirs/NAME_OF_CONFIG")
+    parser.add_argument(
+        "--work-dir", "--output", help="folder for logs and checkpoints; defaults to work_dirs/NAME_OF_CONFIG"
+    )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -46,12 +48,10 @@ def _arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _load_config(args: argparse.Namespace) -> Config:
-    """The configuration of the command line."""
-    config = read_config(args.config, args.cfg_options)
+def _start(config: Config, args: argparse.Namespace) -> None:
+    """Set the launcher and the folder of the command line."""
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get("work_dir") or f"./work_dirs/{Path(args.config).stem}"
-    return config
 
 
 def _join(config: Config) -> Peers:
@@ -84,6 +84,7 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
 def train(task: Task, argv: Sequence[str] | None = None) -> None:
     """`train.py`: train from the configuration's pretrained weights, from `load_from`, or from a checkpoint."""
     parser = _arguments(f"Train a {task.name} model.")
+    parser.add_argument("config", help="configuration file")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision (needs a GPU)")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
@@ -97,7 +98,8 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         help="resume from this checkpoint; without a name, and by default, from the latest one in the work folder",
     )
     args = parser.parse_args(argv)
-    config = _load_config(args)
+    config = read_config(args.config, args.cfg_options)
+    _start(config, args)
     if args.amp:
         if not torch.cuda.is_available():
             raise UserError("--amp needs a GPU; omit it on the CPU")
@@ -131,13 +133,14 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
 def test(task: Task, argv: Sequence[str] | None = None) -> None:
     """`test.py`: evaluate a checkpoint, of this or of the original project, on the configuration's test data."""
     parser = _arguments(f"Evaluate a {task.name} model.")
-    parser.add_argument("checkpoint", help="path or URL of the weights")
+    add_model_arguments(parser)
     parser.add_argument("--out", help=task.out_help)
     parser.add_argument("--show-dir", help="folder for pictures of the predictions")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation: several scales and mirror images")
     args = parser.parse_args(argv)
-    config = _load_config(args)
-    config.load_from = str(local_checkpoint(args.checkpoint))
+    config, checkpoint = resolve_model(args)
+    _start(config, args)
+    config.load_from = str(local_checkpoint(checkpoint))
     config.resume = False
     config.shard = "none"
     config.model.backbone.pop("init_cfg", None)

@@ -11,8 +11,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import UserError
+from ..predictor import Predictor
+from ..results import DetectionResult, SegmentationResult
+from ..sources import Picture
 
-__all__ = ["DETECTION", "SEGMENTATION", "PicturesHook", "Task"]
+__all__ = ["DETECTION", "SEGMENTATION", "PicturesHook", "Task", "find_task"]
 
 
 _TTA_SCALES = (0.8, 1.0, 1.2)
@@ -67,9 +70,15 @@ class _Detection:
 
         return inference_detector(model, image)
 
-    def summary(self, sample: object, score_thr: float) -> str:
-        """What `infer` found, in words."""
-        return f"{int((sample.pred_instances.scores >= score_thr).sum())} objects with a score of at least {score_thr}"
+    def result(
+        self, predictor: Predictor, sample: object, image: np.ndarray, picture: Picture, threshold: float
+    ) -> DetectionResult:
+        """The result of `infer` on an image `(H, W, 3)`, RGB uint8: the objects of at least the score `threshold`."""
+        found = sample.pred_instances
+        found = found[found.scores >= threshold].cpu().numpy()
+        names = [predictor.class_names[label] for label in found.labels]
+        parts = found.bboxes, found.scores, found.labels, names, found.get("masks"), predictor.palette
+        return DetectionResult(image, picture.source, *parts, frame=picture.frame)
 
 
 class _Segmentation:
@@ -87,9 +96,21 @@ class _Segmentation:
 
         return inference_model(model, image)
 
-    def summary(self, sample: object, score_thr: float) -> str:
-        return f"{len(sample.pred_sem_seg.data.unique())} classes"
+    def result(
+        self, predictor: Predictor, sample: object, image: np.ndarray, picture: Picture, threshold: float
+    ) -> SegmentationResult:
+        labels = sample.pred_sem_seg.data[0].cpu().numpy()
+        parts = labels, predictor.class_names, predictor.palette
+        return SegmentationResult(image, picture.source, *parts, frame=picture.frame)
 
 
 Task = _Detection | _Segmentation
 DETECTION, SEGMENTATION = _Detection(), _Segmentation()
+
+
+def find_task(config: Config) -> Task:
+    """The task of a configuration. Raises `UserError` if it is not one of mmdet or mmseg."""
+    scope = config.get("default_scope")
+    if scope not in ("mmdet", "mmseg"):
+        raise UserError(f"the configuration has default_scope={scope!r}; expected 'mmdet' or 'mmseg'")
+    return DETECTION if scope == "mmdet" else SEGMENTATION

@@ -23,7 +23,7 @@ from mmseg.apis import inference_model
 from internimage.errors import exit_on_user_error
 from internimage.figures import save_figure
 from internimage.mm.checks import check_data_files, read_config
-from internimage.mm.demo import load_model
+from internimage.mm.predictor import load_model
 
 __all__ = ["colored", "grid"]
 

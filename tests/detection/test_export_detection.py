@@ -322,7 +322,7 @@ def test_predict_onnx_lists_and_draws_the_objects(exported, tmp_path, capsys):
     [
         (["--output", "x.onnx", "--size", "100"], "multiples of 32"),
         (["--output", "x.onnx", "--checkpoint", "none.pth"], "none.pth"),
-        (["--output", "x.onnx", "--images", __file__], "give an image"),
+        (["--output", "x.onnx", "--images", __file__], "choose another image"),
     ],
 )
 def test_mistakes_end_in_one_line(options, message, capsys, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """A training that is asked to stop saves in the middle of an epoch; resumed, it ends bit for bit the same."""
 
-import os
 import signal
 import sys
 from pathlib import Path

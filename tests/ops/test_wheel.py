@@ -14,6 +14,7 @@ import pytest
 from ops_dcnv3 import build
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("ops_dcnv3", "internimage", "classification", "detection", "segmentation")
 # Outputs and gradients of the library against the gather core, wherever `ops_dcnv3` is found on PYTHONPATH.
 CHECK = """
 import sys, torch, ops_dcnv3
@@ -44,9 +45,9 @@ def build_wheel(folder, **environment):
     """Build a wheel from a copy of the sources; return its path and what was printed."""
     source = folder / "source"
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "predict_onnx.py"):
         shutil.copy(ROOT / name, source)
-    for package in ("ops_dcnv3", "internimage"):
+    for package in PACKAGES:
         unwanted = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.dylib")
         shutil.copytree(ROOT / package, source / package, ignore=unwanted)
     # The CPU library is enough here: nvcc would take minutes.
@@ -99,11 +100,11 @@ def test_the_wheel_holds_the_library_its_sources_and_the_data_files(unpacked):
     libraries = [file.name for file in (unpacked / "ops_dcnv3").iterdir() if file.name.startswith("_cpu.")]
     assert libraries in (["_cpu.abi3.so"], ["_cpu.pyd"])
     source = unpacked.parents[1] / "source"
-    for pattern in ("ops_dcnv3/csrc/**/*.*", "internimage/**/*.tsv", "*/**/*.py"):
+    for pattern in ("ops_dcnv3/csrc/**/*.*", "internimage/**/*.tsv", "*/**/*.py", "classification/configs/**/*.yaml"):
         for file in source.glob(pattern):
-            if file.relative_to(source).parts[0] != "build":
+            if file.relative_to(source).parts[0] != "build" and "demo" not in file.relative_to(source).parts[:2]:
                 assert (unpacked / file.relative_to(source)).exists(), file
-    assert {file.name for file in unpacked.iterdir() if file.suffix != ".dist-info"} == {"ops_dcnv3", "internimage"}
+    assert {file.name for file in unpacked.iterdir() if file.suffix != ".dist-info"} == {*PACKAGES, "predict_onnx.py"}
     assert not list(unpacked.rglob("*emulation*"))
 
 

@@ -3,11 +3,10 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from mmengine.config import DictAction
-
 from internimage.errors import exit_on_user_error
 from internimage.export.cli import add_arguments, check_arguments, run
-from internimage.mm.checks import read_config
+from internimage.mm.checks import SettingsAction
+from internimage.mm.predictor import add_model_arguments, resolve_model
 
 from .models import Parts, Prepare, build_model
 
@@ -18,11 +17,11 @@ __all__ = ["export"]
 def export(description: str, parts: Callable[..., Parts], prepare: Prepare, argv: Sequence[str] | None = None) -> None:
     """Build the model and write it; `parts` is `detector_parts` or `segmentor_parts`, `prepare` is `predict_onnx`'s."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="configuration file")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="settings to change")
-    add_arguments(parser)
+    add_model_arguments(parser, positional=False)
+    parser.add_argument("--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="change settings")
+    add_arguments(parser, checkpoint=False)
     args = parser.parse_args(argv)
     check_arguments(args)
-    config = read_config(args.config, args.cfg_options)
-    exportable, check, calibration = parts(build_model(config, args.checkpoint), args, prepare)
+    config, checkpoint = resolve_model(args, random_weights=True)
+    exportable, check, calibration = parts(build_model(config, checkpoint), args, prepare)
     run(exportable, check, args, calibration)

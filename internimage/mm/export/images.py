@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from internimage.errors import UserError
-from internimage.images import decode_rgb
+from internimage.images import read_image
+from internimage.sources import image_files
 
 __all__ = ["default_size", "make_samples", "preprocessing", "read_pictures"]
 
@@ -65,16 +66,8 @@ def read_pictures(source: Path | None, count: int) -> list[Image.Image]:
         from skimage import data  # an optional package
 
         return [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea)]
-    extensions = Image.registered_extensions()
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in extensions) if source.is_dir() else [source]
-    if not paths:
-        raise UserError(f"{source} has no images; check the path of --images")
-    pictures = []
-    for path in paths[:: max(1, len(paths) // count)][:count]:
-        try:
-            pictures.append(decode_rgb(path))
-        except Exception as error:  # Pillow raises many kinds for damaged files
-            raise UserError(f"--images {path}: {error}; give an image or a folder of images") from error
+    paths = image_files(source) if source.is_dir() else [source]
+    pictures = [read_image(path) for path in paths[:: max(1, len(paths) // count)][:count]]
     while len(pictures) < 3:
         pictures.append(pictures[-1].transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     return pictures

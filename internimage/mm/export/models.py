@@ -23,7 +23,7 @@ from internimage.errors import UserError
 from internimage.export.cli import image_size
 from internimage.export.formats import find_format
 from internimage.export.spec import Check, Exportable, spread_sampling_points
-from internimage.mm.demo import load_model
+from internimage.mm.predictor import load_model
 
 from .boxes import suppress_all
 from .compare import detection_error, matched_detections, segmentation_error

@@ -1,0 +1,155 @@
+"""The commands of `internimage` for models of all tasks, each thin over the functions of the tasks' scripts."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ops_dcnv3.__main__ import report
+
+from .errors import ArgumentParser, UserError
+from .flops import count_parameters
+from .flops import flops as count
+from .loading import load
+from .model_source import ModelSource, find_config, find_model
+from .predictions import PredictionFiles
+
+__all__ = ["doctor", "evaluate", "export", "flops", "predict", "train"]
+
+
+def _parser(command: str, description: str, *, weights: bool = True) -> ArgumentParser:
+    """A parser with the options that say which model. `weights`: trained, or else its architecture alone."""
+    parser = ArgumentParser(prog=f"internimage {command}", description=description, allow_abbrev=False)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", metavar="NAME", help="released model; internimage models lists them")
+    if weights:
+        which.add_argument("--checkpoint", metavar="FILE", help="a path, a URL, or the folder of a training")
+    (parser if weights else which).add_argument("--config", metavar="FILE", help="configuration: a file or a name")
+    return parser
+
+
+def _task(source: ModelSource) -> str:
+    if source.classifier:
+        return "classification"
+    from .mm.predictor import model_config
+    from .mm.tasks import find_task
+
+    return find_task(model_config(source)).name
+
+
+def _option(name: str, value: object) -> list[str]:
+    """An option for a task's script, if it has a value."""
+    return [] if value is None else [name, str(value)] if name else [str(value)]
+
+
+def _config_file(source: ModelSource) -> Path | None:
+    return source.config if isinstance(source.config, Path) else None
+
+
+def predict(argv: Sequence[str]) -> None:
+    """`internimage predict IMAGES --model NAME`: write pictures and predictions.json."""
+    parser = _parser("predict", "Classify, detect or segment; write pictures and predictions.json.")
+    parser.add_argument("images", nargs="+", help="images, folders, patterns, videos, URLs")
+    parser.add_argument("--output", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda, ...; defaults to the GPU if there is one")
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of an object; default: %(default)s")
+    parser.add_argument("--top", type=int, default=5, help="number of classes of a classifier; default: %(default)s")
+    args = parser.parse_args(argv)
+    failures: list[UserError] = []
+
+    def report_failure(error: UserError) -> None:
+        failures.append(error)
+        print(f"error: {error}", file=sys.stderr)
+
+    model = load(args.checkpoint or args.model, config=args.config, device=args.device)
+    with PredictionFiles(args.output) as files:
+        for result in model.stream(args.images, threshold=args.threshold, top=args.top, on_error=report_failure):
+            path = files.add(result)
+            if not result.frame:  # images, and the first frame of a video
+                print(f"{result.source}: {result.summary()}; {path}", flush=True)
+    print(f"{files.count} results in {args.output / 'predictions.json'}")
+    if failures:
+        sys.exit(f"{len(failures)} of the given files could not be read")
+
+
+def train(argv: Sequence[str]) -> None:
+    """`internimage train --model NAME`: the task's `train.py`."""
+    parser = _parser("train", "Train a model. Other options are those of the task's train.py.", weights=False)
+    parser.add_argument("--output", metavar="DIR", help="folder for logs and checkpoints")
+    args, rest = parser.parse_known_args(argv)
+    source = find_config(args.config or args.model)
+    rest += _option("--output", args.output)
+    if source.classifier:
+        from classification.train import main
+
+        if source.config is None:
+            raise UserError(f"{source.name} has no recipe here; give --config FILE, and --pretrained {source.name}")
+        main(["--cfg", str(source.config), *rest])
+    else:
+        from .mm import runner
+
+        runner.train(getattr(runner, _task(source).upper()), [str(source.config), *rest])
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """`internimage evaluate --checkpoint FILE`: `train.py --eval` or `test.py`."""
+    parser = _parser("evaluate", "Evaluate a model. Other options are those of train.py --eval or test.py of the task.")
+    args, rest = parser.parse_known_args(argv)
+    source = find_model(args.checkpoint or args.model, args.config)
+    config, checkpoint = _config_file(source), str(source.checkpoint)
+    if source.classifier:
+        from classification.train import main
+
+        main(["--eval", "--resume", checkpoint, *_option("--cfg", config), *rest])
+    else:
+        from .mm import runner
+
+        runner.test(getattr(runner, _task(source).upper()), [*_option("", config), checkpoint, *rest])
+
+
+def export(argv: Sequence[str]) -> None:
+    """`internimage export --checkpoint FILE --output model.onnx`: the task's `export.py`."""
+    parser = _parser("export", "Export a model. Other options are those of the task's export.py.")
+    args, rest = parser.parse_known_args(argv)
+    source = find_model(args.checkpoint or args.model, args.config)
+    config, task = _config_file(source), _task(source)
+    rest += ["--checkpoint", str(source.checkpoint)]
+    if task == "classification":
+        from classification.export import main
+
+        main([*(["--model", source.name] if source.config is None else _option("--cfg", config)), *rest])
+    else:
+        from detection.export import main as export_detector
+        from segmentation.export import main as export_segmentor
+
+        (export_detector if task == "detection" else export_segmentor)([*_option("", config), *rest])
+
+
+def flops(argv: Sequence[str]) -> None:
+    """`internimage flops --model NAME`: parameters and FLOPs."""
+    parser = _parser("flops", "Print parameters and FLOPs by the convention of the published tables.", weights=False)
+    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="defaults to the published tables' size")
+    args = parser.parse_args(argv)
+    source = find_config(args.config or args.model)
+    task = _task(source)
+    if task == "classification":
+        from classification.config import input_size
+        from classification.inference import build_classifier
+
+        classifier = build_classifier(source, torch.device("meta"))
+        size = args.size or input_size(classifier.config)
+        parameters, operations = count_parameters(classifier.model), count(classifier.model, tuple(size))
+    else:
+        from .mm.flops import measure
+        from .mm.predictor import model_config
+
+        size = args.size or {"detection": (800, 1280), "segmentation": (512, 2048)}[task]
+        parameters, operations = measure(model_config(source), tuple(size))
+    print(f"{source.name}: {parameters / 1e6:.2f} M parameters, {operations / 1e9:.1f} GFLOPs at {size[0]} x {size[1]}")
+
+
+def doctor(argv: Sequence[str]) -> None:
+    """`internimage doctor`: which implementations of the operator run here."""
+    ArgumentParser(prog="internimage doctor", description=doctor.__doc__).parse_args(argv)
+    print(report())

@@ -1,0 +1,39 @@
+"""`internimage.load`: a trained model of any task, ready to predict, from its name or its checkpoint."""
+
+import os
+
+import torch
+
+from .errors import UserError
+from .model_source import find_model
+from .predictor import Predictor, choose_device
+
+__all__ = ["load"]
+
+
+def load(
+    model: str | os.PathLike, *, config: str | os.PathLike | None = None, device: str | torch.device | None = None
+) -> Predictor:
+    """Load a trained classifier, detector or segmentor: `internimage.load(NAME).predict("street.jpg")[0].plot()`.
+
+    Args:
+        model: a released name (`internimage models` lists them), the path or URL of a checkpoint, or the folder of a
+            training.
+        config: path or name of the configuration; needed for checkpoints that do not carry one, and preferred to it.
+        device: defaults to the GPU if there is one.
+
+    Raises:
+        UserError: no such model, file, configuration or device; missing packages.
+        CheckpointError: a file that cannot be read, does not fit, or does not say how to build its model.
+    """
+    place, source = choose_device(device), find_model(model, config)
+    try:
+        if source.classifier:
+            from classification.inference import ClassificationPredictor, build_classifier
+
+            return ClassificationPredictor(build_classifier(source, place))
+        from .mm.predictor import MMPredictor, load_model, model_config
+    except ModuleNotFoundError as error:
+        extra = "train" if source.classifier else "mm"
+        raise UserError(f"the package {error.name} is missing; run pip install 'internimage[{extra}]'") from error
+    return MMPredictor(load_model(model_config(source), source.checkpoint, place))

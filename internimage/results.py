@@ -1,0 +1,217 @@
+"""What a model found in one image: plain arrays that can be drawn, written as JSON and given to `supervision`."""
+
+import colorsys
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .errors import UserError
+
+__all__ = ["ClassificationResult", "DetectionResult", "Result", "SegmentationResult"]
+
+
+def _supervision() -> ModuleType:
+    try:
+        import supervision  # an optional package
+    except ImportError:
+        raise UserError("to_supervision() needs the package supervision; run pip install supervision") from None
+    return supervision
+
+
+def _color(palette: Sequence, label: int) -> tuple[int, int, int]:
+    """RGB of a class: the palette's, else one that differs from those of the neighbouring labels."""
+    if label < len(palette):
+        return tuple(palette[label])
+    return tuple(int(255 * part) for part in colorsys.hsv_to_rgb(label * 0.618 % 1, 0.8, 1.0))
+
+
+def _tint(pixels: np.ndarray, where: np.ndarray, color: Sequence[int]) -> None:
+    pixels[where] = pixels[where] // 2 + np.array(color, np.uint8) // 2
+
+
+def _write(image: Image.Image, place: tuple[float, float], text: str) -> None:
+    """White text with a black edge, which is readable on any picture."""
+    size = max(11, min(image.size) // 30)
+    ImageDraw.Draw(image).text(place, text, fill="white", stroke_width=2, stroke_fill="black", font_size=size)
+
+
+def _rle(mask: np.ndarray) -> dict[str, list[int]]:
+    """A mask `(H, W)` in COCO's uncompressed run-length encoding: runs of 0 and 1 in turn, down the columns."""
+    flat = np.concatenate([[False], mask.T.ravel()])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    return {"size": list(mask.shape), "counts": np.diff([0, *changes, mask.size]).tolist()}
+
+
+@dataclass
+class Result:
+    """What all results have.
+
+    Attributes:
+        image: `(H, W, 3)`, RGB uint8.
+        source: path or URL of the image or video; `image N` for the Nth one given as an array.
+        frame: number of the frame in a video, from 0; None for images.
+    """
+
+    image: np.ndarray
+    source: str
+    frame: int | None = field(default=None, kw_only=True)
+
+    def _contents(self) -> dict[str, object]:
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain Python values, without the image."""
+        place = {} if self.frame is None else {"frame": self.frame}
+        height, width = self.image.shape[:2]
+        return {"source": self.source, **place, "width": width, "height": height, **self._contents()}
+
+    def to_json(self) -> str:
+        """`to_dict()` as one line of JSON. Masks are in COCO's run-length encoding."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+
+@dataclass
+class ClassificationResult(Result):
+    """The most probable classes, in descending order.
+
+    Attributes:
+        labels: `(k,)`, int64.
+        scores: `(k,)`, float32, probabilities.
+        names: of the k classes.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+    names: list[str]
+
+    def plot(self) -> Image.Image:
+        """The image with the names and probabilities."""
+        picture = Image.fromarray(self.image)
+        _write(picture, (4, 4), "\n".join(f"{score:.1%} {name}" for name, score in zip(self.names, self.scores)))
+        return picture
+
+    def summary(self) -> str:
+        """One line of text."""
+        return f"{self.names[0]} {self.scores[0]:.1%}"
+
+    def _contents(self) -> dict[str, object]:
+        rows = zip(self.labels.tolist(), self.names, self.scores.tolist())
+        return {"classes": [{"label": label, "name": name, "score": score} for label, name, score in rows]}
+
+    def to_supervision(self) -> object:
+        """`supervision.Classifications`. Raises `UserError` if the package is not installed."""
+        return _supervision().Classifications(class_id=self.labels, confidence=self.scores)
+
+
+@dataclass
+class DetectionResult(Result):
+    """Objects, in descending order of their scores.
+
+    Attributes:
+        boxes: `(n, 4)`, float32, corners x1, y1, x2, y2 in pixels of the image.
+        scores: `(n,)`, float32, 0 to 1.
+        labels: `(n,)`, int64.
+        names: the class of each object.
+        masks: `(n, H, W)`, bool; None if the model has no masks.
+        palette: RGB of each class; may be empty.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    masks: np.ndarray | None = None
+    palette: Sequence = ()
+
+    def plot(self) -> Image.Image:
+        """The image with masks, boxes, names and scores."""
+        pixels = self.image.copy()
+        colors = [_color(self.palette, label) for label in self.labels.tolist()]
+        for mask, color in zip(() if self.masks is None else self.masks, colors):
+            _tint(pixels, mask, color)
+        picture = Image.fromarray(pixels)
+        draw = ImageDraw.Draw(picture)
+        for box, color, name, score in zip(self.boxes.tolist(), colors, self.names, self.scores):
+            draw.rectangle(box, outline=color, width=max(1, max(picture.size) // 400))
+            _write(picture, (box[0] + 2, max(0, box[1])), f"{name} {score:.0%}")
+        return picture
+
+    def summary(self) -> str:
+        """One line of text."""
+        counts = [f"{self.names.count(name)} {name}" for name in dict.fromkeys(self.names)]
+        return f"{len(self.names)} objects" + (f" ({', '.join(counts)})" if counts else "")
+
+    def _contents(self) -> dict[str, object]:
+        rows = zip(self.labels.tolist(), self.names, self.scores.tolist(), self.boxes.tolist())
+        objects = [{"label": label, "name": name, "score": score, "box": box} for label, name, score, box in rows]
+        for item, mask in zip(objects, () if self.masks is None else self.masks):
+            item["mask"] = _rle(mask)
+        return {"objects": objects}
+
+    def to_supervision(self) -> object:
+        """`supervision.Detections`. Raises `UserError` if the package is not installed."""
+        names = {"class_name": np.array(self.names, dtype=object)}
+        return _supervision().Detections(
+            xyxy=self.boxes, mask=self.masks, confidence=self.scores, class_id=self.labels, data=names
+        )
+
+
+@dataclass
+class SegmentationResult(Result):
+    """The class of each pixel.
+
+    Attributes:
+        labels: `(H, W)`, int64.
+        names: of all classes.
+        palette: RGB of each class; may be empty.
+    """
+
+    labels: np.ndarray
+    names: list[str]
+    palette: Sequence = ()
+
+    def _present(self) -> list[tuple[int, str, np.ndarray]]:
+        """Label, name and mask of each class in the image."""
+        return [(label, self.names[label], self.labels == label) for label in np.unique(self.labels).tolist()]
+
+    def plot(self) -> Image.Image:
+        """The image, tinted by class, with a name near the middle of each class."""
+        pixels = self.image.copy()
+        present = self._present()
+        for label, _, mask in present:
+            _tint(pixels, mask, _color(self.palette, label))
+        picture = Image.fromarray(pixels)
+        for _, name, mask in present:
+            rows, columns = np.nonzero(mask)
+            middle = len(rows) // 2  # a pixel of the class, also if its centre of gravity is none
+            _write(picture, (float(columns[middle]), float(rows[middle])), name)
+        return picture
+
+    def summary(self) -> str:
+        """One line of text."""
+        shares = sorted(((mask.mean(), name) for _, name, mask in self._present()), reverse=True)
+        return ", ".join(f"{share:.0%} {name}" for share, name in shares)
+
+    def _contents(self) -> dict[str, object]:
+        return {
+            "classes": [
+                {"label": label, "name": name, "pixels": int(mask.sum()), "mask": _rle(mask)}
+                for label, name, mask in self._present()
+            ]
+        }
+
+    def to_supervision(self) -> object:
+        """`supervision.Detections`, one for each class in the image. Raises `UserError` if it is not installed."""
+        present = self._present()
+        places = [np.nonzero(mask) for _, _, mask in present]
+        boxes = [[x.min(), y.min(), x.max() + 1, y.max() + 1] for y, x in places]
+        return _supervision().Detections(
+            xyxy=np.array(boxes, np.float32),
+            mask=np.stack([mask for _, _, mask in present]),
+            class_id=np.array([label for label, _, _ in present]),
+            data={"class_name": np.array([name for _, name, _ in present], dtype=object)},
+        )
