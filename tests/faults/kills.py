@@ -1,21 +1,24 @@
 """Kill whole trainings at random moments, start them again, and compare what they end with. For the long form.
 
-The ordinary commands run, in every mode of `RUNS`, on the tiny data of the tests; SIGKILL goes to every process.
+`main` of train.py runs, in every mode of `RUNS`, on the tiny data of the tests; SIGKILL goes to every process.
 """
 
+import functools
+import importlib
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from multiprocessing import Process
 from pathlib import Path
 
 import torch
-from in_children import ENVIRONMENT, ROOT
+from in_children import ROOT
 
 from classification.trainer.dcp import read
 from internimage.checkpoint import extract_state_dict
@@ -23,10 +26,19 @@ from internimage.checkpoint import extract_state_dict
 __all__ = ["RUNS", "TASKS", "kill_often"]
 
 TESTS = ROOT / "tests"
+FORK = multiprocessing.get_context("fork")
 TASKS = ("classification", "detection", "segmentation")
 # Task, processes and mode: further options of train.py.
 RUNS = [(task, processes, "") for task in TASKS for processes in (1, 2)]
 RUNS += [("classification", 2, "--shard fsdp"), ("classification", 2, "--shard fsdp --sharded-checkpoint")]
+
+
+def _train_command(task: str) -> Callable[[list[str]], None]:
+    """`main` of the task's train.py."""
+    if task == "classification":
+        return importlib.import_module("classification.train").main
+    module = importlib.import_module("internimage.mm.runner")
+    return functools.partial(module.train, getattr(module, task.upper()))
 
 
 def _prepare(task: str, folder: Path) -> tuple[Path, list[str]]:
@@ -49,63 +61,71 @@ def _prepare(task: str, folder: Path) -> tuple[Path, list[str]]:
     return make_config(folder, make_data(folder / "data")), ["--cfg-options", *options]
 
 
-def _command(task: str, config: Path, options: list[str], run: Path, processes: int) -> list[str]:
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    launch += [str(ROOT / task / "train.py")]
+def _arguments(task: str, config: Path, options: list[str], run: Path, processes: int) -> list[str]:
     if task == "classification":
-        return [*launch, "--cfg", str(config), "--output", str(run), *options]
+        return ["--cfg", str(config), "--output", str(run), *options]
     more = ["--launcher", "pytorch"] if processes > 1 else []
-    return [*launch, str(config), "--work-dir", str(run), "--resume", *more, *options]
+    return [str(config), "--work-dir", str(run), "--resume", *more, *options]
 
 
-def _start(command: list[str], log: Path) -> subprocess.Popen:
-    with open(log, "a") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True)
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
-def _family(pid: int) -> list[int]:
-    """A process and all that it has started: torchrun gives each of its processes a session of its own."""
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [pid, *(other for file in lists for child in file.read_text().split() for other in _family(int(child)))]
+def _start(task: str, arguments: list[str], processes: int, log: Path) -> Process:
+    """The task's train.py in a process group of its own, forked, since starting takes longer than the training."""
+    main = _train_command(task)
+
+    def rank(number: int) -> None:
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+        main(arguments)
+
+    def lead() -> None:
+        os.setsid()
+        os.chdir(ROOT)
+        torch.set_num_threads(1)
+        with open(log, "a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        if processes == 1:
+            return main(arguments)
+        os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        ranks = [FORK.Process(target=rank, args=(number,)) for number in range(processes)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        sys.exit(max(abs(process.exitcode) for process in ranks))
+
+    process = FORK.Process(target=lead)
+    process.start()
+    return process
 
 
-def _kill(process: subprocess.Popen) -> None:
-    family = _family(process.pid)
-    for pid in family:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-    while any(_is_running(pid) for pid in family):
+def _kill(process: Process) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def _wait_for_files(run: Path, process: Process) -> None:
+    """Wait until a training has written its first file."""
+    while process.is_alive() and not (run.exists() and any(path.is_file() for path in run.rglob("*"))):
         time.sleep(0.01)
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _wait_for_files(run: Path, process: subprocess.Popen) -> None:
-    """Wait until a training has written its first file, which follows the imports."""
-    while process.poll() is None and not (run.exists() and any(path.is_file() for path in run.rglob("*"))):
-        time.sleep(0.01)
-
-
-def _kill_one(command: list[str], run: Path, log: Path, choose: Callable[[], float]) -> float:
+def _kill_one(start: Callable[[], Process], run: Path, log: Path, choose: Callable[[], float]) -> float:
     """Start a training and kill it at the moment chosen; return it. A training that ended before is started anew."""
     while True:
-        process = _start(command, log)
+        process = start()
         _wait_for_files(run, process)
         moment = choose()
-        try:
-            code = process.wait(moment)
-        except subprocess.TimeoutExpired:
+        process.join(moment)
+        if process.is_alive():
             _kill(process)
             return moment
-        if code:
+        if process.exitcode:
             raise RuntimeError(f"a training failed before it was killed; see {log}")
         shutil.rmtree(run)
 
@@ -132,13 +152,15 @@ def kill_often(
     folder.mkdir(parents=True)
     config, options = _prepare(task, folder)
 
-    def run(name: str) -> list[str]:
-        return _command(task, config, [*mode.split(), *options], folder / name, processes)
+    def start(name: str) -> Process:
+        arguments = _arguments(task, config, [*mode.split(), *options], folder / name, processes)
+        return _start(task, arguments, processes, folder / f"{name}.log")
 
-    whole = _start(run("whole"), folder / "whole.log")
+    whole = start("whole")
     _wait_for_files(folder / "whole", whole)
     began = time.monotonic()
-    if whole.wait() != 0:
+    whole.join()
+    if whole.exitcode:
         yield f"the undisturbed run failed; see {folder / 'whole.log'}", False
         return
     length = time.monotonic() - began
@@ -147,14 +169,13 @@ def kill_often(
     choose = random.Random(seed)
     for number in range(count):
         name, log = f"killed{number}", folder / f"killed{number}.log"
-        moment = _kill_one(run(name), folder / name, log, lambda: choose.uniform(0, length))
+        moment = _kill_one(lambda: start(name), folder / name, log, lambda: choose.uniform(0, length))  # noqa: B023
         what = f"killed {moment:.2f} s into it"
-        again = _start(run(name), log)
-        try:
-            code = again.wait(20 * length + 300)
-        except subprocess.TimeoutExpired:
+        again = start(name)
+        again.join(20 * length + 300)
+        if again.is_alive():
             _kill(again)
             yield f"{what}; started again it hung; see {log}", False
             continue
-        good = code == 0 and _same(expected, _last(task, folder / name))
-        yield (what if good else f"{what}; then code {code} or other weights; see {log}"), good
+        good = again.exitcode == 0 and _same(expected, _last(task, folder / name))
+        yield (what if good else f"{what}; then code {again.exitcode} or other weights; see {log}"), good
