@@ -86,7 +86,9 @@ class DeepSpeedStrategy(Strategy):
 
     def update(self, max_norm: float | None) -> Tensor:
         self.network.step()  # also clips: to `max_norm`, see `_read_deepspeed_settings`
-        norm = torch.as_tensor(self.network.get_global_grad_norm(), dtype=torch.float32)
+        # Of an update left out it is a number.
+        norm = self.network.get_global_grad_norm()
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=self.world.device)
         if not self.skips_overflow and not norm.isfinite():  # the norm of all processes, so all raise this error
             raise UserError(
                 "the gradient is not finite, and DeepSpeed has updated the weights with it; start again to resume from "
