@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 
 import torch.distributed as dist
 
@@ -75,6 +76,11 @@ class Peers:
         return self
 
     def _await(self, count: int, name: str) -> None:
+        with suppress(ImportError, OSError, ValueError):  # Windows has none
+            import resource
+
+            files, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # often 1024, too few for 1000 connections
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(files + count, most), most))
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         with socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=count) as server:
