@@ -78,8 +78,9 @@ def find_config(name: str | os.PathLike) -> ModelSource:
 def _file_of(text: str) -> Path:
     """The file of a path or URL; of a training's folder the best checkpoint, else the newest one."""
     folder = Path(text).expanduser()
-    found = [path for path in folder.glob("*.pth") if not path.name.startswith(".")] if folder.is_dir() else []
-    if not found or (folder / ".metadata").is_file():  # a sharded checkpoint
+    sharded = [path.parent for path in folder.glob("*/.metadata")]
+    found = [path for path in (*folder.glob("*.pth"), *sharded) if not path.name.startswith(".")]
+    if not found or (folder / ".metadata").is_file():  # is itself a sharded checkpoint
         return local_checkpoint(text)
     return max(found, key=lambda path: ("best" in path.name and "ema" not in path.name, path.stat().st_mtime))
 

@@ -130,7 +130,8 @@ class Peers:
     def _last_words(self, content: bytes) -> str:
         """Why all must end, given what a process sent; nothing if it left in order."""
         who, met, text = content.decode(errors="replace").partition("\n")
-        if not met:  # the first process has waited for others too long, and closed
+        # The first process has waited for others too long, and closed; or this one has, at its end.
+        if not met or self._leaving.is_set():
             return ""
         if not text:
             return f"{who} ended without a word: it was killed (for lack of memory? see dmesg) or crashed"
