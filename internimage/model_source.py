@@ -78,8 +78,9 @@ def find_config(name: str | os.PathLike) -> ModelSource:
 def _file_of(text: str) -> Path:
     """The file of a path or URL; of a training's folder the best checkpoint, else the newest one."""
     folder = Path(text).expanduser()
-    found = [path for path in folder.glob("*.pth") if not path.name.startswith(".")] if folder.is_dir() else []
-    if not found:
+    sharded = [path.parent for path in folder.glob("*/.metadata")]
+    found = [path for path in (*folder.glob("*.pth"), *sharded) if not path.name.startswith(".")]
+    if not found or (folder / ".metadata").is_file():  # is itself a sharded checkpoint
         return local_checkpoint(text)
     return max(found, key=lambda path: ("best" in path.name and "ema" not in path.name, path.stat().st_mtime))
 
@@ -106,7 +107,8 @@ def find_model(source: str | os.PathLike, config: str | os.PathLike | None = Non
             raise UserError(f"{text} has no released weights; give a checkpoint, and this name as its configuration")
         return (named if config is None else find_config(config))._replace(checkpoint=local_checkpoint(weights))
     path = _file_of(text)
-    content = load_file(path)
+    rest = path / "rest.pth"  # of a sharded checkpoint: its configuration, without most weights
+    content = load_file(rest if rest.is_file() else path)
     content = content if isinstance(content, Mapping) else {}
     meta = content.get("meta") if isinstance(content.get("meta"), Mapping) else {}
     saved, plain, names = content.get("config"), meta.get("configuration"), content.get("class_names")

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 
 import torch.distributed as dist
 
@@ -75,6 +76,11 @@ class Peers:
         return self
 
     def _await(self, count: int, name: str) -> None:
+        with suppress(ImportError, OSError, ValueError):  # Windows has none
+            import resource
+
+            files, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # often 1024, too few for 1000 connections
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(files + count, most), most))
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         with socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=count) as server:
@@ -124,7 +130,8 @@ class Peers:
     def _last_words(self, content: bytes) -> str:
         """Why all must end, given what a process sent; nothing if it left in order."""
         who, met, text = content.decode(errors="replace").partition("\n")
-        if not met:  # the first process has waited for others too long, and closed
+        # The first process has waited for others too long, and closed; or this one has, at its end.
+        if not met or self._leaving.is_set():
             return ""
         if not text:
             return f"{who} ended without a word: it was killed (for lack of memory? see dmesg) or crashed"

@@ -1,6 +1,7 @@
 """If one of several processes ends early, all end, and the reason is said once (gloo, without a launcher)."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -130,3 +131,15 @@ def test_processes_that_end_in_order_say_nothing(tmp_path):
         sys.exit(75)
 
     assert run(tmp_path, lambda: None, stop, lambda: None)[1] == ""
+
+
+def test_the_connections_of_the_first_process_leave_it_as_many_open_files_as_before(tmp_path):
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def compare() -> None:
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before - 10 + SIZE - 1, most)
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before - 10, most))
+    codes, _ = run(tmp_path, compare, lambda: None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    assert codes == [0] * SIZE

@@ -27,9 +27,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
         raise UserError(f"{args.folder} is not a folder; give a checkpoint that --sharded-checkpoint wrote")
-    verify(args.folder)
-    file = args.file or args.folder.with_name(f"{args.folder.name}.pth")
-    save_atomic(read(args.folder), file)
     folder = args.folder.resolve()
     file = args.file or folder.with_name(f"{folder.name}.pth")
     if any(folder.glob("*_optim_states.pt")):

@@ -86,11 +86,12 @@ class DeepSpeedStrategy(Strategy):
 
     def update(self, max_norm: float | None) -> Tensor:
         self.network.step()  # also clips: to `max_norm`, see `_read_deepspeed_settings`
-        norm = torch.as_tensor(self.network.get_global_grad_norm(), dtype=torch.float32)
-        if not self.skips_overflow and not norm.isfinite():  # the norm of all processes, so all raise this error
+        norm = self.network.get_global_grad_norm()  # of all processes; a number for an update that it left out
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=self.world.device)
+        if not norm.isfinite() and not self.network.optimizer.overflow:
             raise UserError(
                 "the gradient is not finite, and DeepSpeed has updated the weights with it; start again to resume from "
-                "the last checkpoint, with a lower TRAIN.BASE_LR"
+                'the last checkpoint, with "check_grad_overflow": true in its file'
             )
         return norm
 

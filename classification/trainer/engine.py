@@ -260,6 +260,7 @@ class Trainer:
 
     def _give_up(self, epoch: int, step: int, inputs: tuple, target: Tensor, bad: int) -> None:
         """Save the batch at hand, with what is needed to replay its step, and raise `UserError` on every process."""
+        self.strategy.wait()  # its end deletes temporary files
         world, sampler = self.world, self.loaders.train.sampler
         sampler.set_epoch(epoch, step)
         indices = [index for _, index in islice(sampler, sampler.batch_size)]

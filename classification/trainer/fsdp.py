@@ -61,6 +61,13 @@ class FullyShard(Strategy):
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[Future, Path] | None = None
 
+    def prepare(self, *arguments: Any, **options: Any) -> None:
+        super().prepare(*arguments, **options)
+        if isinstance(self.offload, CPUOffloadPolicy):
+            # The first tensor says where the scale is. From a GPU, the scaler would copy it to the gradients on the CPU
+            # without waiting for the copy (torch 2.14).
+            self.scaler.scale(torch.zeros(()))
+
     def spread(self) -> nn.Module:
         full = MixedPrecisionPolicy()
         half = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -109,7 +109,7 @@ class Strategy:
             shard = getattr(self.optimizer, "optim", self.optimizer)  # ZeRO keeps it in an optimizer of its own
             group = shard.param_groups[0]
             # SGD's kernel would leave its first momentum uninitialized; sharded parameters were not tried.
-            whole = not isinstance(group["params"][0], DTensor)
+            whole = not isinstance(self.parameters[0], DTensor)
             if group.get("fused") and whole and isinstance(shard, torch.optim.AdamW):
                 shard.found_inf = (~norm.isfinite()).float()  # read by the kernel, so that nobody waits for the GPU
             elif not norm.isfinite():

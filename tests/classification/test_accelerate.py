@@ -23,6 +23,7 @@ import deepspeed  # noqa: F401 - once, before processes are forked
 
 from classification import train, train_accelerate
 from classification.config import get_config, parse_args
+from classification.trainer import engine
 from classification.trainer.accelerate import _plain_file, join
 from classification.trainer.deepspeed import DeepSpeedStrategy
 from classification.trainer.distributed import World
@@ -154,6 +155,20 @@ def test_bf16_with_zero_3_resumes_to_the_same_bits_and_reads_as_plain_weights(co
     dcp_to_pth.main([str(folder), str(tmp_path / "converted.pth")])
     converted = torch.load(tmp_path / "converted.pth", weights_only=True)["model"]
     assert all(torch.equal(converted[name], value) for name, value in load(stopped)["model"].items())
+
+
+def test_zero_leaves_out_an_update_whose_gradient_is_not_finite(config, tmp_path, monkeypatch):
+    to_device, numbers = engine.to_device, iter(range(8))
+
+    def spoilt(batch, device):
+        (images, *rest), target = to_device(batch, device)
+        images[0] = float("nan") if next(numbers) == 4 else images[0]  # in the second of three updates
+        return (images, *rest), target
+
+    monkeypatch.setattr(engine, "to_device", spoilt)
+    codes, printed = train_two(config, tmp_path, zero(tmp_path, 2))
+    assert codes == [0, 0] and "not finite: 1 of 3" in printed, printed
+    assert all(value.isfinite().all() for part in ("model", "model_ema") for value in load(tmp_path)[part].values())
 
 
 # Bad input: one clear line each

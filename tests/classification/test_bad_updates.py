@@ -111,3 +111,13 @@ def test_the_optimizer_does_not_count_an_update_left_out(fused):
         strategy.update(5.0)
         assert torch.equal(before, strategy.model.weight) == (value != 1.0)
     assert [float(state["step"]) for state in strategy.optimizer.state.values()] == [2.0, 2.0]
+
+
+def test_a_process_to_which_zero_gives_no_parameter_of_the_first_group_updates():
+    strategy = Strategy(World())
+    empty = {"params": []}
+    strategy.prepare(nn.Linear(2, 2), lambda model: torch.optim.SGD([empty, {"params": model.parameters()}], lr=0.1))
+    before = strategy.model.weight.clone()
+    strategy.backward(strategy.network(torch.ones(1, 2)).sum())
+    strategy.update(5.0)
+    assert not torch.equal(before, strategy.model.weight)

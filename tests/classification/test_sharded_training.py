@@ -17,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from tiny_training import MODEL, history, make_images, run_here, stop_at, two_processes, user_error, write_config
 from torch import nn
 
+import internimage
 from classification import train
 from classification.config import get_config, parse_args
 from classification.trainer import dcp as dcp_folders
@@ -257,6 +258,8 @@ def test_a_folder_has_the_state_of_the_moment_of_saving_and_restores_it(tmp_path
     assert_equal(read(checkpoint), expected)
     restore(state, checkpoint, print)
     assert_equal(state.strategy.state_dict(), {k: expected[k] for k in ("model", "model_ema", "optimizer", "scaler")})
+    with pytest.raises(CheckpointError, match="tools/dcp_to_pth.py"):
+        internimage.load(checkpoint, device="cpu")
     dcp_to_pth.main([str(checkpoint)])
     assert_equal(torch.load(tmp_path / "ckpt_epoch_-1.pth", weights_only=True), expected)
     with user_error(capsys, "not a folder", "--sharded-checkpoint"):
