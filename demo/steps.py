@@ -103,7 +103,7 @@ def mm_demo(task: str, config: str, pictures: str, photographs: dict[str, str], 
     run(f"{task}/train.py", config, "--work-dir", folder, "--resume", *options)
     checkpoint = _last_checkpoint(folder)
     run(f"{task}/test.py", config, checkpoint, "--work-dir", folder / "test", *options)
-    run(f"{task}/demo/pictures.py", config, checkpoint, "--out", folder / pictures)
+    run("demo/pictures.py", config, checkpoint, "--out", folder / pictures)
     for name, picture in photographs.items():
         run(f"{task}/image_demo.py", photograph_path(name), config, checkpoint, "--out", folder / picture)
     minutes = (time.perf_counter() - started) / 60
