@@ -65,7 +65,7 @@ def test_the_demo_trains_evaluates_and_draws(few_composites, monkeypatch, capsys
     (metrics,) = (folder / "test").glob("*/*.json")
     assert set(json.loads(metrics.read_text())) >= {"aAcc", "mIoU"}
     assert list(folder.glob("*/vis_data/events.out.tfevents.*"))  # for TensorBoard
-    assert len(re.findall(r"; drawn to output", capsys.readouterr().out)) == len(demo.PHOTOGRAPHS)
+    assert len(re.findall(r"wrote output/demo_segmentation/.*jpg", capsys.readouterr().out)) == len(demo.PHOTOGRAPHS)
     for name in ("label_maps.png", "astronaut.jpg", "chelsea.jpg"):
         width, height = Image.open(folder / name).size
         assert width > 400 and height > 100
