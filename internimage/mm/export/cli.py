@@ -17,7 +17,7 @@ def export(description: str, parts: Callable[..., Parts], prepare: Prepare, argv
     """Build the model and write it; `parts` is `detector_parts` or `segmentor_parts`, `prepare` is `predict_onnx`'s."""
     parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, positional=False)
-    add_arguments(parser, checkpoint=False)
+    add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
     config, checkpoint = resolve_model(args, random_weights=True)
