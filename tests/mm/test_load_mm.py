@@ -115,7 +115,7 @@ def test_the_commands_call_the_scripts_of_the_task(case, monkeypatch):
     main(["evaluate", "--checkpoint", checkpoint, "--config", config])
     main(["export", "--checkpoint", checkpoint, "--output", "x.onnx"])
     assert calls == [
-        ("train", case.name, [config, "--amp", "--output", "new"]),
+        ("train", case.name, [config, "--output", "new", "--amp"]),
         ("test", case.name, [checkpoint, "--tta"]),
         ("test", case.name, [config, checkpoint]),
         ("export", case.name, ["--output", "x.onnx", "--checkpoint", checkpoint]),
