@@ -13,8 +13,9 @@ __all__ = ["picture_path", "save_figure"]
 
 def picture_path(text: str) -> Path:
     """The type of an option that names a picture to write, whose format its suffix says."""
-    if Path(text).suffix.lower() not in Image.registered_extensions():
-        raise ArgumentTypeError(f"{text} has an unknown suffix; give a name such as picture.png")
+    # Some formats are known, but only for reading.
+    if Image.registered_extensions().get(Path(text).suffix.lower()) not in Image.SAVE:
+        raise ArgumentTypeError(f"{text} cannot be written, use a suffix of a picture format, as in picture.png")
     return Path(text)
 
 

@@ -93,8 +93,9 @@ def errors_of(capsys, call, *args, **kwargs):
 
 
 def test_an_unknown_suffix_and_no_image_are_one_line_errors_before_the_model_is_loaded(capsys):
-    line = errors_of(capsys, main, ["--model", "no_model", "cat.jpg", "--output", "cat.xyz"])
-    assert "cat.xyz has an unknown suffix" in line
+    for name in ("cat.xyz", "cat.psd"):
+        line = errors_of(capsys, main, ["--model", "no_model", "cat.jpg", "--output", name])
+        assert f"{name} cannot be written" in line
     assert "image" in errors_of(capsys, main, ["--model", "no_model"])
 
 
