@@ -15,7 +15,7 @@ def picture_path(text: str) -> Path:
     """The type of an option that names a picture to write, whose format its suffix says."""
     # Some formats are known, but only for reading.
     if Image.registered_extensions().get(Path(text).suffix.lower()) not in Image.SAVE:
-        raise ArgumentTypeError(f"{text} cannot be written, use a suffix of a picture format, as in picture.png")
+        raise ArgumentTypeError(f"{text} cannot be written; use a suffix of a picture format, as in picture.png")
     return Path(text)
 
 
