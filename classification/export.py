@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     add_model_arguments(parser)
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint, for tests and timing")
     parser.add_argument("--validation", metavar="FOLDER", type=Path, help="folder of class folders: print the accuracy")
-    add_arguments(parser, checkpoint=False)
+    add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
     if args.random_weights and args.checkpoint:

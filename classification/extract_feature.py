@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,9 +26,9 @@ from tqdm import tqdm
 
 from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
 from internimage.errors import ArgumentParser, UserError, exit_on_user_error
-from internimage.files import atomic_path
+from internimage.files import atomic_path, check_writable
 
-__all__ = ["check_writable", "extract_features", "find_layers", "write_features"]
+__all__ = ["extract_features", "find_layers", "write_features"]
 
 SUFFIXES = (".npz", ".pt", ".safetensors")
 
@@ -75,15 +74,6 @@ def extract_features(
             f"layer {unused[0]!r} has no output tensor: the model does not call it; choose one inside or around it"
         )
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
-
-
-def check_writable(path: Path) -> None:
-    """Create the folder of `path`. Raises `UserError` if it is not writable."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from None
 
 
 def write_features(path: Path, features: dict[str, Tensor], image_names: Sequence[str]) -> None:

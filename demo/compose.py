@@ -12,7 +12,6 @@ and enlarged; photographs are those of the scikit-image package. Training and va
 A complete folder is left alone, and a new one appears only when all of it is written.
 """
 
-import argparse
 import hashlib
 import json
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from demo.steps import ROOT, photograph_path, write_once
 from demo.unpack import SHEETS, TILE
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 
 __all__ = ["CLASSES", "PHOTOGRAPHS", "SIZE", "Instance", "composite", "compose", "cut_out"]
 
@@ -209,7 +208,7 @@ def compose(out: Path, train: int = 6000, val: int = 300, seed: int = 0) -> int:
 
 @exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.compose", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m demo.compose", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "composites", metavar="DIR")
     parser.add_argument("--train", type=int, default=6000, help="pictures for training")
     parser.add_argument("--val", type=int, default=300, help="pictures for validation")

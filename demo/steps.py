@@ -1,6 +1,5 @@
 """What the demos do alike: print and run commands, write data folders once, and the steps of the mm demos."""
 
-import argparse
 import importlib.util
 import os
 import shlex
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 
 __all__ = ["ROOT", "mm_demo", "photograph_path", "run", "write_once"]
 
@@ -91,7 +90,7 @@ def mm_demo(task: str, config: str, pictures: str, photographs: dict[str, str], 
         description: for `--help`.
         argv: command-line arguments; defaults to those of the process.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {task}.demo", description=description)
+    parser = ArgumentParser(prog=f"python -m {task}.demo", description=description)
     parser.add_argument("--output", default="output", metavar="DIR", help=f"results go to DIR/demo_{task}")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change settings")
     args = parser.parse_args(argv)
@@ -103,7 +102,7 @@ def mm_demo(task: str, config: str, pictures: str, photographs: dict[str, str], 
     run(f"{task}/train.py", config, "--work-dir", folder, "--resume", *options)
     checkpoint = _last_checkpoint(folder)
     run(f"{task}/test.py", config, checkpoint, "--work-dir", folder / "test", *options)
-    run(f"{task}/demo/pictures.py", config, checkpoint, "--out", folder / pictures)
+    run("demo/pictures.py", config, checkpoint, "--out", folder / pictures)
     for name, picture in photographs.items():
         run(f"{task}/image_demo.py", photograph_path(name), config, checkpoint, "--out", folder / picture)
     minutes = (time.perf_counter() - started) / 60

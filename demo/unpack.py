@@ -5,7 +5,6 @@
 A complete folder is left alone, and a new one appears only when all of it is written.
 """
 
-import argparse
 import hashlib
 import itertools
 import sys
@@ -17,7 +16,7 @@ if __name__ == "__main__":
 from PIL import Image
 
 from demo.steps import ROOT, write_once
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 
 __all__ = ["unpack"]
 
@@ -56,7 +55,7 @@ def _cut_sheet(path: Path, digest: str, folder: Path) -> int:
 
 @exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "data" / "fashion_mnist")
     output = parser.parse_args().output
     count = unpack(output)

@@ -38,13 +38,9 @@ def _task(source: ModelSource) -> str:
     return find_task(model_config(source)).name
 
 
-def _option(name: str, value: object) -> list[str]:
-    """An option for a task's script, if it has a value."""
-    return [] if value is None else [name, str(value)] if name else [str(value)]
-
-
-def _config_file(source: ModelSource) -> Path | None:
-    return source.config if isinstance(source.config, Path) else None
+def _config(source: ModelSource, *option: str) -> list[str]:
+    """The words for a task's script that name the configuration's file; none if the checkpoint carries it."""
+    return [*option, str(source.config)] if isinstance(source.config, Path) else []
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -76,10 +72,8 @@ def predict(argv: Sequence[str]) -> None:
 def train(argv: Sequence[str]) -> None:
     """`internimage train --model NAME`: the task's `train.py`."""
     parser = _parser("train", "Train a model. Other options are those of the task's train.py.", weights=False)
-    parser.add_argument("--output", metavar="DIR", help="folder for logs and checkpoints")
     args, rest = parser.parse_known_args(argv)
     source = find_config(args.config or args.model)
-    rest += _option("--output", args.output)
     if source.classifier:
         from classification.train import main
 
@@ -97,15 +91,15 @@ def evaluate(argv: Sequence[str]) -> None:
     parser = _parser("evaluate", "Evaluate a model. Other options are those of train.py --eval or test.py of the task.")
     args, rest = parser.parse_known_args(argv)
     source = find_model(args.checkpoint or args.model, args.config)
-    config, checkpoint = _config_file(source), str(source.checkpoint)
+    checkpoint = str(source.checkpoint)
     if source.classifier:
         from classification.train import main
 
-        main(["--eval", "--resume", checkpoint, *_option("--cfg", config), *rest])
+        main(["--eval", "--resume", checkpoint, *_config(source, "--cfg"), *rest])
     else:
         from .mm import runner
 
-        runner.test(getattr(runner, _task(source).upper()), [*_option("", config), checkpoint, *rest])
+        runner.test(getattr(runner, _task(source).upper()), [*_config(source), checkpoint, *rest])
 
 
 def export(argv: Sequence[str]) -> None:
@@ -113,17 +107,17 @@ def export(argv: Sequence[str]) -> None:
     parser = _parser("export", "Export a model. Other options are those of the task's export.py.")
     args, rest = parser.parse_known_args(argv)
     source = find_model(args.checkpoint or args.model, args.config)
-    config, task = _config_file(source), _task(source)
+    task = _task(source)
     rest += ["--checkpoint", str(source.checkpoint)]
     if task == "classification":
         from classification.export import main
 
-        main([*(["--model", source.name] if source.config is None else _option("--cfg", config)), *rest])
+        main([*(["--model", source.name] if source.config is None else _config(source, "--cfg")), *rest])
     else:
         from detection.export import main as export_detector
         from segmentation.export import main as export_segmentor
 
-        (export_detector if task == "detection" else export_segmentor)([*_option("", config), *rest])
+        (export_detector if task == "detection" else export_segmentor)([*_config(source), *rest])
 
 
 def flops(argv: Sequence[str]) -> None:

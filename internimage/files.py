@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import BinaryIO
 
 from .errors import UserError
 
-__all__ = ["atomic_path", "open_regular", "publish_folder", "remove", "remove_leftovers", "temporary_name"]
+__all__ = [
+    "atomic_path",
+    "check_writable",
+    "open_regular",
+    "publish_folder",
+    "remove",
+    "remove_leftovers",
+    "temporary_name",
+]
 
 
 def temporary_name(path: Path, mark: str = "") -> Path:
@@ -47,6 +56,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Create the folder of `path`. Raises `UserError` if it is not writable."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from None
 
 
 def publish_folder(temporary: Path, path: Path) -> None:

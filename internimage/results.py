@@ -33,6 +33,12 @@ def _tint(pixels: np.ndarray, where: np.ndarray, color: Sequence[int]) -> None:
     pixels[where] = pixels[where] // 2 + np.array(color, np.uint8) // 2
 
 
+def _canvas(pixels: np.ndarray) -> tuple[Image.Image, int]:
+    """A picture to write on, and the factor by which it is enlarged: text on small ones could not be read."""
+    factor = max(1, 320 // max(pixels.shape[:2]))
+    return Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1)), factor
+
+
 def _write(image: Image.Image, place: tuple[float, float], text: str) -> None:
     """White text with a black edge, which is readable on any picture."""
     size = max(11, min(image.size) // 30)
@@ -89,8 +95,8 @@ class ClassificationResult(Result):
     names: list[str]
 
     def plot(self) -> Image.Image:
-        """The image with the names and probabilities."""
-        picture = Image.fromarray(self.image)
+        """The image, enlarged if it is small, with the names and probabilities."""
+        picture, _ = _canvas(self.image)
         _write(picture, (4, 4), "\n".join(f"{score:.1%} {name}" for name, score in zip(self.names, self.scores)))
         return picture
 
@@ -128,14 +134,14 @@ class DetectionResult(Result):
     palette: Sequence = ()
 
     def plot(self) -> Image.Image:
-        """The image with masks, boxes, names and scores."""
+        """The image, enlarged if it is small, with masks, boxes, names and scores."""
         pixels = self.image.copy()
         colors = [_color(self.palette, label) for label in self.labels.tolist()]
         for mask, color in zip(() if self.masks is None else self.masks, colors):
             _tint(pixels, mask, color)
-        picture = Image.fromarray(pixels)
+        picture, factor = _canvas(pixels)
         draw = ImageDraw.Draw(picture)
-        for box, color, name, score in zip(self.boxes.tolist(), colors, self.names, self.scores):
+        for box, color, name, score in zip((factor * self.boxes).tolist(), colors, self.names, self.scores):
             draw.rectangle(box, outline=color, width=max(1, max(picture.size) // 400))
             _write(picture, (box[0] + 2, max(0, box[1])), f"{name} {score:.0%}")
         return picture
@@ -175,20 +181,21 @@ class SegmentationResult(Result):
     palette: Sequence = ()
 
     def _present(self) -> list[tuple[int, str, np.ndarray]]:
-        """Label, name and mask of each class in the image."""
-        return [(label, self.names[label], self.labels == label) for label in np.unique(self.labels).tolist()]
+        """Label, name and mask of each class in the image; labels without a name, such as 255, are ignored."""
+        labels = [label for label in np.unique(self.labels).tolist() if label < len(self.names)]
+        return [(label, self.names[label], self.labels == label) for label in labels]
 
     def plot(self) -> Image.Image:
-        """The image, tinted by class, with a name near the middle of each class."""
+        """The image, enlarged if it is small, tinted by class, with a name near the middle of each class."""
         pixels = self.image.copy()
         present = self._present()
         for label, _, mask in present:
             _tint(pixels, mask, _color(self.palette, label))
-        picture = Image.fromarray(pixels)
+        picture, factor = _canvas(pixels)
         for _, name, mask in present:
             rows, columns = np.nonzero(mask)
             middle = len(rows) // 2  # a pixel of the class, also if its centre of gravity is none
-            _write(picture, (float(columns[middle]), float(rows[middle])), name)
+            _write(picture, (factor * float(columns[middle]), factor * float(rows[middle])), name)
         return picture
 
     def summary(self) -> str:

@@ -7,7 +7,6 @@ and DeepSpeed unpickles the folder, so convert only those that you trust. It nee
 and neither a GPU nor a process group.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,12 +15,12 @@ sys.path.insert(0, str(ROOT))
 
 from classification.trainer.dcp import read, verify  # noqa: E402 - after the path
 from internimage.checkpoint import save_atomic  # noqa: E402
-from internimage.errors import UserError, exit_on_user_error  # noqa: E402
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error  # noqa: E402
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="the sharded checkpoint")
     parser.add_argument("file", type=Path, nargs="?", help="defaults to the folder's name with .pth, beside it")
     args = parser.parse_args(argv)

@@ -6,7 +6,6 @@ Every tar file of a split has the same number of images, also of each class, to 
 data give the same bytes. `SHARDS/classes.txt` has the class names, for `--class-names` of `predict.py`.
 """
 
-import argparse
 import io
 import os
 import sys
@@ -22,7 +21,7 @@ from classification.config import get_config, parse_args
 from classification.data.samples import Samples
 from classification.data.splits import open_splits
 from classification.data.tars import find_shards, read_tars
-from internimage.errors import UserError, exit_on_user_error
+from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.files import atomic_path
 
 __all__ = ["main"]
@@ -56,7 +55,7 @@ def _write(path: Path, samples: Samples, keys: list[tuple[str, str]], chosen: li
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="the data set, as --data-path of classification/train.py")
     parser.add_argument("shards", type=Path, help="folder to create")
     parser.add_argument(

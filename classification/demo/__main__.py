@@ -6,17 +6,17 @@ Each step is a command, which is printed before it runs. When started again, an 
 finished steps take seconds.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 from demo.steps import run
+from internimage.errors import ArgumentParser
 
 __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m classification.demo", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m classification.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="output", metavar="DIR", help="results go to DIR/demo")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change configuration keys")
     args = parser.parse_args(argv)

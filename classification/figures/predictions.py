@@ -1,28 +1,10 @@
-"""Figures of a classifier: one prediction, a grid of predictions, the training curve."""
+"""Figures of a classifier: a grid of predictions, the training curve."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 from torch import Tensor
 
-__all__ = ["prediction_picture", "prediction_grid", "training_curve"]
-
-
-def prediction_picture(image: Image.Image, ranking: list[tuple[str, float]]) -> Figure:
-    """The image beside a bar for each class of `ranking`, from `predict`."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    left.imshow(image)
-    left.axis("off")
-    labels = [name if len(name) <= 34 else f"{name[:33]}…" for name, _ in ranking]
-    rows = range(len(ranking))
-    right.barh(rows, [value for _, value in ranking], 0.4, color=["tab:green"] + ["tab:gray"] * (len(ranking) - 1))
-    for row, (label, (_, value)) in enumerate(zip(labels, ranking)):
-        right.text(0, row - 0.24, f"{label}  {value:.1%}", va="bottom", fontsize=10)
-    right.set(xlim=(0, 1), yticks=[], xlabel="probability")
-    right.invert_yaxis()
-    right.spines[["top", "right", "left"]].set_visible(False)
-    return figure
+__all__ = ["prediction_grid", "training_curve"]
 
 
 def prediction_grid(images: list[Tensor], truths: list[int], probabilities: Tensor, names: list[str]) -> Figure:

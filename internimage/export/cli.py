@@ -27,10 +27,8 @@ from .spec import Check, Exportable
 __all__ = ["add_arguments", "check_arguments", "image_size", "run"]
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, checkpoint: bool = True) -> None:
-    """Add the options that `run` and the task's script read. `checkpoint`: whether to add --checkpoint as well."""
-    if checkpoint:
-        parser.add_argument("--checkpoint", metavar="FILE", help="trained weights; defaults to random ones")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `run` and the task's script read."""
     parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="file to write")
     parser.add_argument("--format", default="onnx", metavar="NAME", help=f"{', '.join(FORMATS)}; defaults to onnx")
     parser.add_argument(

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import numpy as np
 
 from internimage.errors import UserError
+from internimage.files import check_writable
 
 __all__ = ["FORMATS", "Format", "Runtime", "find_format"]
 
@@ -74,11 +74,7 @@ class Format:
         """Raise `UserError` if a file of this format cannot be written there."""
         if path.suffix != self.suffix or path.is_dir():
             raise UserError(f"the output of format {self.name} must be a file that ends in {self.suffix}; got {path}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path.parent).close()
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from None
+        check_writable(path)
 
 
 _ONNX = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.runner import set_random_seed
 
 from ..errors import ArgumentParser, UserError, exit_on_user_error
-from .checks import SettingsAction, check_data_files, explained, explained_empty, read_config
+from .checks import add_settings, check_data_files, explained, explained_empty, read_config
 
 __all__ = ["main"]
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("browse"), help="folder for the pictures; defaults to %(default)s"
     )
     parser.add_argument("--count", type=int, default=12, help="number of images; defaults to %(default)s")
-    parser.add_argument("--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="change settings")
+    add_settings(parser)
     args = parser.parse_args(argv)
     config = read_config(args.config, args.cfg_options)
     check_data_files(config, ("train",))

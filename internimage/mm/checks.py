@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..workers import explained_worker_death
 
 __all__ = [
-    "SettingsAction",
+    "add_settings",
     "check_classes",
     "check_data_files",
     "explained",
@@ -77,7 +77,7 @@ def merge_options(config: Config, options: Mapping | None) -> Config:
     return config
 
 
-class SettingsAction(DictAction):
+class _SettingsAction(DictAction):
     """mmengine's action of `--cfg-options`, with a message for a value without `=`."""
 
     def __call__(self, parser: ArgumentParser, namespace: Namespace, values: list[str], *args: object) -> None:
@@ -85,6 +85,12 @@ class SettingsAction(DictAction):
         if odd := [value for value in values if "=" not in value]:
             parser.error(f"--cfg-options expects KEY=VALUE, got {odd[0]}")
         super().__call__(parser, namespace, values, *args)
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Add `--cfg-options` to a parser."""
+    help = "settings to change, for example train_dataloader.batch_size=4"
+    parser.add_argument("--cfg-options", nargs="+", action=_SettingsAction, metavar="KEY=VALUE", help=help)
 
 
 def _datasets(config: Mapping) -> Iterator[Mapping]:

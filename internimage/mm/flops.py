@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentParser, exit_on_user_error
 from ..flops import count_flops, count_parameters
-from .checks import SettingsAction, read_config
+from .checks import add_settings, read_config
 
 __all__ = ["get_flops", "measure"]
 
@@ -82,7 +82,7 @@ def get_flops(default_shape: tuple[int, int], argv: Sequence[str] | None = None)
     parser = ArgumentParser(description="Print the parameters and FLOPs of a model.")
     parser.add_argument("config", help="configuration file")
     parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), default=default_shape)
-    parser.add_argument("--cfg-options", nargs="+", action=SettingsAction, metavar="KEY=VALUE", help="change settings")
+    add_settings(parser)
     args = parser.parse_args(argv)
     config = read_config(args.config, args.cfg_options)
     parameters, flops = measure(config, tuple(args.shape))

@@ -19,7 +19,7 @@ from ..predictor import Predictor
 from ..results import Result
 from ..sources import Picture
 from ..zoo import local_checkpoint
-from .checks import merge_options, read_config
+from .checks import add_settings, merge_options, read_config
 from .plain_config import KEY, from_plain, to_plain
 from .tasks import find_task
 
@@ -40,15 +40,16 @@ def model_config(source: ModelSource, options: Mapping | None = None) -> Config:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
-    """Add CONFIG and CHECKPOINT, of which the first may be left out; `positional`: also as a second argument."""
+    """Add CONFIG, CHECKPOINT (`positional`: as an argument too) and --cfg-options; CONFIG may be left out."""
     parser.add_argument("config", nargs="?", help="configuration file; defaults to the one that the checkpoint carries")
     if positional:
         parser.add_argument("weights", nargs="?", metavar="checkpoint", help="path or URL of the weights")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights: a path, a URL, or the folder of a training")
+    add_settings(parser)
 
 
 def resolve_model(args: argparse.Namespace, *, random_weights: bool = False) -> tuple[Config, str | None]:
-    """The configuration and the checkpoint of the options of `add_model_arguments` and `--cfg-options`.
+    """The configuration and the checkpoint of the options of `add_model_arguments`.
 
     Raises:
         UserError: nothing says which checkpoint, or the checkpoint does not say its configuration.

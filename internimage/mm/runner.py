@@ -21,7 +21,7 @@ from ..runlock import lock_run
 from ..zoo import local_checkpoint
 from .checked_runner import CheckedRunner, bare
 from .checkpoints import find_checkpoints, on_main
-from .checks import SettingsAction, check_classes, check_data_files, explained, explained_empty, read_config
+from .checks import add_settings, check_classes, check_data_files, explained, explained_empty, read_config
 from .predictor import add_model_arguments, resolve_model
 from .sharding import MODES, configure_sharding
 from .tasks import DETECTION, SEGMENTATION, PicturesHook, Task
@@ -36,13 +36,6 @@ def _arguments(description: str) -> argparse.ArgumentParser:
     parser = ArgumentParser(description=description)
     parser.add_argument(
         "--work-dir", "--output", help="folder for logs and checkpoints; defaults to work_dirs/NAME_OF_CONFIG"
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=SettingsAction,
-        metavar="KEY=VALUE",
-        help="settings to change, for example train_dataloader.batch_size=4",
     )
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     return parser
@@ -85,6 +78,7 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
     """`train.py`: train from the configuration's pretrained weights, from `load_from`, or from a checkpoint."""
     parser = _arguments(f"Train a {task.name} model.")
     parser.add_argument("config", help="configuration file")
+    add_settings(parser)
     parser.add_argument("--amp", action="store_true", help="train in mixed precision (needs a GPU)")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"

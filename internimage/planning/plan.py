@@ -5,10 +5,8 @@
 Formulas and assumptions: docs/scale.md.
 """
 
-import argparse
 import heapq
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from internimage.errors import UserError
+from internimage.errors import ArgumentParser, UserError
 from internimage.variants import VARIANTS, create_model
 
 from .trace import Sharding, block_of, trace_step
@@ -100,13 +98,6 @@ class Plan:
         return "\n".join([*lines, f"peak: {self.peak / 2**30:.2f} GiB, without CUDA context, NCCL and fragmentation"])
 
 
-def released_name(name: str) -> str:
-    """A released name; `internimage_g_1k_512`, without the data set of pretraining, is `internimage_g_22kto1k_512`."""
-    head, _, tail = name.rpartition("_1k_")
-    longer = [known for known in VARIANTS if re.fullmatch(f"{re.escape(head)}_\\w+to1k_{re.escape(tail)}", known)]
-    return longer[0] if name not in VARIANTS and len(longer) == 1 else name
-
-
 def plan_memory(
     model: str | Callable[..., nn.Module],
     *,
@@ -143,8 +134,7 @@ def plan_memory(
             raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}")
     label, build = "model", model
     if isinstance(model, str):
-        label = released_name(model)
-        build = partial(create_model, label)
+        label, build = model, partial(create_model, model)
         if size is None and label in VARIANTS:
             size = int(label.rsplit("_", 1)[1].split("to")[-1])
     size = 224 if size is None else size
@@ -229,7 +219,7 @@ def sent(kind: Strategy, shapes: dict[str, torch.Size], gpus: int, width: int, s
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the plan of one training step."""
-    parser = argparse.ArgumentParser("python -m internimage memory", description=main.__doc__)
+    parser = ArgumentParser("python -m internimage memory", description=main.__doc__)
     parser.add_argument("model", help="a released name: python -m internimage.zoo")
     parser.add_argument("--batch", type=int, required=True, help="images per GPU")
     parser.add_argument("--gpus", type=int, default=1, help="number of GPUs")

@@ -1,9 +1,9 @@
 """List the released models: `python -m internimage.zoo`. Tables with links: docs/model_zoo.md, `tools/zoo.py`."""
 
-import argparse
 from collections.abc import Sequence
 from itertools import groupby
 
+from ..errors import ArgumentParser
 from . import releases
 
 __all__ = ["main"]
@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] = ()) -> None:
     """Print the models of each task with their published facts."""
-    argparse.ArgumentParser(description="List the released models.").parse_args(argv)
+    ArgumentParser(description="List the released models.").parse_args(argv)
     for task, rows in groupby(sorted(releases(), key=lambda row: row.task), key=lambda row: row.task):
         print(f"{task}:")
         for row in rows:

@@ -23,10 +23,9 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
 from internimage.errors import ArgumentParser, UserError, exit_on_user_error
+from internimage.sources import image_files
 
 __all__ = ["OwnDataset", "own_config", "read_classes"]
-
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
 def read_classes(path: str | Path) -> dict[str, list]:
@@ -62,10 +61,7 @@ def _pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     for folder in (images, labels):
         if not folder.is_dir():
             raise UserError(f"no folder at {folder}; give it relative to --data-root")
-    files = sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES)
-    if not files:
-        raise UserError(f"no image in {images} ({', '.join(_IMAGES)})")
-    pairs = [(file, labels / file.relative_to(images).with_suffix(".png")) for file in files]
+    pairs = [(file, labels / file.relative_to(images).with_suffix(".png")) for file in image_files(images)]
     if missing := [pair for pair in pairs if not pair[1].is_file()]:
         raise UserError(
             f"{len(missing)} of {len(pairs)} images have no label map, first {missing[0][0]}: it should be "

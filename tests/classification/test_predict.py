@@ -34,9 +34,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *options, image="image.png"):
-    main(
-        ["--cfg", f"{folder}/tiny.yaml", "--checkpoint", f"{folder}/tiny.pth", "--image", f"{folder}/{image}", *options]
-    )
+    main(["--cfg", f"{folder}/tiny.yaml", "--checkpoint", f"{folder}/tiny.pth", f"{folder}/{image}", *options])
 
 
 def test_it_prints_the_ranking_with_the_names_of_the_class_folders(folder, capsys):
@@ -51,7 +49,7 @@ def test_it_prints_the_ranking_with_the_names_of_the_class_folders(folder, capsy
 
 def test_it_writes_a_picture(folder, tmp_path, capsys):
     run(folder, "--output", f"{tmp_path}/new/prediction.png")
-    assert Image.open(tmp_path / "new/prediction.png").width > 500
+    assert Image.open(tmp_path / "new/prediction.png").size == (300, 240)  # enlarged
     assert "prediction.png" in capsys.readouterr().out
 
 
@@ -92,6 +90,13 @@ def errors_of(capsys, call, *args, **kwargs):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     return lines[0]
+
+
+def test_an_unknown_suffix_and_no_image_are_one_line_errors_before_the_model_is_loaded(capsys):
+    for name in ("cat.xyz", "cat.psd"):
+        line = errors_of(capsys, main, ["--model", "no_model", "cat.jpg", "--output", name])
+        assert f"{name} cannot be written" in line
+    assert "image" in errors_of(capsys, main, ["--model", "no_model"])
 
 
 def test_a_missing_image_is_a_one_line_error(folder, capsys):

@@ -9,6 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from demo import compose as module
+from demo import pictures
 from demo.compose import CLASSES, SIZE, compose, cut_out
 from demo.steps import photograph_path
 from internimage.errors import UserError
@@ -152,6 +153,11 @@ def test_the_configuration_trains_a_small_detector(folder):
     assert not before.equal(runner.model.backbone.patch_embed.conv1.weight)
     assert {"val/coco/bbox_mAP_50", "val/coco/segm_mAP_50"} <= set(runner.message_hub.log_scalars)
 
+    config.dump(folder.parent / "tiny.py")
+    picture = folder.parent / "detections.png"
+    pictures.main([str(folder.parent / "tiny.py"), f"{config.work_dir}/epoch_1.pth", "--out", str(picture)])
+    assert min(Image.open(picture).size) > 400
+
 
 def test_the_demo_composes_what_the_configuration_reads(monkeypatch, tmp_path):
     from detection.demo import __main__ as demo
@@ -162,19 +168,3 @@ def test_the_demo_composes_what_the_configuration_reads(monkeypatch, tmp_path):
         demo.main(["--output", str(tmp_path)])
     composed = commands[0][commands[0].index("--out") + 1]
     assert f'data_root = "{composed}/"' in CONFIG.read_text()
-
-
-def test_what_was_found_is_drawn_in_its_place():
-    from matplotlib.figure import Figure
-
-    from detection.demo.pictures import draw_objects
-
-    axis = Figure().subplots()
-    image, mask = np.zeros((20, 30, 3), np.uint8), np.zeros((1, 20, 30), bool)
-    mask[0, 5:10, 3:9] = True
-    draw_objects(axis, image, np.array([[3, 5, 9, 10]]), mask, [1], ["Bag"])
-    shown = axis.images[0].get_array()
-    np.testing.assert_array_equal(shown.any(2), mask[0])
-    assert axis.patches[0].get_bbox().bounds == (3, 5, 6, 5)
-    assert axis.texts[0].get_text() == "Bag"
-    assert not image.any()  # the caller's picture is untouched

@@ -140,8 +140,12 @@ def test_pictures_show_masks_and_boxes_in_the_colours_of_the_palette():
     assert picture[190, 100].tolist() == [255, 0, 0]  # the edge of the box
     assert picture[160, 120].tolist() == [177, 50, 50]  # half of the palette's red
     assert (image == 100).all()  # unchanged
-    for result in results().values():
-        assert result.plot().size == (30, 20) and result.summary()
+    small = results()
+    for result in small.values():
+        assert result.plot().size == (300, 200) and result.summary()  # enlarged, for the text
+    small["segmentation"].labels[0] = 255  # ignored
+    assert [label for label, _, _ in small["segmentation"]._present()] == [0, 1, 2]
+    assert np.asarray(small["detection"].plot())[90, 80].tolist() == [255, 0, 0]  # the edge of the first box
 
 
 def test_supervision_gets_boxes_masks_scores_and_names(monkeypatch):
@@ -166,7 +170,7 @@ def test_files_of_the_same_name_do_not_overwrite_each_other_and_an_interruption_
         raise KeyboardInterrupt
     entries = json.loads((tmp_path / "new/predictions.json").read_text())
     assert [entry["picture"] for entry in entries] == ["x.jpg", "x_2.jpg", "y.jpg"]
-    assert all(Image.open(tmp_path / "new" / entry["picture"]).size == (30, 20) for entry in entries)
+    assert all(Image.open(tmp_path / "new" / entry["picture"]).size == (300, 200) for entry in entries)
     with pytest.raises(UserError, match="cannot write to"):
         PredictionFiles(tmp_path / "new" / "x.jpg")
 

@@ -77,7 +77,7 @@ def test_a_detector_finds_what_mmdets_own_inference_finds_with_the_settings_of_i
     assert result.masks.shape == (len(expected), 64, 96) and result.masks.dtype == bool
     assert result.names == [detection.names[label] for label in result.labels]
     (none,) = model.predict(detection.image, threshold=1.0)
-    assert none.boxes.shape == (0, 4) and none.summary() == "0 objects" and none.plot().size == (96, 64)
+    assert none.boxes.shape == (0, 4) and none.summary() == "0 objects" and none.plot().size == (288, 192)
 
 
 def test_a_segmentor_uses_the_test_pipeline_of_its_training_and_its_palette(segmentation):
@@ -115,7 +115,7 @@ def test_the_commands_call_the_scripts_of_the_task(case, monkeypatch):
     main(["evaluate", "--checkpoint", checkpoint, "--config", config])
     main(["export", "--checkpoint", checkpoint, "--output", "x.onnx"])
     assert calls == [
-        ("train", case.name, [config, "--amp", "--output", "new"]),
+        ("train", case.name, [config, "--output", "new", "--amp"]),
         ("test", case.name, [checkpoint, "--tta"]),
         ("test", case.name, [config, checkpoint]),
         ("export", case.name, ["--output", "x.onnx", "--checkpoint", checkpoint]),
