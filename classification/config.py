@@ -22,7 +22,7 @@ from yacs.config import CfgNode
 
 from classification.configs.defaults import CUDA_GRAPH_MODES, DEFAULTS, MAX_TEXT, SETTINGS
 from internimage.errors import ArgumentParser, CheckpointError, UserError
-from internimage.model_source import ModelSource, find_model
+from internimage.model_source import ModelSource, find_config, find_model
 
 __all__ = ["DEFAULTS", "amp_dtype", "channel_statistics", "get_config", "input_size", "load_yaml", "parse_args"]
 
@@ -276,13 +276,11 @@ class _ListKeys(argparse.Action):
 
 
 def _released(name: str) -> Path:
-    """The configuration of a released model. Raises `UserError` for an unknown name."""
-    folder = Path(__file__).parent / "configs"
-    names = [path.stem for path in folder.glob("*.yaml")]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
-        raise UserError(f"--model {name}: no {name}.yaml in {folder}; did you mean {near}? Others: --cfg FILE")
-    return folder / f"{name}.yaml"
+    """The configuration of a released classifier, that of its row in the model zoo. Raises `UserError`."""
+    source = find_config(name)
+    if not source.classifier or source.config is None:
+        raise UserError(f"--model {name} has no configuration of a classifier; give --cfg FILE")
+    return source.config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -299,7 +297,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     help = "YAML file, such as configs/internimage_t_1k_224.yaml; --eval of a checkpoint works without it"
     which.add_argument("--cfg", "--config", metavar="FILE", help=help)
-    which.add_argument("--model", metavar="NAME", help="a released model: the YAML file of that name in configs")
+    which.add_argument("--model", metavar="NAME", help="a released model: the YAML file of its row in the model zoo")
     which.add_argument("--list-keys", action=_ListKeys, nargs=0, help="print all configuration keys and exit")
     help = "change configuration keys: --opts TRAIN.WARMUP_EPOCHS 5 AUG.HFLIP 0"
     add("--opts", nargs="+", action="extend", metavar="KEY VALUE", help=help)

@@ -26,7 +26,7 @@ from classification.trainer.evaluation import evaluate_all, throughput
 from classification.trainer.fsdp import FullyShard
 from classification.trainer.predictions import Predictions
 from classification.trainer.strategy import Strategy
-from classification.trainer.tracking import Tracker, prepare_folder
+from classification.trainer.tracking import Tracker, prepare_folder, write_config
 from internimage.errors import UserError, exit_on_user_error
 from internimage.peers import Peers
 from internimage.preemption import StopRequest, close_process_group, leave
@@ -74,7 +74,7 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
     Returns whether the training is finished; `stop` may end it earlier.
     """
     folder = Path(config.OUTPUT)
-    distributed.run_on_main(world, lambda: prepare_folder(folder, config.dump()))
+    distributed.run_on_main(world, lambda: prepare_folder(folder))
     tracker = Tracker(folder, world, config.LOGGER)
     if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS > 0:
         advice = "the learning rate never reaches TRAIN.BASE_LR; --opts TRAIN.WARMUP_EPOCHS N shortens it"
@@ -101,6 +101,7 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
     if found is not None:
         resume.restore(trainer.state, found, tracker.log)
         tracker.log(f"resumed from {found}; the next epoch is {trainer.state.epoch + 1}")
+    distributed.run_on_main(world, lambda: write_config(folder, config.dump()))  # not of a run that was refused above
     finished = trainer.fit(tracker)
     tracker.close()
     return finished

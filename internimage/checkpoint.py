@@ -292,8 +292,8 @@ def fit_pretrained(
             del state[key]
     elif "head.weight" in state:
         notices += _fit_head(state, own, rand_init_head)
-    stem, grey = "patch_embed.conv1.weight", own["patch_embed.conv1.weight"].shape[1] == 1
-    if grey and stem in state and state[stem].shape[1] == 3:
+    stem = "patch_embed.conv1.weight"
+    if stem in own and stem in state and (own[stem].shape[1], state[stem].shape[1]) == (1, 3):
         state[stem] = state[stem].sum(1, keepdim=True)  # the response to an image of three equal channels
         notices.append("the first convolution is summed over the colours, for grey images")
     for what, pattern in (("layer scales", r"levels\.\d+\..*\.gamma[12]$"), ("metadata encoders", r"meta")):

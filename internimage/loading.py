@@ -35,5 +35,7 @@ def load(
         from .mm.predictor import MMPredictor, load_model, model_config
     except ModuleNotFoundError as error:
         extra = "train" if source.classifier else "mm"
+        if error.name in ("classification", "detection", "segmentation"):
+            raise UserError(f"the installation lacks the package {error.name}; install this project again") from error
         raise UserError(f"the package {error.name} is missing; run pip install 'internimage[{extra}]'") from error
     return MMPredictor(load_model(model_config(source), source.checkpoint, place))

@@ -20,6 +20,7 @@ __all__ = ["ModelSource", "find_config", "find_model"]
 
 _ROOT = Path(__file__).resolve().parents[1]  # of the repository, or of an installation, which also has the tasks
 _YAML = (".yaml", ".yml")
+_NOT_MODELS = {"_base_", "accelerate", "defaults.py"}
 
 
 class ModelSource(NamedTuple):
@@ -47,7 +48,7 @@ def _models() -> dict[str, tuple[Path | None, str]]:
     found: dict[str, tuple[Path | None, str]] = {}
     for task in ("classification", "detection", "segmentation"):
         for path in sorted((_ROOT / task / "configs").rglob("*.*")):
-            if path.suffix in (".py", ".yaml") and "_base_" not in path.parts and path.name != "defaults.py":
+            if path.suffix in (".py", ".yaml") and not _NOT_MODELS & {path.name, *path.parts}:
                 found.setdefault(path.stem, (path, ""))
     for release in reversed(releases()):
         configs = [_ROOT / config for config in release.config.split()]

@@ -58,7 +58,10 @@ def join(config: CfgNode) -> tuple[CfgNode, World, "Accelerator"]:
     torch.backends.cudnn.benchmark = True  # one image size throughout a run
     precision = accelerator.mixed_precision.replace("no", "off")
     if precision == "fp16" and world.device.type == "cpu":
-        raise UserError("fp16 needs a GPU; on a CPU, use Accelerate's mixed_precision no or bf16")
+        raise UserError(
+            "fp16 needs a GPU; on a CPU, use Accelerate's mixed_precision no or bf16, or remove fp16 from "
+            "DeepSpeed's JSON"
+        )
     if config.AMP not in ("auto", precision):
         raise UserError(f"--amp {config.AMP} contradicts Accelerate's mixed_precision {precision}; omit --amp")
     config = config.clone()

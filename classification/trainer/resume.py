@@ -163,6 +163,11 @@ def restore(state: RunState, path: Path, log: Callable[[str], None]) -> None:
             f"{path} is not a training checkpoint of this configuration: it lacks {', '.join(missing)}; "
             "resume from one that train.py wrote with the same EMA setting, or load its weights with --pretrained"
         )
+    if (saved := checkpoint.get("class_names")) and state.class_names and saved != state.class_names:
+        raise CheckpointError(
+            f"{path} is of other classes ({_some(saved)}) than the data set ({_some(state.class_names)}); choose "
+            "another folder with --tag NAME, or load its weights with --pretrained"
+        )
     state.strategy.load_state_dict(checkpoint, path)
     if checkpoint["lr_scheduler"] != state.scheduler.state_dict():
         log("the learning-rate schedule differs from the checkpoint's; using the one of the configuration")
@@ -177,6 +182,10 @@ def restore(state: RunState, path: Path, log: Callable[[str], None]) -> None:
                 f"accumulation and images (now {state.layout}); use these, or delete the file to resume from the end "
                 "of the previous epoch"
             )
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def load_for_evaluation(model: nn.Module, path: Path, *, ema: bool = False) -> bool:

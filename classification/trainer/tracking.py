@@ -28,13 +28,13 @@ from internimage.runlock import lock_run
 
 from .distributed import World, sum_over_processes
 
-__all__ = ["EpochMeter", "Tracker", "duration", "prepare_folder", "read_history"]
+__all__ = ["EpochMeter", "Tracker", "duration", "prepare_folder", "read_history", "write_config"]
 
 T = TypeVar("T")
 
 
-def prepare_folder(folder: Path, config_yaml: str) -> None:
-    """Create and lock the output folder of a run, and write the resolved configuration to it.
+def prepare_folder(folder: Path) -> None:
+    """Create and lock the output folder of a run.
 
     Raises:
         UserError: the folder cannot be written, or another run uses it.
@@ -42,6 +42,13 @@ def prepare_folder(folder: Path, config_yaml: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_run(folder)
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {folder}: {error.strerror}; change --output") from None
+
+
+def write_config(folder: Path, config_yaml: str) -> None:
+    """Write the resolved configuration of a run to its folder. Raises `UserError`."""
+    try:
         (folder / "config.yaml").write_text(config_yaml)
     except OSError as error:
         raise UserError(f"cannot write to the output folder {folder}: {error.strerror}; change --output") from None

@@ -7,6 +7,7 @@ Formulas and assumptions: docs/scale.md.
 
 import heapq
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -98,6 +99,13 @@ class Plan:
         return "\n".join([*lines, f"peak: {self.peak / 2**30:.2f} GiB, without CUDA context, NCCL and fragmentation"])
 
 
+def released_name(name: str) -> str:
+    """A released name; `internimage_g_1k_512`, without the data set of pretraining, is `internimage_g_22kto1k_512`."""
+    head, _, tail = name.rpartition("_1k_")
+    longer = [known for known in VARIANTS if re.fullmatch(f"{re.escape(head)}_\\w+to1k_{re.escape(tail)}", known)]
+    return longer[0] if name not in VARIANTS and len(longer) == 1 else name
+
+
 def plan_memory(
     model: str | Callable[..., nn.Module],
     *,
@@ -134,7 +142,8 @@ def plan_memory(
             raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}")
     label, build = "model", model
     if isinstance(model, str):
-        label, build = model, partial(create_model, model)
+        label = released_name(model)
+        build = partial(create_model, label)
         if size is None and label in VARIANTS:
             size = int(label.rsplit("_", 1)[1].split("to")[-1])
     size = 224 if size is None else size
@@ -220,7 +229,7 @@ def sent(kind: Strategy, shapes: dict[str, torch.Size], gpus: int, width: int, s
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the plan of one training step."""
     parser = ArgumentParser("python -m internimage memory", description=main.__doc__)
-    parser.add_argument("model", help="a released name: python -m internimage.zoo")
+    parser.add_argument("model", help="name of a released classifier: python -m internimage.zoo")
     parser.add_argument("--batch", type=int, required=True, help="images per GPU")
     parser.add_argument("--gpus", type=int, default=1, help="number of GPUs")
     parser.add_argument("--size", type=int, help="of the images, in pixels; defaults to that of the name")

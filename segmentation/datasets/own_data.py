@@ -96,6 +96,15 @@ class OwnDataset(BaseSegDataset):
         ]
 
 
+def _unweighted(loss: dict | list | None) -> str:
+    """The losses of a head without the class weights of the base, which belong to its classes."""
+    losses = loss if isinstance(loss, list) else [loss or {}]
+    if not any(each.get("class_weight") for each in losses):
+        return ""
+    plain = [{key: value for key, value in each.items() if key != "class_weight"} for each in losses]
+    return f", loss_decode={plain!r}" if isinstance(loss, list) else ", loss_decode=dict(class_weight=None)"
+
+
 def _pipeline(steps: list, num_classes: int) -> list:
     """A pipeline's steps with the class count of the loading step changed."""
     if isinstance(steps, list | tuple):
@@ -147,7 +156,9 @@ def own_config(
         )
 
     heads = [
-        f"{name}=dict(num_classes={count})" for name in ("decode_head", "auxiliary_head") if name in config["model"]
+        f"{name}=dict(num_classes={count}{_unweighted(config['model'][name].get('loss_decode'))})"
+        for name in ("decode_head", "auxiliary_head")
+        if name in config["model"]
     ]
     if "pixel_decoder" in config["model"]["decode_head"]:  # one weight per class and a tenth for "no object"
         heads = [f"decode_head=dict(num_classes={count}, loss_cls=dict(class_weight=[1.0] * {count} + [0.1]))"]

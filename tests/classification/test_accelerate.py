@@ -27,7 +27,7 @@ from classification.trainer import engine
 from classification.trainer.accelerate import _plain_file, join
 from classification.trainer.deepspeed import DeepSpeedStrategy
 from classification.trainer.distributed import World
-from classification.trainer.tracking import Tracker, prepare_folder
+from classification.trainer.tracking import Tracker
 from internimage.errors import UserError
 from tools import dcp_to_pth
 
@@ -288,7 +288,7 @@ def test_wandb_gets_the_figures_and_a_resumed_run_continues_its_own(tmp_path, mo
     fake.init = lambda **settings: calls.append(settings) or run
     fake.__spec__ = ModuleSpec("wandb", None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    prepare_folder(tmp_path, "A: 1\n")
+    (tmp_path / "config.yaml").write_text("A: 1\n")
     for _ in range(2):
         tracker = Tracker(tmp_path, World(), "wandb")
         tracker.begin(0, 0)

@@ -116,6 +116,8 @@ def test_repeated_opts_add_up():
 def test_a_released_name_stands_for_its_file():
     config = get_config(parse_args(["--model", "internimage_b_1k_224"]))
     assert config == configure(cfg=CONFIGS / "internimage_b_1k_224.yaml")
+    without = CONFIGS / "without_lr_decay/internimage_l_22kto1k_384.yaml"  # as in the model zoo
+    assert get_config(parse_args(["--model", "internimage_l_22kto1k_384"])) == configure(cfg=without)
     with pytest.raises(UserError, match="did you mean internimage_b_1k_224"):
         get_config(parse_args(["--model", "internimage_b"]))
 

@@ -30,10 +30,10 @@ from internimage.preemption import EXIT_CODE
 from internimage.runlock import lock_run
 
 
-def make_state(build=lambda model: torch.optim.AdamW(model.parameters(), lr=0.1)):
+def make_state(build=lambda model: torch.optim.AdamW(model.parameters(), lr=0.1), **options):
     plain = Strategy(World())
     plain.prepare(nn.Linear(2, 2), build)
-    return RunState(plain, torch.optim.lr_scheduler.StepLR(plain.optimizer, 1))
+    return RunState(plain, torch.optim.lr_scheduler.StepLR(plain.optimizer, 1), **options)
 
 
 def save_epoch(folder, state, epoch, **flags):
@@ -153,6 +153,12 @@ def test_resuming_after_the_schedule_changed_says_so(tmp_path):
     restore(state, path, notices.append)
     assert len(notices) == 1
     assert "schedule differs" in notices[0]
+
+
+def test_resuming_with_other_classes_points_to_a_folder_of_its_own(tmp_path):
+    path = write_checkpoint(tmp_path, make_state(class_names=["cat", "dog"]))
+    with pytest.raises(CheckpointError, match=r"of other classes \(2: cat, dog\) .* \(2: cat, eel\).*--tag NAME"):
+        restore(make_state(class_names=["cat", "eel"]), path, print)
 
 
 def assert_same_files(left, right, name="ckpt_epoch_2.pth"):

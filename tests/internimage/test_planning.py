@@ -19,6 +19,7 @@ import internimage.__main__ as command
 from internimage import InternImage
 from internimage.layers import Block
 from internimage.planning import STRATEGIES, plan_memory
+from internimage.planning.plan import released_name
 from internimage.planning.trace import trace_step
 from ops_dcnv3.tracing import traced_as
 
@@ -165,6 +166,11 @@ def test_the_processes_of_zero_hold_whole_tensors_so_that_one_may_hold_most():
     plan = plan_memory("internimage_t_1k_224", batch=2, size=32, strategy="zero", gpus=64)
     largest = 8 * 512 * 2048  # two float32 moments of a matrix of the last level's MLP
     assert plan.update["optimizer"] >= largest > 8 * plan.parameters / 64
+
+
+def test_a_name_without_the_data_of_pretraining_is_the_released_one():
+    assert released_name("internimage_g_1k_512") == "internimage_g_22kto1k_512"
+    assert released_name("internimage_t_1k_224") == "internimage_t_1k_224"
 
 
 def test_the_command_prints_a_table_and_the_same_bytes_as_json(capsys):

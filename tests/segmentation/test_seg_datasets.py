@@ -171,6 +171,9 @@ def test_the_own_configuration_changes_data_and_heads_only(base, tmp_path):
     assert own.model.decode_head.num_classes == 3
     if "auxiliary_head" in old.model:
         assert own.model.auxiliary_head.num_classes == 3
+        losses = [own.model.decode_head.loss_decode, own.model.auxiliary_head.loss_decode]
+        for loss in [each for some in losses for each in (some if isinstance(some, list) else [some])]:
+            assert not loss.get("class_weight")  # they belong to the classes of the base
     else:
         assert own.model.decode_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
     assert own.train_dataloader.batch_size == old.train_dataloader.batch_size
