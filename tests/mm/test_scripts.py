@@ -326,6 +326,7 @@ def test_any_detector_of_boxes_has_test_time_augmentation(detection, tmp_path):
     config = tiny_coco.make_config(tmp_path, detection.data, "dino")
     text = config.read_text()
     config.write_text(text[: text.index("tta_model")])
+    init_default_scope("mmdet")
     model = MODELS.build(Config.fromfile(config).model)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "dino.pth")
     evaluate(DETECTION, [str(config), str(tmp_path / "dino.pth"), "--work-dir", str(tmp_path / "run"), "--tta"])
