@@ -282,7 +282,7 @@ def _full_disk_of_history(folder: Path) -> None:
 
 def _folder_that_is_read_only(_: Path) -> None:
     with pytest.raises(UserError, match="cannot write to the output folder /proc/run"):
-        prepare_folder(Path("/proc/run"), "")
+        prepare_folder(Path("/proc/run"))
 
 
 RUNS = [
