@@ -3,7 +3,8 @@
 #
 #   slurm_train.sh PARTITION JOB_NAME CONFIG [GPUS] [arguments of train.py]
 #
-# Environment: GPUS (8), GPUS_PER_NODE (8, at most GPUS), CPUS_PER_TASK (12), SRUN_ARGS, MASTER_PORT (29500), PYTHON.
+# Environment: GPUS (8), GPUS_PER_NODE (8, at most GPUS), CPUS_PER_TASK (12), SRUN_ARGS, MASTER_PORT (29500), PYTHON,
+# TRAIN_SCRIPT (train.py, beside this file).
 #
 # Slurm warns the training two minutes before its time ends; it saves itself then, as on SIGTERM, and exits with code
 # 75. A batch job is put into the queue again and goes on at the same step; give sbatch what the allocation needs:
@@ -30,7 +31,7 @@ code=0
 # shellcheck disable=SC2086
 srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
     --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-12}" --kill-on-bad-exit=1 --signal=USR1@120 \
-    ${SRUN_ARGS:-} "${PYTHON:-python}" -u "$(dirname "$0")/train.py" --cfg "$config" --launcher slurm "$@" || code=$?
+    ${SRUN_ARGS:-} "${PYTHON:-python}" -u "$(dirname "$0")/${TRAIN_SCRIPT:-train.py}" --cfg "$config" --launcher slurm "$@" || code=$?
 
 if [[ $code == 75 ]] && ! { [[ -n ${SLURM_JOB_ID:-} ]] && scontrol requeue "$SLURM_JOB_ID"; }; then
     echo "stopped and saved; start the same command again to go on" >&2

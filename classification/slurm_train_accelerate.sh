@@ -17,27 +17,10 @@ if [[ $# -lt 4 ]]; then
 fi
 partition=$1 job=$2 accelerate=$3 config=$4
 shift 4
-if [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
-    GPUS=$1
-    shift
-fi
-gpus=${GPUS:-8}
-per_node=${GPUS_PER_NODE:-8}
-((per_node <= gpus)) || per_node=$gpus
 
 # What `accelerate launch` would give each process; srun hands the environment on.
 settings=$("${PYTHON:-python}" -m accelerate.commands.launch --config_file "$accelerate" --num_processes 1 \
     --num_machines 1 --machine_rank 0 --main_process_port 0 --no_python env | grep -E '^(ACCELERATE|FSDP)_')
 while IFS= read -r line; do export "${line?}"; done <<<"$settings"
 
-code=0
-# SRUN_ARGS is split into words on purpose.
-# shellcheck disable=SC2086
-srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
-    --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-12}" --kill-on-bad-exit=1 --signal=USR1@120 \
-    ${SRUN_ARGS:-} "${PYTHON:-python}" -u "$(dirname "$0")/train_accelerate.py" --cfg "$config" --launcher slurm "$@" || code=$?
-
-if [[ $code == 75 ]] && ! { [[ -n ${SLURM_JOB_ID:-} ]] && scontrol requeue "$SLURM_JOB_ID"; }; then
-    echo "stopped and saved; start the same command again to go on" >&2
-fi
-exit "$code"
+TRAIN_SCRIPT=train_accelerate.py exec "$(dirname "$0")/slurm_train.sh" "$partition" "$job" "$config" "$@"

@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -53,7 +54,7 @@ def _rle(mask: np.ndarray) -> dict[str, list[int]]:
 
 
 @dataclass
-class Result:
+class Result(ABC):
     """What all results have.
 
     Attributes:
@@ -66,8 +67,9 @@ class Result:
     source: str
     frame: int | None = field(default=None, kw_only=True)
 
+    @abstractmethod
     def _contents(self) -> dict[str, object]:
-        raise NotImplementedError
+        """What `to_dict` has beside the image's source and size."""
 
     def to_dict(self) -> dict[str, object]:
         """Plain Python values, without the image."""

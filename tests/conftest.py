@@ -1,6 +1,9 @@
 """Settings of the whole suite."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 # One thread each, whatever the caller set: the suite runs in several processes, and many tests fork. A child of a
 # process with OpenMP threads waits forever for these.
@@ -11,3 +14,13 @@ import torch
 if not torch.cuda.is_available():
     # Tests that build the package build its CPU kernels; those of CUDA have tests of their own.
     os.environ.setdefault("OPS_DCNV3_NO_CUDA", "1")
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Put the environment back after each test: what a launcher sets would make the next run a part of it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)

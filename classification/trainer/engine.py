@@ -98,6 +98,7 @@ class Trainer:
         smoothing = 0.0 if loaders.mixup is not None else config.MODEL.LABEL_SMOOTHING
         self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
         self._bad_in_a_row = 0  # updates, at the end of the last epoch
+        self._buffers = list(strategy.model.buffers())  # of the strategy's model, which `prepare` may replace
 
     def fit(self, tracker: Tracker) -> bool:
         """Train to the last epoch, with evaluation, checkpoints and reports as configured.
@@ -240,7 +241,7 @@ class Trainer:
         if step == group_start:
             self.state.scheduler.step_update(epoch * self.updates + step // self.accumulation)
             strategy.optimizer.zero_grad(set_to_none=True)
-            self._statistics = [buffer.clone() for buffer in strategy.model.buffers()]
+            self._statistics = [buffer.clone() for buffer in self._buffers]
         updates = step + 1 == group_start + group
         with strategy.accumulate(updates):
             with forward_precision(self.world.device, strategy.dtype):
@@ -253,7 +254,7 @@ class Trainer:
         norm = strategy.update(self.config.TRAIN.CLIP_GRAD)
         meter.add_norm(norm)
         # BatchNorm has seen what spoilt the gradient. Reading the norm here would wait for the GPU.
-        for buffer, before in zip(strategy.model.buffers(), self._statistics):
+        for buffer, before in zip(self._buffers, self._statistics):
             buffer.copy_(torch.where(norm.isfinite().to(buffer.device), buffer, before))
         strategy.average()
         return True

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from internimage.errors import UserError
 from internimage.files import temporary_name
 from internimage.layers import Block
+from internimage.shards import gather_whole, own_part
 
 from .dcp import complete, read, split, why
 from .distributed import World, run_on_main
@@ -103,7 +104,10 @@ class FullyShard(Strategy):
         state = {name: get_model_state_dict(model, options=options) for name, model in self._named()}
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {
-            number: {name: self._whole(value) for name, value in states.items()}
+            number: {
+                name: gather_whole(value, self.world.is_main) if isinstance(value, DTensor) else value
+                for name, value in states.items()
+            }
             for number, states in optimizer["state"].items()
         }
         return state | {"optimizer": optimizer, "scaler": self.scaler.state_dict()}
@@ -111,16 +115,8 @@ class FullyShard(Strategy):
     def _named(self) -> Iterable[tuple[str, nn.Module]]:
         return zip(("model", "model_ema"), self.models)
 
-    def _whole(self, value: Any) -> Any:
-        if isinstance(value, DTensor):
-            value = value.full_tensor()
-            return value.cpu() if self.world.is_main else None
-        return value
-
     def place(self, value: Any, own: Tensor) -> Any:
-        if not isinstance(own, DTensor) or isinstance(value, DTensor) or value is None or value.shape != own.shape:
-            return value
-        return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)  # from this process's copy
+        return own_part(value, own)
 
     def save(self, rest: dict[str, Any], paths: list[Path], done: Callable[[], None]) -> None:
         self.wait()

@@ -4,6 +4,7 @@ All else (loop, schedule, evaluation, stopping, rotation of checkpoints, resumin
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -73,9 +74,9 @@ class Strategy:
         """The model and, if any, its average: a checkpoint keeps their buffers by process."""
         return [self.model] + ([self.ema.module] if self.ema is not None else [])
 
-    @property
+    @functools.cached_property  # walking through T's modules takes a millisecond
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters that learn."""
+        """The parameters that learn, after `prepare`."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @property

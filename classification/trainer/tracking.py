@@ -48,10 +48,8 @@ def prepare_folder(folder: Path) -> None:
 
 def write_config(folder: Path, config_yaml: str) -> None:
     """Write the resolved configuration of a run to its folder. Raises `UserError`."""
-    try:
-        (folder / "config.yaml").write_text(config_yaml)
-    except OSError as error:
-        raise UserError(f"cannot write to the output folder {folder}: {error.strerror}; change --output") from None
+    with atomic_path(folder / "config.yaml") as temporary:
+        temporary.write_text(config_yaml)
 
 
 def read_history(path: Path, report: Callable[[str], None]) -> list[dict[str, float]]:

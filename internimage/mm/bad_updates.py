@@ -20,7 +20,8 @@ __all__ = ["SkipBadUpdates"]
 class SkipBadUpdates(Hook):
     """Leave out such updates, in all processes, since their gradients are averaged; `CheckedRunner` has this hook.
 
-    mmengine reads the losses of every step as numbers, so that reading the gradient's norm waits for nothing more.
+    mmengine reads the losses of every step as numbers, so that reading the gradient's norm waits for nothing more. If
+    it clips the gradient, the norm is the one that it has computed.
 
     Args:
         limit: updates in a row that are left out, until the batch is saved to the work folder and the training ends.
@@ -33,17 +34,24 @@ class SkipBadUpdates(Hook):
         self._is_good: bool | None = None  # the update of this step, if it has one
 
     def before_train(self, runner: Runner) -> None:
-        runner.optim_wrapper.optimizer.register_step_pre_hook(self._check)
+        self._wrapper, self._buffers = runner.optim_wrapper, list(runner.model.buffers())
+        self._wrapper.optimizer.register_step_pre_hook(self._check)
+
+    def _norm(self, optimizer: torch.optim.Optimizer) -> float:
+        wrapper = self._wrapper
+        if wrapper.clip_grad_kwargs and wrapper.clip_func is nn.utils.clip_grad_norm_:
+            return wrapper.message_hub.get_scalar(f"train/{wrapper.grad_name}").current()
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
 
     def _check(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._is_good = bool(nn.utils.get_total_norm(gradients).isfinite())
+        self._is_good = math.isfinite(self._norm(optimizer))
         if not self._is_good:
             optimizer.zero_grad(set_to_none=True)  # it updates no parameter without a gradient
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         self._is_good = None
-        self._statistics = [buffer.clone() for buffer in runner.model.buffers()]
+        self._statistics = [buffer.clone() for buffer in self._buffers]
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -53,7 +61,7 @@ class SkipBadUpdates(Hook):
         if self._is_good is not False and math.isfinite(loss):
             self._in_a_row = 0 if self._is_good else self._in_a_row
             return
-        for buffer, before in zip(runner.model.buffers(), self._statistics):
+        for buffer, before in zip(self._buffers, self._statistics):
             buffer.copy_(before)
         self._in_a_row += 1
         runner.logger.warning(f"iteration {runner.iter}: update left out, its gradient is not finite (loss {loss})")

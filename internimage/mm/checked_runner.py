@@ -29,7 +29,7 @@ from .checkpoints import (
     training_state,
 )
 from .plain_config import KEY, to_plain
-from .resuming import LOOPS, EpochLoop, ResumableBatches
+from .resuming import LOOPS, EpochLoop, ResumableBatches, end_workers
 from .sharding import distribute_optimizer_state, shard_fully, whole_state
 
 __all__ = ["CheckedRunner", "bare"]
@@ -168,6 +168,7 @@ class CheckedRunner(Runner):
                 return self.model
             finally:
                 self._stop_request = None
+                end_workers(self._train_loop, self._val_loop)
 
     def stop_if_asked(self) -> None:
         """After a step: save and stop if a signal has arrived and no gradients are accumulated."""

@@ -7,6 +7,7 @@ Checkpoints are the same in all modes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from mmengine.config import Config
@@ -16,10 +17,11 @@ from mmengine.utils import apply_to
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from ..errors import UserError
 from ..layers import Block
+from ..shards import gather_whole, own_part
 
 __all__ = ["MODES", "configure_sharding", "distribute_optimizer_state", "shard_fully", "whole_state"]
 
@@ -81,32 +83,20 @@ def shard_fully(model: nn.Module, *, unused_parameters: bool = False) -> None:
     model.to(device)  # the data preprocessor learns the device
 
 
-def _part(whole: object, like: Tensor) -> object:
-    """This process's part of a tensor of the shape of the parameter `like`; other values as they are."""
-    if not isinstance(like, DTensor) or isinstance(whole, DTensor) or getattr(whole, "shape", None) != like.shape:
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
 def _distribute(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         if prefix + name in state:
-            state[prefix + name] = _part(state[prefix + name], parameter)
+            state[prefix + name] = own_part(state[prefix + name], parameter)
 
 
 def distribute_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """The state dict of an optimizer, with this process's parts of whole tensors; see `shard_fully`."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     parts = {
-        index: {key: _part(value, parameters[index]) for key, value in entry.items()}
+        index: {key: own_part(value, parameters[index]) for key, value in entry.items()}
         for index, entry in state["state"].items()
     }
     return {**state, "state": parts}
-
-
-def _whole(part: DTensor) -> Tensor | None:
-    whole = part.full_tensor()
-    return whole.cpu() if is_main_process() else None
 
 
 @contextmanager
@@ -115,9 +105,10 @@ def whole_state(*holders: object) -> Iterator[None]:
 
     All processes must enter together: this gathers the parts.
     """
+    gather = partial(gather_whole, keep=is_main_process())
     for holder in holders:
         parts = holder.state_dict()
-        state = apply_to(parts, lambda value: isinstance(value, DTensor), _whole)
+        state = apply_to(parts, lambda value: isinstance(value, DTensor), gather)
         if hasattr(parts, "_metadata"):  # the modules' versions
             state._metadata = parts._metadata
         holder.state_dict = lambda state=state: state

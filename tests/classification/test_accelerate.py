@@ -15,13 +15,12 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from tiny_training import ROOT, make_images, run_here, stop_at, two_processes, write_config
-from torch import nn
+from tiny_training import ROOT, make_images, run_here, stop_at, two_processes, without_batch_norm, write_config
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed  # noqa: F401 - once, before processes are forked
 
-from classification import train, train_accelerate
+from classification import train_accelerate
 from classification.config import get_config, parse_args
 from classification.trainer import engine
 from classification.trainer.accelerate import _plain_file, join
@@ -44,16 +43,8 @@ LAST = "ckpt_epoch_0.pth"
 
 
 @pytest.fixture(autouse=True)
-def without_batch_norm(monkeypatch):
-    """The head's takes its statistics from each process's own images; without it, all runs are the same mathematics."""
-    build = train.build_model
-
-    def build_without(*arguments):
-        model = build(*arguments)
-        model.conv_head[1] = nn.Identity()
-        return model
-
-    monkeypatch.setattr(train, "build_model", build_without)
+def all_runs_are_the_same_mathematics(monkeypatch):
+    without_batch_norm(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +87,7 @@ def alone(config, tmp_path_factory):
     """The last checkpoint of train.py in one process, with the batch of two."""
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patches:
-        without_batch_norm.__wrapped__(patches)
+        without_batch_norm(patches)
         run_here(config, folder, "--batch-size", "8")
     return load(folder)
 

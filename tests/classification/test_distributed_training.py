@@ -6,10 +6,18 @@ import stat
 
 import pytest
 import torch
-from tiny_training import ROOT, finish, history, make_images, run_here, start, two_processes, write_config
-from torch import nn
+from tiny_training import (
+    ROOT,
+    finish,
+    history,
+    make_images,
+    run_here,
+    start,
+    train_without_batch_norm,
+    two_processes,
+    write_config,
+)
 
-from classification import train
 from classification.trainer import distributed
 from classification.trainer.distributed import World
 from internimage.errors import UserError
@@ -21,23 +29,6 @@ SAME_DRAWS = {
     "TRAIN": {"EPOCHS": 3},
     "PRINT_FREQ": 1,
 }
-
-
-def train_without_batch_norm(arguments):
-    """The head's BatchNorm takes its statistics from each process's own images.
-
-    Without it two processes compute the same mathematics as one.
-    """
-    build = train.build_model
-
-    def build_without_batch_norm(*args):
-        model = build(*args)
-        model.conv_head[1] = nn.Identity()
-        return model
-
-    with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(train, "build_model", build_without_batch_norm)
-        train.main(arguments)
 
 
 @pytest.fixture(scope="module")

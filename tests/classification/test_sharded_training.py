@@ -14,11 +14,20 @@ import zlib
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from tiny_training import MODEL, history, make_images, run_here, stop_at, two_processes, user_error, write_config
+from tiny_training import (
+    MODEL,
+    history,
+    make_images,
+    run_here,
+    stop_at,
+    train_without_batch_norm,
+    two_processes,
+    user_error,
+    write_config,
+)
 from torch import nn
 
 import internimage
-from classification import train
 from classification.config import get_config, parse_args
 from classification.trainer import dcp as dcp_folders
 from classification.trainer import fsdp
@@ -43,19 +52,6 @@ SAME = {
     "SAVE_FREQ": 4,
     "PRINT_FREQ": 1,
 }
-
-
-def train_without_batch_norm(arguments):
-    build = train.build_model
-
-    def build_without_batch_norm(*args):
-        model = build(*args)
-        model.conv_head[1] = nn.Identity()
-        return model
-
-    with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(train, "build_model", build_without_batch_norm)
-        train.main(arguments)
 
 
 @pytest.fixture(scope="module")

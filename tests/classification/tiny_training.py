@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 from classification import train
 from classification.trainer.tracking import Tracker
@@ -125,6 +126,28 @@ def two_processes(
         process.join(120)
         process.kill()
     return [(process.exitcode, output.read_text()) for process, output in zip(processes, outputs)]
+
+
+def without_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's BatchNorm takes its statistics from each process's own images.
+
+    Without it several processes compute the same mathematics as one.
+    """
+    build = train.build_model
+
+    def build_without_batch_norm(*args: object) -> nn.Module:
+        model = build(*args)
+        model.conv_head[1] = nn.Identity()
+        return model
+
+    monkeypatch.setattr(train, "build_model", build_without_batch_norm)
+
+
+def train_without_batch_norm(arguments: Sequence[str]) -> None:
+    """`train.main` on models `without_batch_norm`."""
+    with pytest.MonkeyPatch.context() as patches:
+        without_batch_norm(patches)
+        train.main(arguments)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, moment: str, number: int) -> None:

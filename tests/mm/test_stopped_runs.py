@@ -1,5 +1,6 @@
 """A training that is asked to stop saves in the middle of an epoch; resumed, it ends bit for bit the same."""
 
+import multiprocessing
 import signal
 import sys
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_a_stopped_training_goes_on_to_the_same_end(name, stop_at, folder, monke
     monkeypatch.delenv("STOP_AT")
     workers = ["--cfg-options", "train_dataloader.num_workers=2", "train_dataloader.persistent_workers=True"]
     assert run(folder, name, "stopped", "--resume", *workers) == 0
+    assert not multiprocessing.active_children()  # its workers have ended with it
     log = max((folder / name / "stopped").glob("*/*.log"), key=lambda path: path.stat().st_mtime).read_text()
     assert f"resumed epoch: 0, iter: {int(stop_at[0]) + 1}" in log
     assert_same_end(folder, name, "whole", "stopped")
