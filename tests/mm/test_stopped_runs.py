@@ -105,8 +105,9 @@ def test_a_stopped_training_goes_on_to_the_same_end(name, stop_at, folder, monke
     assert (folder / name / "stopped/last_checkpoint").read_text().endswith("stopped.pth")
     monkeypatch.delenv("STOP_AT")
     workers = ["--cfg-options", "train_dataloader.num_workers=2", "train_dataloader.persistent_workers=True"]
+    before = set(multiprocessing.active_children())
     assert run(folder, name, "stopped", "--resume", *workers) == 0
-    assert not multiprocessing.active_children()  # its workers have ended with it
+    assert set(multiprocessing.active_children()) <= before  # its workers have ended with it
     log = max((folder / name / "stopped").glob("*/*.log"), key=lambda path: path.stat().st_mtime).read_text()
     assert f"resumed epoch: 0, iter: {int(stop_at[0]) + 1}" in log
     assert_same_end(folder, name, "whole", "stopped")
