@@ -27,7 +27,9 @@ gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
 ((per_node <= gpus)) || per_node=$gpus
 
-resume=() # of itself train.py goes on from its newest checkpoint; queued again, also if it was given --resume FILE
+# train.py goes on from its newest checkpoint by itself. But a --resume FILE of the command line must not take precedence
+# when the job was queued again; the last --resume counts.
+resume=()
 [[ ${SLURM_RESTART_COUNT:-0} == 0 ]] || resume=(--resume)
 
 code=0

@@ -470,7 +470,7 @@ def test_a_stopped_training_is_queued_again_and_resumed(tmp_path):
     assert "--signal=USR1@120" in again.stdout and "c.py --resume --launcher slurm" in again.stdout
     assert again.stdout.endswith("scontrol requeue 12\n") and again.returncode == 75
     outside = under_slurm(tmp_path, "slurm_train.sh", "part job c.py", 75)
-    assert "start the same command again with --resume" in outside.stderr and "scontrol" not in outside.stdout
+    assert "start the same command again to go on" in outside.stderr and "scontrol" not in outside.stdout
     assert under_slurm(tmp_path, "slurm_train.sh", "part job c.py", 3, SLURM_JOB_ID="12").returncode == 3
 
 
