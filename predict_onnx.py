@@ -1,7 +1,7 @@
 """Run an exported classifier, detector or segmentor on an image. Needs only onnxruntime, numpy and Pillow.
 
     python predict_onnx.py model.onnx photo.jpg
-    python predict_onnx.py model.onnx photo.jpg --out picture.png --threshold 0.5
+    python predict_onnx.py model.onnx photo.jpg --output picture.png --threshold 0.5
 
 Pre-processing, class names and colours are read from the metadata that `export.py` writes into the model. This file can
 be copied and used without the rest of the project.
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="ONNX file from an export.py")
     parser.add_argument("image", help="image file")
-    parser.add_argument("--out", type=Path, help="write the picture with the results drawn into it")
+    parser.add_argument("--output", "--out", type=Path, help="write the picture with the results drawn into it")
     parser.add_argument("--threshold", type=float, help="lowest score shown; default: the model's (detectors 0.3)")
     args = parser.parse_args(argv)
     try:
@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
         for path, what in ((args.model, "model"), (args.image, "image")):
             if not Path(path).is_file():
                 raise Mistake(f"no {what} at {path}")
-        show(lambda: Model(args.model), args.model, args.image, args.out, args.threshold)
+        show(lambda: Model(args.model), args.model, args.image, args.output, args.threshold)
     except Mistake as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

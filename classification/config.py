@@ -23,6 +23,7 @@ from yacs.config import CfgNode
 from classification.configs.defaults import CUDA_GRAPH_MODES, DEFAULTS, MAX_TEXT, SETTINGS
 from internimage.errors import ArgumentParser, CheckpointError, UserError
 from internimage.model_source import ModelSource, find_config, find_model
+from internimage.options import add_settings, setting_pairs
 
 __all__ = ["DEFAULTS", "amp_dtype", "channel_statistics", "get_config", "input_size", "load_yaml", "parse_args"]
 
@@ -246,6 +247,7 @@ _OPTIONS = {
     "--skip-bad-images": "DATA.SKIP_BAD_IMAGES",
     "--pretrained": "MODEL.PRETRAINED",
     "--resume": "MODEL.RESUME",
+    "--checkpoint": "MODEL.RESUME",  # as evaluation calls it in the other tasks
     "--eval": "EVAL_MODE",
     "--predictions": "PREDICTIONS",
     "--throughput": "THROUGHPUT_MODE",
@@ -296,17 +298,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     which = parser.add_mutually_exclusive_group()
     help = "YAML file, such as configs/internimage_t_1k_224.yaml; --eval of a checkpoint works without it"
-    which.add_argument("--cfg", "--config", metavar="FILE", help=help)
+    which.add_argument("--config", "--cfg", dest="cfg", metavar="FILE", help=help)
     which.add_argument("--model", metavar="NAME", help="a released model: the YAML file of its row in the model zoo")
     which.add_argument("--list-keys", action=_ListKeys, nargs=0, help="print all configuration keys and exit")
-    help = "change configuration keys: --opts TRAIN.WARMUP_EPOCHS 5 AUG.HFLIP 0"
-    add("--opts", nargs="+", action="extend", metavar="KEY VALUE", help=help)
+    add_settings(parser, "change configuration keys: --opts TRAIN.WARMUP_EPOCHS 5 AUG.HFLIP=0")
     for option, key in _OPTIONS.items():
         setting = SETTINGS[key]
         if setting.kind is bool:
             form = {"action": "store_true"}
         else:
             form = {"choices": setting.choices} if setting.choices else {"metavar": setting.kind.__name__.upper()}
+        if option == "--resume":
+            form |= {"nargs": "?", "const": ""}  # without a name: as by default, from this run's own newest one
         add(option, dest=key, help=setting.doc, **form)
     add("--output", dest="OUTPUT", default="output", metavar="DIR", help=SETTINGS["OUTPUT"].doc)
     modes = SETTINGS["COMPILE"].choices
@@ -333,10 +336,7 @@ def get_config(args: argparse.Namespace) -> CfgNode:
             raise UserError(f"{args.cfg}: BASE includes more than {_MAX_FILES} files")
         for key, value in _leaves(values):
             _set(config, key, value, source)
-    options = args.opts or []
-    if len(options) % 2:
-        raise UserError(f"--opts expects KEY VALUE pairs, but {options[-1]!r} has no value")
-    for key, value in zip(options[::2], options[1::2]):
+    for key, value in setting_pairs(args.opts):
         _set(config, key, value, "--opts")
     for key, value in vars(args).items():
         if key in SETTINGS and value is not None:

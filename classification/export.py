@@ -161,7 +161,7 @@ def build_exportable(classifier: Classifier, args: argparse.Namespace) -> tuple[
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    add_model_arguments(parser, device=False)
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint, for tests and timing")
     parser.add_argument("--validation", metavar="FOLDER", type=Path, help="folder of class folders: print the accuracy")
     add_arguments(parser)
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.random_weights and args.checkpoint:
         raise UserError("--random-weights and --checkpoint exclude each other; pass one of them")
     if args.cfg and not (args.random_weights or args.checkpoint):
-        raise UserError("--cfg needs --checkpoint, the file of the trained weights, or --random-weights")
+        raise UserError("--config needs --checkpoint, the file of the trained weights, or --random-weights")
     classifier = _random_weights(args) if args.random_weights else load_classifier(args)
     classifier.model.cpu()
     if isinstance(classifier.model, InternImageMetaFormer):

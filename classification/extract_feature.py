@@ -1,7 +1,7 @@
 r"""Write the outputs of named layers of a model for some images to a file.
 
     python classification/extract_feature.py --model internimage_t_1k_224 --list-layers
-    python classification/extract_feature.py --cfg F.yaml --checkpoint C.pth --folder images \
+    python classification/extract_feature.py --cfg F.yaml --checkpoint C.pth images \
         --layers patch_embed levels.3 conv_head --output features.npz
 
 The file (.npz, .pt or .safetensors) maps each layer's name to one array; its first dimension is the images. The
@@ -11,6 +11,7 @@ paths of the images are in `image_names` (in .safetensors: in the metadata, as J
 import difflib
 import json
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,8 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--image", metavar="FILE", type=Path, nargs="+")
-    source.add_argument("--folder", metavar="DIR", type=Path, help="all images below this folder")
+    source.add_argument("images", nargs="*", type=Path, default=SUPPRESS, help="image files, or folders of images")
+    source.add_argument("--images", "--image", "--folder", type=Path, nargs="+", default=[], help="the same")
     parser.add_argument("--layers", metavar="NAME", nargs="+", help="names of layers (see --list-layers)")
     parser.add_argument("--list-layers", action="store_true", help="print the names of all layers and exit")
     parser.add_argument("--output", metavar="FILE", type=Path, help=f"one of {', '.join('*' + s for s in SUFFIXES)}")
@@ -116,14 +117,14 @@ def main(argv: list[str] | None = None) -> None:
             if name:
                 print(f"{name}  {type(module).__name__}")
         return
-    if not (args.layers and args.output and (args.image or args.folder)):
-        raise UserError("give --layers, --output, and --image or --folder; or --list-layers")
+    if not (args.layers and args.output and args.images):
+        raise UserError("give IMAGES, --layers and --output; or --list-layers")
     if args.output.suffix not in SUFFIXES:
         raise UserError(f"--output {args.output} must end in {', '.join(SUFFIXES)}")
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}, expected at least 1")
     check_writable(args.output)
-    paths = args.image or list_images(args.folder)
+    paths = [path for item in args.images for path in (list_images(item) if item.is_dir() else [item])]
     classifier = load_classifier(args)
     features = extract_features(classifier, paths, args.layers, args.batch_size)
     write_features(args.output, features, [str(path) for path in paths])

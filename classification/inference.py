@@ -19,7 +19,8 @@ from internimage.errors import UserError
 from internimage.images import read_image
 from internimage.meta_former import logits_of_images
 from internimage.model_source import ModelSource, find_model
-from internimage.predictor import Predictor
+from internimage.options import add_settings
+from internimage.predictor import Predictor, choose_device
 from internimage.results import ClassificationResult
 from internimage.sources import Picture
 from internimage.zoo import local_checkpoint
@@ -28,7 +29,6 @@ from .config import DEFAULTS, channel_statistics, get_config, parse_args
 from .data.files import EXTENSIONS, ImageFiles, class_folders
 from .data.transforms import build_transform
 from .models import build_model
-from .trainer.distributed import start
 
 __all__ = [
     "ClassificationPredictor",
@@ -84,12 +84,11 @@ class ClassificationPredictor(Predictor):
         ]
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select a model: --checkpoint, or --model, and --cfg for checkpoints that do not carry it."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
+    """Add the options that select a model: --checkpoint, or --model, and --config for checkpoints without it."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        *("--cfg", "--config"), metavar="FILE", help="YAML file of the model, for a --checkpoint that does not carry it"
-    )
+    help = "YAML file of the model, for a --checkpoint that does not carry it"
+    which.add_argument("--config", "--cfg", dest="cfg", metavar="FILE", help=help)
     which.add_argument("--model", metavar="NAME", help="released model, such as internimage_t_1k_224")
     parser.add_argument(
         "--checkpoint",
@@ -97,15 +96,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights: a path, a URL, a released name or the folder of a training; defaults to those of --model",
     )
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
-    parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="change configuration keys")
+    add_settings(parser)
     parser.add_argument("--class-names", metavar="FILE", help="text file with one class name per line")
+    if device:
+        parser.add_argument("--device", help="cpu, cuda, ...; defaults to the GPU if there is one")
 
 
 def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classifier:
     """Build the model of the options of `add_model_arguments` and load its weights, strictly.
 
     Args:
-        args: with `cfg` or `model`, and `checkpoint`, `ema`, `opts`, `class_names`.
+        args: with `cfg` or `model`, and `checkpoint`, `ema`, `opts`, `class_names`; `device` if there is one.
         weights: False to build the model on the meta device, without weights.
 
     Raises:
@@ -113,7 +114,7 @@ def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classi
         CheckpointError: weights that cannot be read or do not fit.
     """
     if args.cfg and weights and not args.checkpoint:
-        raise UserError("--cfg needs --checkpoint, the file of the trained weights")
+        raise UserError("--config needs --checkpoint, the file of the trained weights")
     if not (args.cfg or args.model or args.checkpoint):
         raise UserError("give --checkpoint FILE, or --model NAME")
     if args.model:
@@ -123,8 +124,8 @@ def load_classifier(args: argparse.Namespace, *, weights: bool = True) -> Classi
         source = find_model(args.checkpoint, args.cfg)
     else:
         source = ModelSource(Path(args.cfg).stem, True, Path(args.cfg), None)
-    device = start("none").device if weights else torch.device("meta")
-    return build_classifier(source, device, ema=args.ema, opts=args.opts or (), class_names=args.class_names)
+    device = choose_device(getattr(args, "device", None)) if weights else torch.device("meta")
+    return build_classifier(source, device, ema=args.ema, opts=args.opts, class_names=args.class_names)
 
 
 def build_classifier(

@@ -4,7 +4,7 @@ r"""Draw pictures of a training run: predictions on the validation set, the trai
         --checkpoint output/demo/ckpt_epoch_best.pth --output output/demo/pictures
 
 Writes predictions.png, training_curve.png (if history.jsonl is in the checkpoint's folder) and
-sampling_points_<class>_<image>.png for some validation images, or for the images of --image.
+sampling_points_<class>_<image>.png for some validation images, or for those of --images.
 """
 
 import math
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     add_model_arguments(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, required=True)
     parser.add_argument(
-        "--image", metavar="FILE", type=Path, nargs="+", help="draw the sampling points on these images"
+        *("--images", "--image"), metavar="FILE", type=Path, nargs="+", help="draw the sampling points on these images"
     )
     parser.add_argument(
         "--query", metavar="X,Y", type=_query, nargs="+", default=(), help="query pixels (of the model's input)"
@@ -92,8 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     classifier = load_classifier(args)
-    if args.image:
-        names = list(args.image)
+    if args.images:
+        names = list(args.images)
         images = [classifier.transform(read_image(path)) for path in names]
     else:
         images, labels, names = validation_images(classifier)

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     add_model_arguments(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("image", nargs="?", default=SUPPRESS, help="image file")
-    which.add_argument("--image", dest="image", metavar="FILE", help="the same")
+    which.add_argument("--images", "--image", dest="image", metavar="FILE", help="the same")
     parser.add_argument("--output", metavar="FILE", type=picture_path, help="picture to write (.png, .jpg, .pdf, ...)")
     args = parser.parse_args(argv)
 

@@ -76,11 +76,12 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
     folder = Path(config.OUTPUT)
     distributed.run_on_main(world, lambda: prepare_folder(folder))
     tracker = Tracker(folder, world, config.LOGGER)
-    if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS > 0:
-        advice = "the learning rate never reaches TRAIN.BASE_LR; --opts TRAIN.WARMUP_EPOCHS N shortens it"
-        tracker.log(f"the warm-up ({config.TRAIN.WARMUP_EPOCHS:g} epochs) is as long as the run: {advice}")
     loaders = build_loaders(config)
     loaders.start_workers()
+    config = config.clone()
+    config.defrost()
+    config.MODEL.NUM_CLASSES = loaders.num_classes  # as the run's config.yaml and checkpoints must say
+    config.freeze()
     strategy, model = build_strategy(config, world), build_model(config, loaders.num_classes)
     if config.TRAIN.SHARD != "fsdp":  # which moves one block after the other
         place_model(model, world.device, config.COMPILE)
@@ -98,6 +99,8 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
         weights = resume.locate(world, config.MODEL.PRETRAINED)
         resume.initialise(model, weights, tracker.log, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD)
     trainer = Trainer(config, strategy, model, loaders, stop)
+    for line in trainer.describe_schedule():
+        tracker.log(line)
     if found is not None:
         resume.restore(trainer.state, found, tracker.log)
         tracker.log(f"resumed from {found}; the next epoch is {trainer.state.epoch + 1}")

@@ -1,6 +1,6 @@
 """Compose pictures of garments on photographs, with boxes, instance masks and label maps.
 
-    python -m demo.compose [--out data/composites] [--train 6000] [--val 300] [--seed 0]
+    python -m demo.compose [--output data/composites] [--train 6000] [--val 300] [--seed 0]
 
 Garments are the Fashion-MNIST images embedded for the classification demo (Zalando SE, MIT licence), coloured, rotated
 and enlarged; photographs are those of the scikit-image package. Training and validation share neither. It writes
@@ -209,13 +209,13 @@ def compose(out: Path, train: int = 6000, val: int = 300, seed: int = 0) -> int:
 @exit_on_user_error
 def main() -> None:
     parser = ArgumentParser(prog="python -m demo.compose", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "composites", metavar="DIR")
+    parser.add_argument("--output", "--out", type=Path, default=ROOT / "data" / "composites", metavar="DIR")
     parser.add_argument("--train", type=int, default=6000, help="pictures for training")
     parser.add_argument("--val", type=int, default=300, help="pictures for validation")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    count = compose(args.out, args.train, args.val, args.seed)
-    print(f"{args.out}: {count} pictures composed" if count else f"{args.out}: already complete")
+    count = compose(args.output, args.train, args.val, args.seed)
+    print(f"{args.output}: {count} pictures composed" if count else f"{args.output}: already complete")
 
 
 if __name__ == "__main__":

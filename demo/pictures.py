@@ -1,6 +1,6 @@
 """Draw the first test images of a detector or segmentor: rows of the truth and of what the model finds alternate.
 
-python demo/pictures.py CONFIG CHECKPOINT [--out found.png]
+python demo/pictures.py CONFIG CHECKPOINT [--output found.png]
 """
 
 import sys
@@ -72,9 +72,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="configuration file")
     parser.add_argument("checkpoint", help="path of the weights")
-    parser.add_argument("--out", type=Path, default=Path("found.png"), help="picture to write; default: %(default)s")
+    file = {"type": Path, "default": Path("found.png"), "help": "picture to write; default: %(default)s"}
+    parser.add_argument("--output", "--out", **file)
     args = parser.parse_args(argv)
-    save_figure(_grid(args.config, args.checkpoint), args.out)
+    save_figure(_grid(args.config, args.checkpoint), args.output)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from internimage.errors import ArgumentParser, UserError, exit_on_user_error
+from internimage.options import add_settings
 
 __all__ = ["ROOT", "mm_demo", "photograph_path", "run", "write_once"]
 
@@ -92,19 +93,19 @@ def mm_demo(task: str, config: str, pictures: str, photographs: dict[str, str], 
     """
     parser = ArgumentParser(prog=f"python -m {task}.demo", description=description)
     parser.add_argument("--output", default="output", metavar="DIR", help=f"results go to DIR/demo_{task}")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change settings")
+    add_settings(parser)
     args = parser.parse_args(argv)
 
     started = time.perf_counter()
     folder = Path(args.output, f"demo_{task}")
-    options = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
-    run("-m", "demo.compose", "--out", "data/composites")
-    run(f"{task}/train.py", config, "--work-dir", folder, "--resume", *options)
+    options = ["--opts", *args.opts] if args.opts else []
+    run("-m", "demo.compose", "--output", "data/composites")
+    run(f"{task}/train.py", config, "--output", folder, "--resume", *options)
     checkpoint = _last_checkpoint(folder)
-    run(f"{task}/test.py", config, checkpoint, "--work-dir", folder / "test", *options)
-    run("demo/pictures.py", config, checkpoint, "--out", folder / pictures)
+    run(f"{task}/test.py", config, checkpoint, "--output", folder / "test", *options)
+    run("demo/pictures.py", config, checkpoint, "--output", folder / pictures)
     for name, picture in photographs.items():
-        run(f"{task}/image_demo.py", photograph_path(name), config, checkpoint, "--out", folder / picture)
+        run(f"{task}/image_demo.py", photograph_path(name), config, checkpoint, "--output", folder / picture)
     minutes = (time.perf_counter() - started) / 60
     print(f"\ndone in {minutes:.1f} minutes; pictures are in {folder}, all curves in TensorBoard:")
     print(f"$ python -m tensorboard.main --logdir {folder}")

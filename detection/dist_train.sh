@@ -33,5 +33,5 @@ fi
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # For torchrun: signals on which a training saves itself and ends, and the seconds that it has for this.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=120
-exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \
+exec "${PYTHON:-python}" "$(dirname "$0")/../internimage/torchrun.py" "${rendezvous[@]}" --nproc_per_node "$processes" \
     --max_restarts "${MAX_RESTARTS:-0}" "$(dirname "$0")/train.py" "$@" --launcher pytorch

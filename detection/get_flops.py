@@ -1,6 +1,6 @@
 """Print a detector's parameters and FLOPs by the published convention.
 
-python detection/get_flops.py CONFIG [--shape 800 1280]
+python detection/get_flops.py CONFIG [--size 800 1280]
 """
 
 import sys

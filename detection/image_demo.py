@@ -1,6 +1,6 @@
 """Detect the objects in one image and draw them.
 
-    python detection/image_demo.py IMAGE CONFIG CHECKPOINT --out picture.jpg
+    python detection/image_demo.py IMAGE CONFIG CHECKPOINT --output picture.jpg
 
 Released checkpoints work unchanged, by path or URL.
 """

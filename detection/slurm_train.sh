@@ -27,8 +27,10 @@ gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
 ((per_node <= gpus)) || per_node=$gpus
 
+# train.py goes on from its newest checkpoint by itself. But a --resume FILE of the command line must not take precedence
+# when the job was queued again; the last --resume counts.
 resume=()
-[[ ${SLURM_RESTART_COUNT:-0} == 0 ]] || resume=(--resume) # queued again
+[[ ${SLURM_RESTART_COUNT:-0} == 0 ]] || resume=(--resume)
 
 code=0
 # SRUN_ARGS is split into words on purpose.
@@ -39,6 +41,6 @@ srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks=
     ${resume[@]+"${resume[@]}"} --launcher slurm || code=$?
 
 if [[ $code == 75 ]] && ! { [[ -n ${SLURM_JOB_ID:-} ]] && scontrol requeue "$SLURM_JOB_ID"; }; then
-    echo "stopped and saved; start the same command again with --resume to go on" >&2
+    echo "stopped and saved; start the same command again to go on" >&2
 fi
 exit "$code"

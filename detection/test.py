@@ -1,7 +1,7 @@
 """Evaluate a detector; released checkpoints work unchanged.
 
     python detection/test.py CONFIG CHECKPOINT
-    python detection/test.py CONFIG CHECKPOINT --out results.pkl --show-dir pictures --tta
+    python detection/test.py CONFIG CHECKPOINT --predictions results.pkl --show-dir pictures --tta
 
 Several processes: `dist_test.sh` and `slurm_test.sh` next to this file. See docs/detection.md.
 """

@@ -9,6 +9,7 @@ import torch
 from ops_dcnv3.__main__ import report
 
 from .errors import ArgumentParser, UserError
+from .export.cli import image_size
 from .flops import count_parameters
 from .flops import flops as count
 from .loading import load
@@ -25,7 +26,7 @@ def _parser(command: str, description: str, *, weights: bool = True) -> Argument
     which.add_argument("--model", metavar="NAME", help="released model; internimage models lists them")
     if weights:
         which.add_argument("--checkpoint", metavar="FILE", help="a path, a URL, or the folder of a training")
-    (parser if weights else which).add_argument("--config", metavar="FILE", help="configuration: a file or a name")
+    (parser if weights else which).add_argument("--config", "--cfg", metavar="FILE", help="a file, or a name")
     return parser
 
 
@@ -123,7 +124,8 @@ def export(argv: Sequence[str]) -> None:
 def flops(argv: Sequence[str]) -> None:
     """`internimage flops --model NAME`: parameters and FLOPs."""
     parser = _parser("flops", "Print parameters and FLOPs by the convention of the published tables.", weights=False)
-    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="defaults to the published tables' size")
+    help = "one number, or height and width; defaults to the published tables' size"
+    parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help=help)
     args = parser.parse_args(argv)
     source = find_config(args.config or args.model)
     task = _task(source)
@@ -132,14 +134,14 @@ def flops(argv: Sequence[str]) -> None:
         from classification.inference import build_classifier
 
         classifier = build_classifier(source, torch.device("meta"))
-        size = args.size or input_size(classifier.config)
-        parameters, operations = count_parameters(classifier.model), count(classifier.model, tuple(size))
+        size = image_size(args, input_size(classifier.config))
+        parameters, operations = count_parameters(classifier.model), count(classifier.model, size)
     else:
         from .mm.flops import measure
         from .mm.predictor import model_config
 
-        size = args.size or {"detection": (800, 1280), "segmentation": (512, 2048)}[task]
-        parameters, operations = measure(model_config(source), tuple(size))
+        size = image_size(args, {"detection": (800, 1280), "segmentation": (512, 2048)}[task])
+        parameters, operations = measure(model_config(source), size)
     print(f"{source.name}: {parameters / 1e6:.2f} M parameters, {operations / 1e9:.1f} GFLOPs at {size[0]} x {size[1]}")
 
 

@@ -3,6 +3,7 @@
 `predict_onnx.py`, which can be copied without this project, repeats these rules; a test compares the two.
 """
 
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,14 +22,17 @@ MAX_ASPECT_RATIO = 100
 # Formats without 32-bit integers: Pillow's mode I has 16-bit values, 0 to 65535.
 _16_BIT_IN_I = ("PNG", "PPM")
 
+_dark: list[str] = []  # the file that was warned about
 
-def decode_rgb(file: str | Path | BinaryIO) -> Image.Image:
+
+def decode_rgb(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
     """Read an image file as 8-bit RGB, rotated by its EXIF orientation.
 
     16-bit grey values v become `round(v / 257)`, so 65535 is white. Pillow reduces 16-bit RGB to 8 bits.
 
     Args:
         file: path, or a binary file.
+        name: of the file, for a warning about values that become nearly black.
 
     Raises:
         ValueError: 32-bit pixels (Pillow's modes I and F), which have no fixed range; an aspect ratio over
@@ -39,7 +43,7 @@ def decode_rgb(file: str | Path | BinaryIO) -> Image.Image:
     """
     if isinstance(file, (str, Path)):
         with open_regular(file) as opened:
-            return decode_rgb(opened)
+            return decode_rgb(opened, str(file))
     with Image.open(file) as image:
         shorter, longer = sorted(image.size)
         if longer > MAX_ASPECT_RATIO * shorter:
@@ -47,7 +51,7 @@ def decode_rgb(file: str | Path | BinaryIO) -> Image.Image:
                 f"it has {image.width} x {image.height} pixels, but the longer side may be at most "
                 f"{MAX_ASPECT_RATIO} times the shorter; crop it"
             )
-        rgb = _eight_bits(image)
+        rgb = _eight_bits(image, name)
         if rgb.mode == "RGB":
             rgb.load()  # convert() would copy the pixels
         else:
@@ -66,10 +70,12 @@ def decode_rgb(file: str | Path | BinaryIO) -> Image.Image:
     return rgb
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     """Convert 16-bit grey to 8-bit grey: in Pillow's conversion everything above 255 is white."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _16_BIT_IN_I):
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        values = np.asarray(image).astype(np.uint32)
+        _warn_if_dark(name, int(values.max()))
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         kind = "integers" if image.mode == "I" else "floating-point numbers"
         raise ValueError(
@@ -79,10 +85,19 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
+def _warn_if_dark(name: str, highest: int) -> None:
+    """Warn once about values of 8 to 14 bits in a file of 16 bits."""
+    bits = next((bits for bits in (8, 10, 12, 14) if 0 < highest < 2**bits), 16)
+    if bits < 16 and not _dark:
+        _dark.append(name)
+        text = f"{name} becomes nearly black: its 16-bit values end at {highest}, and 65535 is taken as white"
+        warnings.warn(f"{text}; if they have {bits} bits, multiply them by {2 ** (16 - bits)}", stacklevel=2)
+
+
 def read_image(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
     """Read an image by `decode_rgb`. Raises `UserError`, with `name` or the path, for a missing or damaged file."""
     try:
-        return decode_rgb(file)
+        return decode_rgb(file, name or str(file))
     except FileNotFoundError:
         raise UserError(f"no image at {file}; check the path") from None
     except Exception as error:  # Pillow raises many types for damaged files

@@ -1,6 +1,6 @@
 """Print a segmentor's parameters and FLOPs by the published convention.
 
-python segmentation/get_flops.py CONFIG [--shape 512 2048]
+python segmentation/get_flops.py CONFIG [--size 512 2048]
 """
 
 import sys

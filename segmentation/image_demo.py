@@ -1,6 +1,6 @@
 """Label every pixel of one image and draw the label map over it.
 
-    python segmentation/image_demo.py IMAGE CONFIG CHECKPOINT --out picture.jpg
+    python segmentation/image_demo.py IMAGE CONFIG CHECKPOINT --output picture.jpg
 
 Released checkpoints work unchanged, by path or URL.
 """

@@ -1,7 +1,7 @@
 """Evaluate a segmentor; released checkpoints work unchanged.
 
     python segmentation/test.py CONFIG CHECKPOINT
-    python segmentation/test.py CONFIG CHECKPOINT --tta --out label_maps --show-dir pictures
+    python segmentation/test.py CONFIG CHECKPOINT --tta --predictions label_maps --show-dir pictures
 
 Several processes: `dist_test.sh` and `slurm_test.sh` next to this file. See docs/segmentation.md.
 """

@@ -1,6 +1,6 @@
 """Build a TensorRT engine from an exported ONNX file.
 
-    python tensorrt/build.py model.onnx --size 224 --batch 1 1 8
+    python tensorrt/build.py model.onnx --size 224 --batch-size 1 1 8
 
 State: run with TensorRT for RTX 1.7 on a machine without a GPU; never with `tensorrt` 10 or 11.
 """
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="engine to write; defaults to ONNX.engine")
     parser.add_argument("--library", choices=("tensorrt", "tensorrt_rtx"), help="defaults to the first one installed")
     sizes = parser.add_argument_group("free sizes of the file: one number, or smallest, usual and largest")
-    sizes.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N")
+    sizes.add_argument("--batch-size", "--batch", dest="batch", type=int, nargs="+", default=[1], metavar="N")
     sizes.add_argument("--size", type=int, nargs="+", metavar="PIXELS", help="height and width")
     sizes.add_argument("--height", type=int, nargs="+", metavar="PIXELS", help="if it differs from --size")
     sizes.add_argument("--width", type=int, nargs="+", metavar="PIXELS", help="if it differs from --size")
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     about = build(
         args.onnx,
         output,
-        batch=_range(args.batch, "--batch"),
+        batch=_range(args.batch, "--batch-size"),
         height=_range(args.height or args.size, "--height or --size"),
         width=_range(args.width or args.size, "--width or --size"),
         tf32=args.tf32,

@@ -1,6 +1,6 @@
 """Run a TensorRT engine on one image, print the result, and draw it.
 
-    python tensorrt/infer.py model.engine photo.jpg --out picture.png
+    python tensorrt/infer.py model.engine photo.jpg --output picture.png
 
 Pre-processing and class names come from the engine's description (`model.engine.json`).
 State: never run with TensorRT, nor on a GPU; its calls were checked as `internimage/export/tensorrt.py` says.
@@ -41,13 +41,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("engine", type=Path, help="file of tensorrt/build.py, or of --format tensorrt")
     parser.add_argument("image", type=Path, help="image file")
-    parser.add_argument("--out", type=Path, help="picture of the result to write")
+    parser.add_argument("--output", "--out", type=Path, help="picture of the result to write")
     parser.add_argument("--threshold", type=float, help="lowest score shown; defaults to the model's")
     parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="SO", help="for --core custom")
     args = parser.parse_args(argv)
     model = EngineModel(Engine(args.engine, plugins=args.plugin))
     try:
-        show(lambda: model, args.engine, args.image, args.out, args.threshold)
+        show(lambda: model, args.engine, args.image, args.output, args.threshold)
     except Mistake as error:
         raise UserError(str(error)) from error
 

@@ -1,10 +1,15 @@
 """The launch scripts of the three tasks, with `echo` in the place of Python, and a shell script for Slurm."""
 
 import os
+import runpy
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from internimage.preemption import EXIT_CODE
 
@@ -70,3 +75,33 @@ def test_a_batch_job_that_was_stopped_is_queued_again(task, tmp_path):
     for other in (0, 1):
         code, printed = run(other, SLURM_JOB_ID="7")
         assert code == other and "requeue" not in printed
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, EXIT_CODE), (signal.SIGUSR1, EXIT_CODE), (signal.SIGINT, 130)]
+)
+def test_torchrun_ends_quietly_after_a_signal(number, code, monkeypatch):
+    def stopped() -> None:
+        raise SignalException("", number)
+
+    monkeypatch.setattr(run, "main", stopped)
+    monkeypatch.setattr(sys, "path", ["first", *sys.path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "internimage" / "torchrun.py"), run_name="__main__")
+    assert end.value.code == code
+
+
+def test_real_errors_of_torchrun_are_not_hidden(monkeypatch):
+    monkeypatch.setattr(run, "main", lambda: 1 / 0)
+    monkeypatch.setattr(sys, "path", ["first", *sys.path])
+    with pytest.raises(ZeroDivisionError):
+        runpy.run_path(str(ROOT / "internimage" / "torchrun.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+def test_training_is_started_by_it(task):
+    script, arguments = (
+        echoed(f"{task}/dist_train.sh", "2", CONFIG).split()[0],
+        echoed(f"{task}/dist_train.sh", "2", CONFIG),
+    )
+    assert (ROOT / script).samefile(ROOT / "internimage" / "torchrun.py") and f"{task}/train.py" in arguments

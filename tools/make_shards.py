@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--dataset", default="folder", choices=("folder", "imagenet", "imagenet22K"), help="of the data"
     )
-    parser.add_argument("--images", type=int, default=1000, help="most images of a tar file")
+    parser.add_argument("--images-per-file", type=int, default=1000, help="most images of a tar file")
     args = parser.parse_args(argv)
-    if args.images < 1:
-        raise UserError(f"--images is {args.images}, expected at least 1")
+    if args.images_per_file < 1:
+        raise UserError(f"--images-per-file is {args.images_per_file}, expected at least 1")
     options = ["--cfg", str(_RECIPE), "--data-path", args.data, "--opts", "DATA.DATASET", args.dataset]
     splits = open_splits(get_config(parse_args(options)), print)
     try:
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     for split, samples in (("train", splits.train), ("val", splits.val)):
         rng, keys = np.random.default_rng(0), _keys(samples)
         by_class = np.lexsort((rng.random(len(samples)), samples.labels))  # shuffled within each class
-        count = -(-len(samples) // args.images)
+        count = -(-len(samples) // args.images_per_file)
         for number in range(count):
             path = args.shards / f"{split}-{number:06}.tar"
             _write(path, samples, keys, rng.permutation(by_class[number::count]).tolist())

@@ -94,7 +94,7 @@ class ImageDataset(Dataset):
     def _decode(self, index: int) -> Image.Image:
         self._note(index)
         try:
-            return decode_rgb(io.BytesIO(self.samples.read(index)))
+            return decode_rgb(io.BytesIO(self.samples.read(index)), self.samples.name(index))
         except Exception as error:  # Pillow raises many types: OSError, SyntaxError, struct.error, zlib.error ...
             reason = str(error).partition(" <_io")[0] or type(error).__name__
             raise BadImage(

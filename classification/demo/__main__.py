@@ -11,6 +11,7 @@ from pathlib import Path
 
 from demo.steps import run
 from internimage.errors import ArgumentParser
+from internimage.options import add_settings
 
 __all__ = ["main"]
 
@@ -18,7 +19,7 @@ __all__ = ["main"]
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m classification.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="output", metavar="DIR", help="results go to DIR/demo")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change configuration keys")
+    add_settings(parser)
     args = parser.parse_args(argv)
 
     started = time.perf_counter()

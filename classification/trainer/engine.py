@@ -26,7 +26,7 @@ from internimage.seeding import sample_seed, seed_generators
 from .acceleration import compile_model
 from .distributed import gather, run_on_main
 from .evaluation import evaluate_all, forward_precision, to_device
-from .optimizer import build_optimizer, build_scheduler, learning_rate_scale
+from .optimizer import REFERENCE_BATCH, build_optimizer, build_scheduler, learning_rate_scale
 from .resume import RunState, save
 from .strategy import Strategy
 from .tracking import EpochMeter, Tracker, duration, read_history
@@ -74,7 +74,7 @@ class Trainer:
         self.accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
         self.updates = -(-self.steps // self.accumulation)  # per epoch; the last may take fewer steps
         model.freeze_levels(config.TRAIN.OPTIMIZER.FREEZE_BACKBONE or 0)
-        scale = learning_rate_scale(config, self.world.size)
+        self.scale = scale = learning_rate_scale(config, self.world.size)
         strategy.prepare(
             model,
             lambda model: build_optimizer(config, model, scale, self.world.size),
@@ -99,6 +99,17 @@ class Trainer:
         self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
         self._bad_in_a_row = 0  # updates, at the end of the last epoch
         self._buffers = list(strategy.model.buffers())  # of the strategy's model, which `prepare` may replace
+
+    def describe_schedule(self) -> Iterator[str]:
+        """The rate that the optimizer gets and the number of updates, and a warning if these are few."""
+        train, batch = self.config.TRAIN, int(self.scale * REFERENCE_BATCH)
+        total, warmup = self.updates * train.EPOCHS, int(self.updates * train.WARMUP_EPOCHS)
+        yield (
+            f"learning rate {train.BASE_LR * self.scale:.3g} (TRAIN.BASE_LR {train.BASE_LR:.3g} x {batch} images per "
+            f"update / {REFERENCE_BATCH}); {self.updates} updates per epoch, {total} in all, warm-up of {warmup}"
+        )
+        if total < 200 or 3 * warmup > total:
+            yield "warning: too short to learn much; raise --epochs or --lr, lower --batch-size or TRAIN.WARMUP_EPOCHS"
 
     def fit(self, tracker: Tracker) -> bool:
         """Train to the last epoch, with evaluation, checkpoints and reports as configured.

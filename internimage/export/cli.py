@@ -45,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
     shapes = parser.add_mutually_exclusive_group()
     shapes.add_argument("--dynamic", action="store_true", help="any batch and size (the default)")
-    shapes.add_argument("--static", action="store_true", help="only --batch and --size; slightly faster")
-    parser.add_argument("--batch", type=int, default=1, help="images per call, with --static and in the timing")
+    shapes.add_argument("--static", action="store_true", help="only --batch-size and --size; slightly faster")
+    help = "images per call, with --static and in the timing"
+    parser.add_argument("--batch-size", "--batch", dest="batch", type=int, default=1, metavar="N", help=help)
     parser.add_argument(
         "--images", metavar="PATH", type=Path, help="image, or folder of images, for the check and --int8"
     )

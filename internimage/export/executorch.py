@@ -30,7 +30,7 @@ def write(exportable: Exportable, path: Path, *, core: str = "grid_sample", half
     if half:
         raise UserError("--format executorch is float32 only: ExecuTorch's XNNPACK computes these layers in float32")
     if exportable.dynamic:
-        raise UserError("--format executorch holds one shape: add --static, and --batch and --size if needed")
+        raise UserError("--format executorch holds one shape: add --static, and --batch-size and --size if needed")
     images = exportable.images
     silence = contextlib.redirect_stdout(io.StringIO())
     with phase("Lowering to ExecuTorch"), quiet(), silence:

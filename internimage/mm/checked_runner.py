@@ -240,7 +240,7 @@ class CheckedRunner(Runner):
         if path is None:
             self.logger.info(f"nothing to resume in {self.work_dir}; starting from scratch")
             return None
-        self.logger.info(f"resuming from {path}; to start anew, choose another --work-dir or delete this one")
+        self.logger.info(f"resuming from {path}; to start anew, choose another --output or delete this one")
         self.resume(str(path))
         self._has_loaded = True
 

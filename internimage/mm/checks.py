@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import re
 import stat
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +18,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import UserError
+from ..options import setting_pairs
 from ..workers import explained_worker_death
 
 __all__ = [
+    "add_config",
     "add_settings",
     "check_classes",
     "check_data_files",
@@ -78,19 +80,26 @@ def merge_options(config: Config, options: Mapping | None) -> Config:
 
 
 class _SettingsAction(DictAction):
-    """mmengine's action of `--cfg-options`, with a message for a value without `=`."""
+    """mmengine's action of `--cfg-options`, which takes KEY VALUE as well."""
 
     def __call__(self, parser: ArgumentParser, namespace: Namespace, values: list[str], *args: object) -> None:
-        """Add the settings to those of earlier `--cfg-options`."""
-        if odd := [value for value in values if "=" not in value]:
-            parser.error(f"--cfg-options expects KEY=VALUE, got {odd[0]}")
-        super().__call__(parser, namespace, values, *args)
+        """Add the settings to those of earlier `--opts`."""
+        super().__call__(parser, namespace, [f"{key}={value}" for key, value in setting_pairs(values)], *args)
 
 
 def add_settings(parser: ArgumentParser) -> None:
-    """Add `--cfg-options` to a parser."""
+    """Add `--opts` to a parser."""
     help = "settings to change, for example train_dataloader.batch_size=4"
-    parser.add_argument("--cfg-options", nargs="+", action=_SettingsAction, metavar="KEY=VALUE", help=help)
+    names = ("--opts", "--cfg-options")
+    parser.add_argument(*names, dest="cfg_options", nargs="+", action=_SettingsAction, metavar="KEY=VALUE", help=help)
+
+
+def add_config(parser: ArgumentParser) -> None:
+    """Add CONFIG, as an argument or as `--config`, and `--opts`."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("config", nargs="?", default=SUPPRESS, help="configuration file")
+    which.add_argument("--config", "--cfg", dest="config", metavar="FILE", help="the same")
+    add_settings(parser)
 
 
 def _datasets(config: Mapping) -> Iterator[Mapping]:

@@ -19,14 +19,14 @@ def image_demo(task: Task, argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=f"Run a {task.name} model on an image and draw the result.")
     parser.add_argument("image", help="image file")
     add_model_arguments(parser)
-    parser.add_argument(
-        "--out", "--output", type=picture_path, help="picture to write; defaults to NAME_OF_IMAGE_result.jpg"
-    )
-    parser.add_argument("--score-thr", type=float, default=0.3, help="draw detections with at least this score")
+    help = "picture to write; defaults to NAME_OF_IMAGE_result.jpg"
+    parser.add_argument("--output", "--out", type=picture_path, metavar="FILE", help=help)
+    help = "lowest score of an object; default: %(default)s"
+    parser.add_argument("--threshold", "--score-thr", type=float, default=0.3, help=help)
     parser.add_argument("--device", help="defaults to the GPU if there is one")
     args = parser.parse_args(argv)
     image, device = read_image(args.image), choose_device(args.device)
     model = MMPredictor(load_model(*resolve_model(args), device))
-    (result,) = model.predict(image, threshold=args.score_thr)
+    (result,) = model.predict(image, threshold=args.threshold)
     print(f"{args.image}: {result.summary()}")
-    save_figure(result.plot(), args.out or Path(f"{Path(args.image).stem}_result.jpg"))
+    save_figure(result.plot(), args.output or Path(f"{Path(args.image).stem}_result.jpg"))

@@ -14,8 +14,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from ..errors import ArgumentParser, exit_on_user_error
+from ..export.cli import image_size
 from ..flops import count_flops, count_parameters
-from .checks import add_settings, read_config
+from .checks import add_config, read_config
 
 __all__ = ["get_flops", "measure"]
 
@@ -80,11 +81,11 @@ def measure(config: Config, shape: tuple[int, int]) -> tuple[int, int]:
 def get_flops(default_shape: tuple[int, int], argv: Sequence[str] | None = None) -> None:
     """`get_flops.py`: print the parameters and FLOPs of a configuration's model."""
     parser = ArgumentParser(description="Print the parameters and FLOPs of a model.")
-    parser.add_argument("config", help="configuration file")
-    parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), default=default_shape)
-    add_settings(parser)
+    add_config(parser)
+    help = "one number, or height and width; default: %(default)s"
+    parser.add_argument("--size", "--shape", type=int, nargs="+", metavar="PIXELS", default=default_shape, help=help)
     args = parser.parse_args(argv)
     config = read_config(args.config, args.cfg_options)
-    parameters, flops = measure(config, tuple(args.shape))
-    height, width = args.shape
+    height, width = image_size(args, default_shape)
+    parameters, flops = measure(config, (height, width))
     print(f"{args.config}: {parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOPs at {height} x {width}")

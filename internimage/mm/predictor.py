@@ -40,10 +40,11 @@ def model_config(source: ModelSource, options: Mapping | None = None) -> Config:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
-    """Add CONFIG, CHECKPOINT (`positional`: as an argument too) and --cfg-options; CONFIG may be left out."""
+    """Add CONFIG, CHECKPOINT (`positional`: as an argument too) and --opts; CONFIG may be left out."""
     parser.add_argument("config", nargs="?", help="configuration file; defaults to the one that the checkpoint carries")
     if positional:
         parser.add_argument("weights", nargs="?", metavar="checkpoint", help="path or URL of the weights")
+    parser.add_argument("--config", "--cfg", dest="named_config", metavar="FILE", help="the same as CONFIG")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights: a path, a URL, or the folder of a training")
     add_settings(parser)
 
@@ -55,6 +56,8 @@ def resolve_model(args: argparse.Namespace, *, random_weights: bool = False) -> 
         UserError: nothing says which checkpoint, or the checkpoint does not say its configuration.
     """
     config, checkpoint = args.config, args.checkpoint or getattr(args, "weights", None)
+    if args.named_config:
+        config, checkpoint = args.named_config, checkpoint or config
     if checkpoint is None and config and not config.endswith(".py"):
         config, checkpoint = None, config
     if checkpoint is None and not (random_weights and config):

@@ -21,7 +21,7 @@ from ..runlock import lock_run
 from ..zoo import local_checkpoint
 from .checked_runner import CheckedRunner, bare
 from .checkpoints import find_checkpoints, on_main
-from .checks import add_settings, check_classes, check_data_files, explained, explained_empty, read_config
+from .checks import add_config, check_classes, check_data_files, explained, explained_empty, read_config
 from .predictor import add_model_arguments, resolve_model
 from .sharding import MODES, configure_sharding
 from .tasks import DETECTION, SEGMENTATION, PicturesHook, Task
@@ -31,12 +31,31 @@ __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"
 
 # Configuration
 
+# Options of train.py for settings.
+_SETTINGS = {
+    "--batch-size": (int, "train_dataloader.batch_size"),
+    "--lr": (float, "optim_wrapper.optimizer.lr"),
+    "--seed": (int, "randomness.seed"),
+    "--pretrained": (str, "load_from"),
+}
+
+
+def _set_epochs(config: Config, epochs: int) -> None:
+    """Train for a number of epochs, and scale the schedule of the learning rate. Raises `UserError`."""
+    if "max_epochs" not in config.train_cfg:
+        raise UserError("--epochs: this training counts steps; use --opts train_cfg.max_iters=N")
+    scale = epochs / config.train_cfg.max_epochs
+    for schedule in config.get("param_scheduler", []):
+        for key in {"begin", "end", "T_max", "milestones"} & schedule.keys() if schedule.get("by_epoch", True) else ():
+            value = schedule[key]
+            schedule[key] = [round(v * scale) for v in value] if isinstance(value, list) else round(value * scale)
+    config.train_cfg.max_epochs = epochs
+
 
 def _arguments(description: str) -> argparse.ArgumentParser:
     parser = ArgumentParser(description=description)
-    parser.add_argument(
-        "--work-dir", "--output", help="folder for logs and checkpoints; defaults to work_dirs/NAME_OF_CONFIG"
-    )
+    help = "folder for logs and checkpoints; defaults to work_dirs/NAME_OF_CONFIG"
+    parser.add_argument("--output", "--work-dir", dest="work_dir", metavar="DIR", help=help)
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     return parser
 
@@ -77,8 +96,10 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
 def train(task: Task, argv: Sequence[str] | None = None) -> None:
     """`train.py`: train from the configuration's pretrained weights, from `load_from`, or from a checkpoint."""
     parser = _arguments(f"Train a {task.name} model.")
-    parser.add_argument("config", help="configuration file")
-    add_settings(parser)
+    add_config(parser)
+    for option, (kind, key) in _SETTINGS.items():
+        parser.add_argument(option, type=kind, dest=key, help=f"the same as --opts {key}=VALUE")
+    parser.add_argument("--epochs", type=int, help="length of the training; its schedule scales with it")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision (needs a GPU)")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
@@ -92,7 +113,10 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         help="resume from this checkpoint; without a name, and by default, from the latest one in the work folder",
     )
     args = parser.parse_args(argv)
-    config = read_config(args.config, args.cfg_options)
+    given = {key: vars(args)[key] for _, key in _SETTINGS.values() if vars(args)[key] is not None}
+    config = read_config(args.config, (args.cfg_options or {}) | given)
+    if args.epochs is not None:
+        _set_epochs(config, args.epochs)
     _start(config, args)
     if args.amp:
         if not torch.cuda.is_available():
@@ -128,7 +152,7 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
     """`test.py`: evaluate a checkpoint, of this or of the original project, on the configuration's test data."""
     parser = _arguments(f"Evaluate a {task.name} model.")
     add_model_arguments(parser)
-    parser.add_argument("--out", help=task.out_help)
+    parser.add_argument("--predictions", "--out", metavar="PATH", help=task.out_help)
     parser.add_argument("--show-dir", help="folder for pictures of the predictions")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation: several scales and mirror images")
     args = parser.parse_args(argv)
@@ -149,8 +173,8 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
     with _join(config), explained():
         runner = _build(config, task, ("test",))
-        if args.out:
-            task.save_predictions(runner, args.out)
+        if args.predictions:
+            task.save_predictions(runner, args.predictions)
         if args.show_dir:
             runner.register_hook(PicturesHook(args.show_dir))
         runner.test()

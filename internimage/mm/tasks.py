@@ -44,7 +44,7 @@ class _Detection:
         from mmdet.evaluation import DumpDetResults
 
         if not path.endswith((".pkl", ".pickle")):
-            raise UserError(f"--out writes a pickle file; give a name that ends in .pkl, not {path}")
+            raise UserError(f"--predictions writes a pickle file; give a name that ends in .pkl, not {path}")
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=path))
 
     def add_tta(self, config: Config) -> None:

@@ -1,6 +1,6 @@
 """What each GPU holds, and sends, in a training step: by strategy, from the shapes of a model.
 
-    python -m internimage memory internimage_g_22kto1k_512 --batch 4 --strategy fsdp --gpus 64
+    python -m internimage memory internimage_g_22kto1k_512 --batch-size 4 --strategy fsdp --gpus 64
 
 Formulas and assumptions: docs/scale.md.
 """
@@ -8,6 +8,7 @@ Formulas and assumptions: docs/scale.md.
 import heapq
 import json
 import re
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -229,8 +230,10 @@ def sent(kind: Strategy, shapes: dict[str, torch.Size], gpus: int, width: int, s
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the plan of one training step."""
     parser = ArgumentParser("python -m internimage memory", description=main.__doc__)
-    parser.add_argument("model", help="name of a released classifier: python -m internimage.zoo")
-    parser.add_argument("--batch", type=int, required=True, help="images per GPU")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("model", nargs="?", default=SUPPRESS, help="name of a released classifier: internimage models")
+    which.add_argument("--model", dest="model", metavar="NAME", help="the same")
+    parser.add_argument("--batch-size", "--batch", dest="batch", type=int, required=True, help="images per GPU")
     parser.add_argument("--gpus", type=int, default=1, help="number of GPUs")
     parser.add_argument("--size", type=int, help="of the images, in pixels; defaults to that of the name")
     for name, known in {"strategy": STRATEGIES, "optimizer": MOMENTS, "amp": DTYPES}.items():

@@ -189,11 +189,12 @@ def main(argv: list[str] | None = None) -> None:
     """Read the command line and write one configuration."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", help="configuration to start from, one of segmentation/configs")
-    parser.add_argument("--data-root", required=True, help="folder of the data set, which holds classes.json")
+    help = "folder of the data set, which holds classes.json"
+    parser.add_argument("--data-path", "--data-root", dest="data_root", required=True, help=help)
     parser.add_argument("--train", nargs=2, required=True, metavar=("IMAGES", "LABELS"), help="relative to --data-root")
     parser.add_argument("--val", nargs=2, required=True, metavar=("IMAGES", "LABELS"), help="relative to --data-root")
-    parser.add_argument("--load-from", help="trained segmentor to start from (defaults to the base's own)")
-    parser.add_argument("--out", type=Path, required=True, help="configuration to write")
+    parser.add_argument("--pretrained", "--load-from", dest="load_from", help="segmentor to start from, not the base's")
+    parser.add_argument("--output", "--out", dest="out", type=Path, required=True, help="configuration to write")
     args = parser.parse_args(argv)
     text = own_config(args.base, args.out, args.data_root, tuple(args.train), tuple(args.val), args.load_from)
     args.out.parent.mkdir(parents=True, exist_ok=True)

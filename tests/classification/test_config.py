@@ -245,6 +245,16 @@ def test_mistakes_in_a_file_are_named_with_key_value_and_what_was_expected(tmp_p
     assert all(f"{tmp_path}/" in line for line in lines.values())
 
 
+def test_settings_are_pairs_of_words_or_have_an_equals_sign():
+    config = configure("--opts", "SEED=3", "TRAIN.EPOCHS", "7", "--cfg-options", "DATA.DATA_PATH", "a=b", "TAG=c=d")
+    assert (config.SEED, config.TRAIN.EPOCHS, config.DATA.DATA_PATH, config.TAG) == (3, 7, "a=b", "c=d")
+
+
+def test_resume_without_a_name_is_the_default_and_checkpoint_is_its_other_name():
+    assert configure("--resume") == configure()
+    assert configure("--checkpoint", "a.pth") == configure("--resume", "a.pth") != configure()
+
+
 def test_mistakes_of_the_command_line_are_named():
     assert error_of(configure, "--opts", "SEED", "1", "TRAIN.EPOCHS").endswith("'TRAIN.EPOCHS' has no value")
     assert error_of(configure, "--opts", "SEED", "-1") == "--opts: SEED is '-1', expected int in [0, 1e18]"

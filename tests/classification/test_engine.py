@@ -2,6 +2,7 @@
 
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,14 @@ def test_learning_rates_grow_with_the_total_batch(config_file):
     scheduler = build_scheduler(config, optimizer, scale, 10)
     assert scheduler.warmup_lr_init == pytest.approx(config.TRAIN.WARMUP_LR * scale)
     assert scheduler.lr_min == pytest.approx(config.TRAIN.MIN_LR * scale)
+
+
+@pytest.mark.parametrize(("updates", "warmup", "warned"), [(20, 3, False), (19, 3, True), (20, 4, True)])
+def test_a_run_of_few_updates_or_of_much_warm_up_gets_a_warning(updates, warmup, warned, config_file):
+    config = configure(config_file, "TRAIN.EPOCHS", "10", "TRAIN.WARMUP_EPOCHS", str(warmup), "TRAIN.BASE_LR", "4e-3")
+    rate, *warning = Trainer.describe_schedule(SimpleNamespace(config=config, scale=64 / 512, updates=updates))
+    assert rate.startswith("learning rate 0.0005 (TRAIN.BASE_LR 0.004 x 64 images per update / 512)")
+    assert f"{updates * 10} in all, warm-up of {updates * warmup}" in rate and bool(warning) == warned
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,13 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_images_and_folders_are_arguments(folder, tmp_path):
+    pictures, path = folder / "images", tmp_path / "features.npz"
+    run(folder, pictures / "b.png", pictures / "more", "--layers", "head", "--output", path)
+    with np.load(path) as features:
+        assert [name.rpartition("images/")[2] for name in features["image_names"]] == ["b.png", "more/c.jpg"]
+
+
 def run(folder, *options):
     main(["--cfg", f"{folder}/tiny.yaml", "--checkpoint", f"{folder}/tiny.pth", *map(str, options)])
 
@@ -146,7 +153,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(folder, tmp_
 
 def test_what_is_missing_or_impossible_is_said_in_one_line(folder, tmp_path, capsys):
     image, layers = ["--image", folder / "images/a.png"], ["--layers", "head"]
-    assert "give --layers, --output" in error_of(capsys, folder, *image, *layers)
+    assert "give IMAGES, --layers and --output" in error_of(capsys, folder, *image, *layers)
     none = ["--output", tmp_path / "f.pt", "--batch-size", 0]
     assert "--batch-size is 0, expected at least 1" in error_of(capsys, folder, *image, *layers, *none)
     assert "must end in" in error_of(capsys, folder, *image, *layers, "--output", tmp_path / "f.txt")

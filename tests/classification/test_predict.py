@@ -126,7 +126,7 @@ def test_a_config_without_checkpoint_an_unknown_model_and_wrong_class_names_are_
     folder, tmp_path, capsys
 ):
     image = ["--image", f"{folder}/image.png"]
-    assert "--cfg needs --checkpoint" in errors_of(capsys, main, ["--cfg", f"{folder}/tiny.yaml", *image])
+    assert "--config needs --checkpoint" in errors_of(capsys, main, ["--cfg", f"{folder}/tiny.yaml", *image])
     assert "internimage_t_1k_224" in errors_of(capsys, main, ["--model", "internimage_t_1k_225", *image])
     (tmp_path / "names.txt").write_text("one\n")
     line = errors_of(capsys, run, folder, "--class-names", f"{tmp_path}/names.txt")

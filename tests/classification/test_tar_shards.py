@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def shards(folder, tmp_path):
-    make_shards.main([str(folder), str(tmp_path / "shards"), "--images", "7"])
+    make_shards.main([str(folder), str(tmp_path / "shards"), "--images-per-file", "7"])
     return tmp_path / "shards"
 
 
@@ -85,7 +85,7 @@ def test_workers_and_memory_do_not_change_the_batches(shards):
 
 
 def test_shards_are_balanced_and_the_same_each_time(folder, shards, tmp_path):
-    make_shards.main([str(folder), str(tmp_path / "again"), "--images", "7"])
+    make_shards.main([str(folder), str(tmp_path / "again"), "--images-per-file", "7"])
     names = sorted(path.name for path in shards.glob("*.tar"))
     assert names == [f"train-{i:06}.tar" for i in range(4)] + [f"val-{i:06}.tar" for i in range(2)]
     for name in names:
@@ -275,7 +275,7 @@ def test_a_folder_is_not_overwritten_by_shards(folder, capsys):
 
 
 def test_two_processes_train_on_disjoint_samples_of_shards_and_go_on_at_the_exact_step(tmp_path, monkeypatch):
-    make_shards.main([str(make_images(tmp_path / "data")), str(tmp_path / "shards"), "--images", "20"])
+    make_shards.main([str(make_images(tmp_path / "data")), str(tmp_path / "shards"), "--images-per-file", "20"])
     data = {"DATASET": "tar", "BATCH_SIZE": 4}
     config = write_config(
         tmp_path / "tiny.yaml", tmp_path / "shards", {"DATA": data, "TRAIN": {"EMA": {"ENABLE": False}}}

@@ -54,6 +54,18 @@ def test_the_summary_names_the_best_accuracy_and_the_folder(finished):
     assert "out/tiny" in summary
 
 
+def test_a_run_starts_with_its_real_learning_rate_and_its_updates_and_a_warning_if_these_are_few(finished):
+    rate, warning, first = (finished[0].parent / "printed.txt").read_text().splitlines()[1:4]
+    assert rate.startswith(
+        "learning rate 0.000313 (TRAIN.BASE_LR 0.02 x 8 images per update / 512); 8 updates per epoch"
+    )
+    assert rate.endswith("16 in all, warm-up of 8") and warning.startswith("warning: too short") and "epoch 0" in first
+
+
+def test_the_configuration_of_a_run_has_the_number_of_its_classes(finished):
+    assert CfgNode.load_cfg((finished[2] / "config.yaml").read_text()).MODEL.NUM_CLASSES == 4
+
+
 def test_checkpoints_load_safely_and_have_the_original_keys(finished):
     checkpoint = torch.load(finished[2] / "ckpt_epoch_1.pth", weights_only=True)
     assert {"model", "optimizer", "lr_scheduler", "scaler", "epoch", "max_accuracy", "config", "model_ema"} <= set(

@@ -166,5 +166,5 @@ def test_the_demo_composes_what_the_configuration_reads(monkeypatch, tmp_path):
     monkeypatch.setattr("demo.steps.run", lambda *command: commands.append([str(part) for part in command]))
     with pytest.raises(SystemExit):  # no checkpoint: nothing ran
         demo.main(["--output", str(tmp_path)])
-    composed = commands[0][commands[0].index("--out") + 1]
+    composed = commands[0][commands[0].index("--output") + 1]
     assert f'data_root = "{composed}/"' in CONFIG.read_text()

@@ -138,7 +138,10 @@ def test_a_released_detector_loads_a_local_file_with_the_names_of_coco(tmp_path,
 
 def test_a_configuration_that_differs_from_the_checkpoints_is_noted(detection, capsys):
     arguments = SimpleNamespace(
-        config=str(detection.folder / "mask_rcnn.py"), weights=str(detection.run / "epoch_1.pth"), checkpoint=None
+        config=str(detection.folder / "mask_rcnn.py"),
+        weights=str(detection.run / "epoch_1.pth"),
+        checkpoint=None,
+        named_config=None,
     )
     resolve_model(SimpleNamespace(**vars(arguments), cfg_options={}))
     assert "was trained with another model or test pipeline" in capsys.readouterr().out

@@ -27,7 +27,9 @@ from processes import in_two_processes
 
 import internimage
 from internimage.checkpoint import read_state_dict
+from internimage.errors import UserError
 from internimage.flops import count_flops, count_parameters
+from internimage.mm import runner
 from internimage.mm.demo import image_demo
 from internimage.mm.flops import get_flops, measure
 from internimage.mm.runner import DETECTION, SEGMENTATION, train
@@ -113,8 +115,8 @@ def test_training_writes_checkpoints_metrics_and_the_configuration(trained):
 
 def test_testing_writes_metrics_predictions_and_pictures(trained, tmp_path):
     found = tmp_path / ("found.pkl" if trained.task is DETECTION else "maps")
-    outputs = ["--out", str(found), "--show-dir", str(tmp_path / "pictures"), "--work-dir", str(tmp_path / "run")]
-    evaluate(trained.task, [str(trained.config), str(trained.checkpoint), *outputs])
+    outputs = ["--predictions", str(found), "--show-dir", str(tmp_path / "pictures"), "--output", str(tmp_path / "run")]
+    evaluate(trained.task, ["--config", str(trained.config), "--checkpoint", str(trained.checkpoint), *outputs])
     images = (trained.data / trained.image).parent.iterdir()
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {path.name for path in images}
     if trained.task is DETECTION:
@@ -259,6 +261,36 @@ def fails(capsys, command, task, *arguments: object) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_options_of_training_change_the_configuration(trained, tmp_path, capsys, monkeypatch):
+    """`--epochs` scales the schedule in epochs, and not the warm-up in steps."""
+    configs = []
+
+    def build(config: Config, *_: object) -> None:
+        configs.append(config)
+        raise UserError("built")
+
+    monkeypatch.setattr(runner, "_build", build)
+    words = ["--config", trained.config, "--output", tmp_path, "--batch-size", 3, "--lr", 0.5, "--seed", 7]
+    words += ["--pretrained", trained.checkpoint, "--opts", "val_dataloader.num_workers", 0, "default_scope=none"]
+    assert "built" in fails(capsys, train, trained.task, *words)
+    (config,) = configs
+    assert (config.work_dir, config.load_from) == (str(tmp_path), str(trained.checkpoint))
+    assert (config.train_dataloader.batch_size, config.val_dataloader.num_workers) == (3, 0)
+    assert (config.optim_wrapper.optimizer.lr, config.randomness.seed, config.default_scope) == (0.5, 7, "none")
+    if trained.task is SEGMENTATION:
+        assert "counts steps; use --opts train_cfg.max_iters=N" in fails(
+            capsys, train, trained.task, *words, "--epochs", 2
+        )
+        return
+    recipe = ROOT / "detection/configs/coco/mask_rcnn_internimage_t_fpn_1x_coco.py"
+    assert "built" in fails(capsys, train, DETECTION, recipe, "--epochs", 36)
+    warmup, steps = configs[1].param_scheduler
+    assert (
+        configs[1].train_cfg.max_epochs == 36 and steps.milestones == [24, 33] and (steps.begin, steps.end) == (0, 36)
+    )
+    assert warmup == Config.fromfile(recipe).param_scheduler[0]
+
+
 def test_mistakes_in_the_command_line_name_what_is_wrong(trained, tmp_path, capsys):
     task, config, checkpoint = trained.task, trained.config, trained.checkpoint
     (tmp_path / "broken.py").write_text("model = dict(")
@@ -267,7 +299,7 @@ def test_mistakes_in_the_command_line_name_what_is_wrong(trained, tmp_path, caps
         (train, [config.with_name(config.name.replace(".py", "x.py"))], f"did you mean {config}"),
         (train, [tmp_path / "broken.py"], "broken.py cannot be read as a configuration"),
         (train, [config, "--cfg-options", "optim_wraper.x=1"], "no 'optim_wraper'; did you mean 'optim_wrapper'?"),
-        (train, [config, "--cfg-options", "optim_wrapper"], "expects KEY=VALUE, got optim_wrapper"),
+        (train, [config, "--cfg-options", "optim_wrapper"], "or KEY=VALUE, but 'optim_wrapper' has no value"),
         (
             train,
             [config, "--cfg-options", "train_dataloader.dataset.pipeline.9.x=1"],
@@ -438,7 +470,7 @@ def test_a_stopped_training_is_queued_again_and_resumed(tmp_path):
     assert "--signal=USR1@120" in again.stdout and "c.py --resume --launcher slurm" in again.stdout
     assert again.stdout.endswith("scontrol requeue 12\n") and again.returncode == 75
     outside = under_slurm(tmp_path, "slurm_train.sh", "part job c.py", 75)
-    assert "start the same command again with --resume" in outside.stderr and "scontrol" not in outside.stdout
+    assert "start the same command again to go on" in outside.stderr and "scontrol" not in outside.stdout
     assert under_slurm(tmp_path, "slurm_train.sh", "part job c.py", 3, SLURM_JOB_ID="12").returncode == 3
 
 
