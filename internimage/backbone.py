@@ -5,7 +5,8 @@ Original project: https://github.com/OpenGVLab/InternImage (MIT licence). Keywor
 released ones; the calls beside `forward` are those of timm's models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from timm.layers import trunc_normal_
@@ -18,6 +19,7 @@ from .checkpoint import install_layout_hook
 from .heads import AttentionPool, conv_head
 from .inference import optimize_for_inference
 from .layers import Block, Level, MLPLayer, StemLayer
+from .optim import layer_index
 
 __all__ = ["InternImage"]
 
@@ -55,6 +57,8 @@ class InternImage(nn.Module):
             (`feature_info.channels()`, `.reduction()`).
         out_indices: levels to return; implies `features_only`. Defaults to all four.
         use_dcn_v4_op: no effect; a released config has it.
+        global_pool: of the head: `avg`, or `map` for attention pooling, which are the defaults; `""` for no pooling,
+            only without a classifier (see `forward_head`).
 
     Raises:
         ValueError: arguments that do not fit together.
@@ -89,6 +93,7 @@ class InternImage(nn.Module):
         features_only: bool = False,
         out_indices: Sequence[int] | None = None,
         use_dcn_v4_op: bool = False,
+        global_pool: str | None = None,
     ) -> None:
         super().__init__()
         if len(depths) != len(groups):
@@ -97,6 +102,8 @@ class InternImage(nn.Module):
         self.depths = tuple(depths)
         self.num_levels = len(depths)
         self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.pruned: tuple[str, ...] = ()  # prefixes of the parameters that `prune_intermediate_layers` removed
         self.use_clip_projector = use_clip_projector
         self.features_only = features_only or out_indices is not None
         self.out_indices = tuple(range(self.num_levels) if out_indices is None else out_indices)
@@ -145,6 +152,7 @@ class InternImage(nn.Module):
                     norm_layer=norm_layer,
                 )
             )
+        self.global_pool = ("map" if use_clip_projector else "avg") if global_pool is None else global_pool
         self._build_head(level_channels, cls_scale, act_layer)
         self.apply(self._init_weights)
         install_layout_hook(self)
@@ -174,7 +182,7 @@ class InternImage(nn.Module):
         else:
             self.head_hidden_size = int(width * cls_scale)
             self.conv_head = conv_head(width, self.head_hidden_size, act_layer)
-        self.reset_classifier(self.num_classes)
+        self.reset_classifier(self.num_classes, self.global_pool)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
@@ -212,11 +220,16 @@ class InternImage(nn.Module):
         return self._pre_head(self._level_features(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map of `forward_features` to logits `(N, num_classes)`, or to `(N, head_hidden_size)` if `pre_logits`."""
-        if self.use_clip_projector:
+        """Map of `forward_features` to logits `(N, num_classes)`, or to `(N, head_hidden_size)` if `pre_logits`.
+
+        With `global_pool=""` the result is a map: that of the convolutional head, `(N, head_hidden_size, H/32, W/32)`,
+        or, since attention pooling has no layer before it, the map itself, `(N, num_features, H/16, W/16)`.
+        """
+        if not self.use_clip_projector:
+            x = self.conv_head(x)
+            x = x.mean((2, 3)) if self.global_pool else x
+        elif self.global_pool:
             x = self.fc_norm(self.clip_projector(x.flatten(2).transpose(1, 2)))
-        else:
-            x = self.conv_head(x).mean((2, 3))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -253,26 +266,70 @@ class InternImage(nn.Module):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC'; got {output_fmt!r}")
-        levels = range(self.num_levels)
-        if indices is None or isinstance(indices, int):
-            indices = levels[-(indices or self.num_levels) :]
-        try:
-            taken = [levels[i] for i in indices]
-        except IndexError:
-            raise ValueError(f"indices must be levels 0 to {self.num_levels - 1}; got {list(indices)}") from None
+        taken = self._take_levels(indices)
         features = self._level_features(x, max(taken) if stop_early and intermediates_only else None)
         maps = [features[i].permute(0, 2, 3, 1) if output_fmt == "NHWC" else features[i] for i in taken]
         return maps if intermediates_only else (self._pre_head(features), maps)
+
+    def _take_levels(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Numbers of levels, counted from 0: None for all, an int n for the last n, negative ones from the end."""
+        count, last = self.num_levels, self.num_levels if indices is None else indices
+        wanted = range(-last, 0) if isinstance(last, int) else indices
+        if not wanted or not all(-count <= i < count for i in wanted):
+            raise ValueError(f"indices must be levels 0 to {count - 1}, or a number of last levels; got {indices}")
+        return [i % count for i in wanted]
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the maps of these levels do not need, so that all parameters get gradients.
+
+        `indices` as in `forward_intermediates`; returned as levels counted from 0. `prune_norm` has no effect: a map
+        needs its level's norm. `prune_head=False` keeps the head if the last level stays; without it, `forward` returns
+        the last map.
+        """
+        taken = self._take_levels(indices)
+        last = max(taken)
+        if last + 1 < self.num_levels:
+            self.pruned += (f"levels.{last}.downsample.", *(f"levels.{i}." for i in range(last + 1, self.num_levels)))
+            self.levels = self.levels[: last + 1]
+            self.levels[-1].downsample = nn.Identity()
+            self.num_levels, self.depths, prune_head = last + 1, self.depths[: last + 1], True
+        if prune_head and not self.features_only:
+            for name in ("dcnv3_head_x4", "dcnv3_head_x3", "clip_projector", "fc_norm"):
+                self._modules.pop(name, None)
+            self.use_clip_projector, self.conv_head = False, nn.Identity()
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.reset_classifier(0, "")
+        return taken
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; 0 for none. `global_pool` has no effect: the pooling does not change."""
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
-        self.head.apply(self._init_weights)
+        """Replace the classifier (0: none). `global_pool` as in the constructor; None: the default, if classifying."""
+        own = "map" if self.use_clip_projector else "avg"
+        pool = (own if num_classes > 0 else self.global_pool) if global_pool is None else global_pool
+        if pool not in (own, ""):
+            raise ValueError(f"global_pool of this model is {own!r}, or '' for no pooling; got {pool!r}")
+        if num_classes > 0 and not pool:
+            raise ValueError(f"a classifier needs pooled features: pass global_pool={own!r}, or num_classes=0")
+        self.num_classes, self.global_pool = num_classes, pool
+        self.head = self._new_classifier(self.head_hidden_size)
+
+    def _new_classifier(self, channels: int) -> nn.Module:
+        """A classifier of this model's class count, with its device, dtype and mode."""
+        like = self.patch_embed.conv1.weight
+        head = nn.Linear(channels, self.num_classes, device=like.device) if self.num_classes > 0 else nn.Identity()
+        self._init_weights(head)
+        return head.to(like.dtype).train(self.training)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str] | Callable[[str], int]:
+        """Layers for timm's layer decay: those of `internimage.optim.param_groups`; `coarse`: stem, levels, head."""
+        levels = {"stem": r"^patch_embed", "levels": r"^levels\.(\d+)"}
+        return levels if coarse else partial(layer_index, depths=self.depths)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass instead of storing its activations."""

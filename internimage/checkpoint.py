@@ -215,11 +215,12 @@ def _without_centre(state: StateDict, model: nn.Module) -> StateDict:
 
 
 def _fit(state_dict: Mapping[str, Tensor], model: nn.Module) -> StateDict:
-    """Current keys, restricted to this model: a detector's backbone for a bare model, centres removed."""
+    """Current keys, restricted to this model: a detector's backbone for a bare model, no centres, no pruned levels."""
     state = to_current(state_dict)
     if not any(name == "backbone" for name, _ in model.named_children()):
         inside = {key: value for key, value in state.items() if key.startswith("backbone.")}
         state = _strip(inside, "backbone.") or state
+    state = {key: value for key, value in state.items() if not key.startswith(getattr(model, "pruned", ()))}
     return _without_centre(state, model)
 
 

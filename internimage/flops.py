@@ -37,7 +37,7 @@ def count_flops(model: nn.Module, *inputs: object, forward: Callable | None = No
     def count_operator(layer: DCNv3 | DCNv4, _: tuple, output: torch.Tensor) -> None:
         nonlocal operator
         points = layer.kernel_size**2 - int(layer.remove_center)
-        operator += 5 * math.prod(output.shape) * points
+        operator += 5 * math.prod(output.shape[:-1]) * layer.channels * points
 
     hooks = [
         layer.register_forward_hook(count_operator) for layer in model.modules() if isinstance(layer, DCNv3 | DCNv4)

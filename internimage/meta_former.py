@@ -42,15 +42,14 @@ class InternImageMetaFormer(InternImage):
         self.meta_head_1 = _meta_head(_TEMPORAL)
         self.meta_head_2 = _meta_head(_SPATIAL)
         self.meta_norm = nn.LayerNorm(2 * _META_DIM, eps=1e-6)
-        self.meta_head = nn.Linear(2 * _META_DIM, self.num_classes) if self.num_classes > 0 else nn.Identity()
-        for module in (self.meta_head_1, self.meta_head_2, self.meta_head):
+        self.meta_head = self._new_classifier(2 * _META_DIM)
+        for module in (self.meta_head_1, self.meta_head_2):
             module.apply(self._init_weights)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
         if hasattr(self, "meta_head"):
-            self.meta_head = nn.Linear(2 * _META_DIM, num_classes) if num_classes > 0 else nn.Identity()
-            self.meta_head.apply(self._init_weights)
+            self.meta_head = self._new_classifier(2 * _META_DIM)
 
     def forward(
         self, x: Tensor | tuple[Tensor, Tensor, Tensor], temporal: Tensor | None = None, spatial: Tensor | None = None
@@ -58,10 +57,12 @@ class InternImageMetaFormer(InternImage):
         """Images `(N, in_chans, H, W)`, temporal `(N, 4)`, spatial `(N, 3)` (or a tuple of the three) to logits.
 
         temporal = [sin(2 pi month / 12), cos(2 pi month / 12), 0, 0]; spatial = the unit vector of latitude and
-        longitude; zeros where unknown.
+        longitude; zeros where unknown. Without a classifier the result is that of the images.
         """
         if isinstance(x, (tuple, list)):
             x, temporal, spatial = x
+        if self.num_classes == 0:
+            return super().forward(x)
         if temporal is None or spatial is None:
             raise ValueError(
                 "InternImageMetaFormer needs (images, temporal (N, 4), spatial (N, 3)); pass zeros if unknown"

@@ -9,26 +9,24 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-__all__ = ["mm_param_scales", "param_groups"]
+__all__ = ["layer_index", "mm_param_scales", "param_groups"]
 
 _BLOCK = re.compile(r"levels\.(\d+)\.blocks\.(\d+)\.")
 _LEVEL_END = re.compile(r"levels\.(\d+)\.(?:norm|downsample)\.")
 _POST_NORM = re.compile(r"levels\.(\d+)\.post_norms\.(\d+)\.")
 
 
-def _classification_scale(name: str, depths: Sequence[int], ratio: float) -> float:
-    """Return ratio^k; k counts blocks from the last one of the last level (0) down to the first and the stem."""
-    last = sum(depths) - 1
+def layer_index(name: str, depths: Sequence[int]) -> int:
+    """Number of a parameter's layer for layer decay: the stem and the first block have 0, the last block and the head
+    `sum(depths) - 1`; what stands between two levels belongs to the first block of the second one."""
     if name.startswith("patch_embed."):
-        index = 0
-    elif match := _BLOCK.match(name):
+        return 0
+    if match := _BLOCK.match(name):
         level, block = map(int, match.groups())
-        index = sum(depths[:level]) + block
-    elif (match := _LEVEL_END.match(name)) and int(match[1]) + 1 < len(depths):
-        index = sum(depths[: int(match[1]) + 1])
-    else:  # the head, the last level's norm and the post-norms of level 2
-        index = last
-    return ratio ** (last - index)
+        return sum(depths[:level]) + block
+    if (match := _LEVEL_END.match(name)) and int(match[1]) + 1 < len(depths):
+        return sum(depths[: int(match[1]) + 1])
+    return sum(depths) - 1  # the head, the last level's norm and the post-norms of level 2
 
 
 def param_groups(
@@ -63,7 +61,7 @@ def param_groups(
             continue
         scale = 1.0
         if layer_decay is not None:
-            scale = _classification_scale(name, model.depths, layer_decay)
+            scale = layer_decay ** (sum(model.depths) - 1 - layer_index(name, model.depths))
             if dcn_lr_mul is not None and ("offset" in name or "center_feature_scale_proj" in name):
                 scale *= dcn_lr_mul
         decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in skip

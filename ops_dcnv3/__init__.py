@@ -2,7 +2,8 @@
 
 from .attention import ms_deform_attn
 from .backends import BackendError
+from .conv2d import DCNv3Conv2d
 from .functional import dcnv3, dcnv4
 from .modules import DCNv3, DCNv3_pytorch, DCNv4
 
-__all__ = ["BackendError", "DCNv3", "DCNv3_pytorch", "DCNv4", "dcnv3", "dcnv4", "ms_deform_attn"]
+__all__ = ["BackendError", "DCNv3", "DCNv3Conv2d", "DCNv3_pytorch", "DCNv4", "dcnv3", "dcnv4", "ms_deform_attn"]

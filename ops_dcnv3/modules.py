@@ -169,11 +169,9 @@ class DCNv3(nn.Module):
             raise ValueError(f"group must divide channels; got {group} groups for {channels} channels")
         if center_feature_scale and stride != 1:
             raise ValueError(f"center_feature_scale needs stride 1; got stride {stride}")
-        dw_kernel_size = dw_kernel_size or kernel_size
-        _check_sizes(kernel_size, dw_kernel_size, stride, pad, dilation)
         self.channels = channels
         self.kernel_size = kernel_size
-        self.dw_kernel_size = dw_kernel_size
+        self.dw_kernel_size = dw_kernel_size or kernel_size
         self.stride = stride
         self.pad = pad
         self.dilation = dilation
@@ -184,12 +182,12 @@ class DCNv3(nn.Module):
         self.remove_center = remove_center
         self.backend = backend
 
-        points = kernel_size * kernel_size - int(remove_center)
         self.dw_conv = nn.Sequential(
-            nn.Conv2d(channels, channels, dw_kernel_size, stride, (dw_kernel_size - 1) // 2, groups=channels),
+            self._depthwise_conv(),
             build_norm_layer(channels, norm_layer, "channels_first", "channels_last"),
             build_act_layer(act_layer),
         )
+        points = kernel_size * kernel_size - int(remove_center)
         self.offset = Linear(channels, group * points * 2)
         self.mask = Linear(channels, group * points)
         self.input_proj = Linear(channels, channels)
@@ -199,6 +197,12 @@ class DCNv3(nn.Module):
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
         self.predictors: nn.Module | None = None  # see merge_predictors
         self.reset_parameters()
+
+    def _depthwise_conv(self) -> nn.Conv2d:
+        """The convolution before offsets and mask; its output must have the size of the sampling grid."""
+        _check_sizes(self.kernel_size, self.dw_kernel_size, self.stride, self.pad, self.dilation)
+        geometry = self.dw_kernel_size, self.stride, (self.dw_kernel_size - 1) // 2
+        return nn.Conv2d(self.channels, self.channels, *geometry, groups=self.channels)
 
     def reset_parameters(self) -> None:
         """Zero offsets and mask logits, Xavier projections."""
