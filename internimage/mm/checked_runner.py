@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import barrier, get_rank, master_only
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
@@ -29,11 +29,12 @@ from .checkpoints import (
     training_state,
 )
 from .plain_config import KEY, to_plain
-from .resuming import LOOPS, EpochLoop, ResumableBatches, end_workers
+from .resuming import LOOPS, EpochLoop, ResumableBatches, ResumableEarlyStopping, end_workers
 from .sharding import distribute_optimizer_state, shard_fully, whole_state
 
 __all__ = ["CheckedRunner", "bare"]
 
+_OURS = {CheckpointHook: SafeCheckpointHook, EarlyStoppingHook: ResumableEarlyStopping}
 _TIMEOUT = 600  # seconds without a batch until a worker process counts as hung
 
 
@@ -88,9 +89,10 @@ class CheckedRunner(Runner):
     _stop_request: StopRequest | None = None  # while it trains
 
     def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
-        """Register a hook; `SafeCheckpointHook` replaces mmengine's checkpoint hook."""
-        if isinstance(hook, dict) and hook.get("type") in ("CheckpointHook", "mmengine.CheckpointHook", CheckpointHook):
-            hook = {**hook, "type": SafeCheckpointHook}
+        """Register a hook; `SafeCheckpointHook` and `ResumableEarlyStopping` replace mmengine's."""
+        for theirs, ours in _OURS.items():
+            if isinstance(hook, dict) and hook.get("type") in (theirs, theirs.__name__, f"mmengine.{theirs.__name__}"):
+                hook = {**hook, "type": ours}
         super().register_hook(hook, priority)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

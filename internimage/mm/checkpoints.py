@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process, master_only
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.runner import CheckpointLoader, Runner
 
 from ..checkpoint import load_file
@@ -61,7 +61,9 @@ class SafeCheckpointHook(CheckpointHook):
         due = getattr(runner.train_loop, "validation_is_due", None)
         if runner.iter and runner.val_loop is not None and due is not None and due():
             note = Path(runner.work_dir, _VALIDATED)
-            if not on_main(lambda: note.is_file() and note.read_text() == str(runner.iter)):
+            done = on_main(lambda: note.is_file() and note.read_text() == str(runner.iter))
+            # The checkpoint is older than its validation, whose score early stopping counts.
+            if not done or any(isinstance(hook, EarlyStoppingHook) for hook in runner.hooks):
                 runner.val_loop.run()
 
     def before_val(self, runner: Runner) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.dist import get_rank
+from mmengine.hooks import EarlyStoppingHook
 from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from ..seeding import sample_seed, seed_generators
 
-__all__ = ["LOOPS", "EpochLoop", "ResumableBatches", "end_workers"]
+__all__ = ["LOOPS", "EpochLoop", "ResumableBatches", "ResumableEarlyStopping", "end_workers"]
 
 
 class ResumableBatches(Sampler):
@@ -148,6 +149,17 @@ class IterLoop(_Loop, IterBasedTrainLoop):
 
 
 LOOPS = {"EpochBasedTrainLoop": EpochLoop, "IterBasedTrainLoop": IterLoop}
+
+
+class ResumableEarlyStopping(EarlyStoppingHook):
+    """mmengine's hook, whose best score and count of validations without a better one are saved with the training."""
+
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        """Compare a validation's metrics with those before it, also with those before the training was resumed."""
+        info = runner.message_hub.runtime_info
+        self.best_score, self.wait_count = info.get("early_stopping") or (self.best_score, self.wait_count)
+        super().after_val_epoch(runner, metrics)
+        runner.message_hub.update_info("early_stopping", [float(self.best_score), self.wait_count])
 
 
 def end_workers(*loops: BaseLoop | dict | None) -> None:

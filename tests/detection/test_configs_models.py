@@ -21,6 +21,8 @@ register_all_modules()
     [
         "coco/mask_rcnn_internimage_t_fpn_1x_coco.py",
         "coco/mask_rcnn_flash_intern_image_t_fpn_1x_coco.py",
+        "coco/faster_rcnn_internimage_nano_fpn_1x_coco.py",
+        "coco/mask_rcnn_internimage_nano_fpn_1x_coco.py",
         "coco/cascade_internimage_l_fpn_1x_coco.py",
         "coco/dino_4scale_internimage_t_1x_coco_layer_wise_lr.py",
         "coco/dino_4scale_internimage_g_objects365_coco_ss.py",

@@ -28,6 +28,11 @@ SEGMENTOR = RANDOM + (
     'model["backbone"]["drop_path_rate"] = 0.3\ntrain_cfg.update(max_iters=6, val_interval=3)\n'
     'default_hooks["checkpoint"] = dict(interval=2)\n'
 )
+# The second and third validation do not count as better than the first: the training ends after epoch 3.
+EARLY = """
+train_cfg.update(max_epochs=5, val_interval=1)
+custom_hooks.append(dict(type="EarlyStoppingHook", monitor="coco/bbox_mAP", min_delta=9.0, patience=2))
+"""
 SEND_SIGNAL = """
 import os
 import signal
@@ -66,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
 
 def run(folder: Path, name: str, work_dir: str, *options: str) -> int:
     """Train; return the exit code."""
-    task = {"detection": DETECTION, "segmentation": SEGMENTATION}[name]
+    task = SEGMENTATION if name == "segmentation" else DETECTION
     try:
         train(task, [str(folder / name / "config.py"), "--work-dir", str(folder / name / work_dir), *options])
     except SystemExit as stopped:
@@ -84,7 +89,7 @@ def same(first: object, second: object) -> bool:
     return first == second
 
 
-LAST = {"detection": "epoch_2.pth", "segmentation": "iter_6.pth"}
+LAST = {"detection": "epoch_2.pth", "segmentation": "iter_6.pth", "early": "epoch_3.pth"}
 
 
 def assert_same_end(folder: Path, name: str, whole: str, stopped: str) -> None:
@@ -132,7 +137,7 @@ def test_if_one_of_two_processes_is_killed_the_other_ends_and_says_so(folder, mo
     monkeypatch.setattr(peers, "_LAUNCHER", 0)
     monkeypatch.setenv("STOP_AT", "3 SIGKILL")
     options = ["--launcher", "pytorch", "--cfg-options", "train_dataloader.batch_size=1"]
-    for name in LAST:
+    for name in ("detection", "segmentation"):
         assert in_two_processes(lambda: run(folder, name, "killed", *options)) == [1, -signal.SIGKILL]  # noqa: B023
         assert capfd.readouterr().err.count("process 1 of 2 (") == 1
     monkeypatch.delenv("STOP_AT")
@@ -150,3 +155,16 @@ def test_a_validation_begins_after_a_checkpoint_and_is_made_up_for(folder, monke
     monkeypatch.delenv("STOP_AT")
     assert run(folder, "segmentation", "validation", "--resume") == 0
     assert_same_end(folder, "segmentation", "whole", "validation")
+
+
+def test_early_stopping_with_an_average_of_weights_counts_validations_across_stops(folder, monkeypatch):
+    (folder / "early").mkdir()
+    (folder / "early/config.py").write_text((folder / "detection/config.py").read_text() + EARLY)
+    assert run(folder, "early", "whole") == 0
+    assert not (folder / "early/whole/epoch_4.pth").exists()
+    monkeypatch.setenv("STOP_AT", "4 SIGTERM")  # in epoch 3, after two validations
+    assert run(folder, "early", "stopped") == EXIT_CODE
+    monkeypatch.delenv("STOP_AT")
+    for _ in range(2):  # the second time everything is done
+        assert run(folder, "early", "stopped") == 0
+        assert_same_end(folder, "early", "whole", "stopped")

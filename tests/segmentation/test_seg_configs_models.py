@@ -57,6 +57,7 @@ SMALL = [
     "ade20k/upernet_internimage_t_512_160k_ade20k.py",
     "cityscapes/segformer_internimage_l_512x1024_160k_mapillary2cityscapes.py",
     "nyu_depth_v2/mask2former_internimage_h_480_40k_nyu.py",
+    "ade20k/upernet_internimage_nano_512_4k_ade20k.py",
     "ade20k/upernet_flash_internimage_s_512_160k_ade20k.py",
     "ade20k/mask2former_flash_internimage_s_640_160k_ade20k_ss_nsmx.py",
 ]

@@ -1,44 +1,21 @@
 """A small Mask R-CNN InternImage on composites of garments (`make demo-detection`), for two CPU cores and some minutes.
 
-As in the released configurations, only small: DCNv3 in every block, FPN, boxes and masks. It starts from random
-weights, hence batch normalisation in the neck and heads (as in He et al., Rethinking ImageNet Pre-training, 2019).
-Few regions, sampled once per bin, and a narrow mask head leave time for more steps.
+Few regions on four levels leave time for more steps.
 """
 
-_base_ = ["../_base_/mask_rcnn.py", "../_base_/default_runtime.py"]
+_base_ = ["../_base_/mask_rcnn_nano.py", "../_base_/schedule_scratch.py"]
 
 data_root = "data/composites/"  # from `python -m demo.compose`
 classes = ("T-shirt", "Trouser", "Dress", "Bag", "Ankle-boot")
 
-norm = dict(type="BN")
 model = dict(
-    backbone=dict(channels=32, depths=[1, 1, 3, 1], groups=[2, 4, 8, 16], drop_path_rate=0.0),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4, norm_cfg=norm),
-    rpn_head=dict(
-        in_channels=64,
-        feat_channels=64,
-        anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32]),  # 16 to 128 pixels
-    ),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1), finest_scale=28),
-        bbox_head=dict(
-            type="ConvFCBBoxHead",
-            num_shared_convs=1,
-            num_shared_fcs=1,
-            in_channels=64,
-            conv_out_channels=64,
-            fc_out_channels=256,
-            num_classes=5,
-            reg_class_agnostic=True,
-            norm_cfg=norm,
-        ),
-        mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1), finest_scale=28),
-        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=32, num_classes=5, norm_cfg=norm),
-    ),
+    neck=dict(num_outs=4),
+    rpn_head=dict(anchor_generator=dict(strides=[4, 8, 16, 32])),  # 16 to 128 pixels
+    roi_head=dict(bbox_head=dict(num_classes=5), mask_head=dict(num_classes=5)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=100, max_per_img=50),
-        rcnn=dict(sampler=dict(num=16, pos_fraction=0.5)),
+        rcnn=dict(sampler=dict(num=16)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=30)),
 )
@@ -88,22 +65,9 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoMetric", ann_file=data_root + "annotations/val.json", metric=["bbox", "segm"])
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=4, val_interval=1)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
-optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05, fused=True),
-    # Each output of the fully connected layer sums 3,136 inputs: the whole rate would swing it.
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"shared_fcs": dict(lr_mult=0.1)}),
-    clip_grad=dict(max_norm=5.0),
-)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=150),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=4, T_max=4, eta_min=1e-5, convert_to_iter_based=True),
-]
+train_cfg = dict(max_epochs=4)
+param_scheduler = [*_base_.param_scheduler[:1], dict(_base_.param_scheduler[1], end=4, T_max=4)]
 default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=2, save_best=None),
 )
-auto_scale_lr = dict(enable=False, base_batch_size=8)
 randomness = dict(seed=0)

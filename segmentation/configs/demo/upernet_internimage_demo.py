@@ -1,10 +1,6 @@
-"""A small UperNet InternImage on composites of garments (`make demo-segmentation`), for two CPU cores and some minutes.
+"""A small UperNet InternImage on composites of garments (`make demo-segmentation`), for two cores and some minutes."""
 
-As in the released configurations, only small: DCNv3 in every block, UperNet, an auxiliary head. It starts from
-random weights.
-"""
-
-_base_ = ["../_base_/upernet.py", "../_base_/schedule.py"]
+_base_ = ["../_base_/upernet_nano.py", "../_base_/schedule_scratch.py"]
 
 data_root = "data/composites/"  # from `python -m demo.compose`
 classes = ("background", "T-shirt", "Trouser", "Dress", "Bag", "Ankle-boot")
@@ -17,18 +13,8 @@ dice = dict(type="DiceLoss", use_sigmoid=False, ignore_index=0)
 model = dict(
     # Empty margins are background: mmseg's class weights do not go with ignored pixels.
     data_preprocessor=dict(size=crop_size, seg_pad_val=0),
-    backbone=dict(channels=32, depths=[1, 1, 3, 1], groups=[2, 4, 8, 16], drop_path_rate=0.0),
-    decode_head=dict(
-        in_channels=[32, 64, 128, 256],
-        channels=48,
-        pool_scales=(1, 2, 3),
-        dropout_ratio=0.0,
-        num_classes=6,
-        loss_decode=[cross_entropy, dice],
-    ),
-    auxiliary_head=dict(
-        in_channels=128, channels=64, num_classes=6, loss_decode=dict(class_weight=cross_entropy["class_weight"])
-    ),
+    decode_head=dict(channels=48, pool_scales=(1, 2, 3), num_classes=6, loss_decode=[cross_entropy, dice]),
+    auxiliary_head=dict(num_classes=6, loss_decode=dict(class_weight=cross_entropy["class_weight"])),
 )
 
 train_pipeline = [
@@ -74,13 +60,8 @@ test_evaluator = val_evaluator
 
 # Epochs, not iterations: starting again after the last one costs nothing.
 train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=8, val_interval=1)
-optim_wrapper = dict(
-    optimizer=dict(lr=2e-3, fused=True),
-    paramwise_cfg=dict(num_layers=6, layer_decay_rate=1.0, depths=[1, 1, 3, 1]),
-    clip_grad=dict(max_norm=5.0),
-)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
+    _base_.param_scheduler[0],
     dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=8, T_max=8, eta_min=1e-5, convert_to_iter_based=True),
 ]
 default_hooks = dict(
@@ -89,5 +70,4 @@ default_hooks = dict(
 )
 log_processor = dict(by_epoch=True)
 visualizer = dict(vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")])
-auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)
