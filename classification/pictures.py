@@ -1,10 +1,10 @@
-r"""Draw pictures of a training run: predictions on the validation set, the training curve and the sampling points.
+r"""Draw the sampling points of a model.
 
     python classification/pictures.py --cfg classification/configs/demo.yaml \
         --checkpoint output/demo/ckpt_epoch_best.pth --output output/demo/pictures
 
-Writes predictions.png, training_curve.png (if history.jsonl is in the checkpoint's folder) and
-sampling_points_<class>_<image>.png for some validation images, or for the images of --image.
+Writes sampling_points_<class>_<image>.png for some validation images, or for the images of --image. Curves and
+predictions are in the report that a training leaves in its folder.
 """
 
 import math
@@ -16,29 +16,23 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from classification.data.loader import ImageDataset
 from classification.data.splits import open_splits
-from classification.figures.predictions import prediction_grid, training_curve
 from classification.figures.sampling_points import collect_points, pick_queries, sampling_figure
 from classification.inference import Classifier, add_model_arguments, load_classifier, read_image
-from classification.trainer.tracking import read_history
 from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.figures import save_figure
 
 __all__ = ["validation_images", "draw_sampling_points"]
 
-CLASSES, PER_CLASS = 10, 5
+IMAGES = 4
 
 
-def validation_images(classifier: Classifier) -> tuple[list[Tensor], list[int], list[str]]:
-    """The first images of some classes of the validation set: normalised images, their classes, their file names.
-
-    The order is one image of each class, `PER_CLASS` times: a column of the grid shows one class.
-    """
+def validation_images(classifier: Classifier) -> tuple[list[Tensor], list[str]]:
+    """The first images of some classes of the validation set: normalised images and their file names."""
     config = classifier.config.clone()
     config.defrost()
     config.EVAL_MODE = True
@@ -48,11 +42,8 @@ def validation_images(classifier: Classifier) -> tuple[list[Tensor], list[int], 
         raise UserError(f"{config.DATA.DATA_PATH} has more classes than the model's {count}; check DATA.DATA_PATH")
     dataset = ImageDataset(samples, classifier.transform, substitute=False)
     present = np.unique(samples.labels).tolist()
-    chosen = present[:: -(-len(present) // CLASSES)]
-    indices = [(samples.labels == label).nonzero()[0][:PER_CLASS].tolist() for label in chosen]
-    order = [column[row] for row in range(PER_CLASS) for column in indices if row < len(column)]
-    images, labels = zip(*(dataset[index][:2] for index in order))
-    return list(images), list(labels), [samples.name(index) for index in order]
+    order = [(samples.labels == label).nonzero()[0][0] for label in present[:: -(-len(present) // IMAGES)]]
+    return [dataset[index][0] for index in order], [samples.name(index) for index in order]
 
 
 def draw_sampling_points(
@@ -96,19 +87,10 @@ def main(argv: list[str] | None = None) -> None:
         names = list(args.image)
         images = [classifier.transform(read_image(path)) for path in names]
     else:
-        images, labels, names = validation_images(classifier)
-        probabilities = classifier.logits(torch.stack(images)).softmax(1)
-        rgb = [classifier.to_rgb(image) for image in images]
-        save_figure(
-            prediction_grid(rgb, labels, probabilities, classifier.class_names), args.output / "predictions.png"
-        )
-        images, names = images[:CLASSES:3], names[:CLASSES:3]  # every third column of the grid
+        images, names = validation_images(classifier)
     for image, name in zip(images, map(Path, names)):
         figure = draw_sampling_points(classifier, image, f"{name.parent.name}/{name.name}", args.query)
         save_figure(figure, args.output / f"sampling_points_{name.parent.name}_{name.stem}.png")
-    history = Path(args.checkpoint).with_name("history.jsonl") if args.checkpoint else None
-    if history and history.is_file():
-        save_figure(training_curve(read_history(history, print)), args.output / "training_curve.png")
 
 
 if __name__ == "__main__":

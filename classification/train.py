@@ -80,6 +80,7 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
         advice = "the learning rate never reaches TRAIN.BASE_LR; --opts TRAIN.WARMUP_EPOCHS N shortens it"
         tracker.log(f"the warm-up ({config.TRAIN.WARMUP_EPOCHS:g} epochs) is as long as the run: {advice}")
     loaders = build_loaders(config)
+    predictions = Predictions(loaders) if config.REPORT else None
     loaders.start_workers()
     strategy, model = build_strategy(config, world), build_model(config, loaders.num_classes)
     if config.TRAIN.SHARD != "fsdp":  # which moves one block after the other
@@ -97,7 +98,7 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
     elif found is None and config.MODEL.PRETRAINED:
         weights = resume.locate(world, config.MODEL.PRETRAINED)
         resume.initialise(model, weights, tracker.log, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD)
-    trainer = Trainer(config, strategy, model, loaders, stop)
+    trainer = Trainer(config, strategy, model, loaders, stop, predictions)
     if found is not None:
         resume.restore(trainer.state, found, tracker.log)
         tracker.log(f"resumed from {found}; the next epoch is {trainer.state.epoch + 1}")
@@ -119,8 +120,8 @@ def run_evaluation(config: CfgNode, world: distributed.World) -> None:
         model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
         models.append(model if resume.load_for_evaluation(model, weights, ema=averaged) else None)
     log, dtype = Tracker(None, world).log, amp_dtype(config, world.device)
-    predictions = Predictions(loaders, models) if config.PREDICTIONS else None
-    evaluate_all(*models, loaders, world, dtype, log, predictions.watch if predictions else iter)
+    predictions = Predictions(loaders) if config.PREDICTIONS else None
+    evaluate_all(*models, loaders, world, dtype, log, *([predictions.watch, predictions.keep] if predictions else []))
     if predictions:
         predictions.write(Path(config.PREDICTIONS), world, log)
 

@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     run("classification/train.py", *config, "--eval", "--resume", best, *opts)
     run("classification/pictures.py", *config, "--checkpoint", best, "--output", folder / "pictures", *opts)
     minutes = (time.perf_counter() - started) / 60
-    print(f"\ndone in {minutes:.1f} minutes; pictures are in {folder / 'pictures'}, all curves in TensorBoard:")
+    print(
+        f"\ndone in {minutes:.1f} minutes; pictures are in {folder}, in report and pictures, all curves in TensorBoard:"
+    )
     print(f"$ python -m tensorboard.main --logdir {folder}")
 
 

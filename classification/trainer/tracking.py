@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
@@ -68,7 +69,7 @@ def read_history(path: Path, report: Callable[[str], None]) -> list[dict[str, fl
 
 
 class WandbWriter:
-    """Figures on Weights & Biases, with the three methods of TensorBoard's `SummaryWriter` that are used here.
+    """Figures on Weights & Biases, with the methods of TensorBoard's `SummaryWriter` that are used here.
 
     A resumed run continues the one of its folder.
 
@@ -91,6 +92,11 @@ class WandbWriter:
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self._run.log({name: value}, step=step)
+
+    def add_image(self, name: str, pixels: np.ndarray, step: int, dataformats: str) -> None:
+        from wandb import Image
+
+        self._run.log({name: Image(pixels)}, step=step)
 
     def flush(self) -> None:
         """Do nothing: wandb sends figures in the background, and ignores those of steps that a resumed run repeats."""
@@ -173,6 +179,12 @@ class Tracker:
             with self._forgiving():
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Write a picture `(H, W, 3)`, RGB uint8, at an update number."""
+        if self.writer is not None:
+            with self._forgiving():
+                self.writer.add_image(name, pixels, step, dataformats="HWC")
 
     def epoch(self, record: dict[str, float]) -> None:
         """Append one epoch's figures to history.jsonl."""
