@@ -44,8 +44,8 @@ def _config(source: ModelSource, *option: str) -> list[str]:
 
 
 def predict(argv: Sequence[str]) -> None:
-    """`internimage predict IMAGES --model NAME`: write pictures and predictions.json."""
-    parser = _parser("predict", "Classify, detect or segment; write pictures and predictions.json.")
+    """`internimage predict IMAGES --model NAME`: write pictures, predictions.json and .csv."""
+    parser = _parser("predict", "Classify, detect or segment; write pictures, predictions.json and predictions.csv.")
     parser.add_argument("images", nargs="+", help="images, folders, patterns, videos, URLs")
     parser.add_argument("--output", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda, ...; defaults to the GPU if there is one")
@@ -64,7 +64,7 @@ def predict(argv: Sequence[str]) -> None:
             path = files.add(result)
             if not result.frame:  # images, and the first frame of a video
                 print(f"{result.source}: {result.summary()}; {path}", flush=True)
-    print(f"{files.count} results in {args.output / 'predictions.json'}")
+    print(f"{files.count} results in {args.output / 'predictions.json'} and predictions.csv")
     if failures:
         sys.exit(f"{len(failures)} of the given files could not be read")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from classification.data import Loaders
 from internimage.errors import UserError
 from internimage.images import decode_rgb
-from internimage.report import Evaluation, Part, Tile, class_counts, curves, percent, precision_at_recall, write_report
+from internimage.report import Part, curves, evaluation, write_report
 
 from .distributed import World, gather, run_on_main
 from .tracking import Tracker, read_history
@@ -78,7 +78,7 @@ class Predictions:
             except OSError as error:
                 raise UserError(f"cannot write {path}: {error.strerror}; choose another --predictions") from None
             log(f"wrote {path} ({len(rows)} images)")
-            write_report(path.with_name(f"{path.stem}_report"), self._evaluation(rows, "validation").parts, log)
+            write_report(path.with_name(f"{path.stem}_report"), lambda: self._evaluation(rows, "validation"), log)
 
         run_on_main(world, write)
 
@@ -91,22 +91,18 @@ class Predictions:
             records = [{**record, "epoch": record["epoch"] + 1} for record in history]
             losses = {"train_loss": "training (augmented images)", "val_loss": "validation"}
             yield curves(records, "epoch", {"cross entropy": losses, "accuracy (%)": _ACCURACIES})
-            yield from self._evaluation(rows, what).parts()
+            yield from self._evaluation(rows, what)
 
         if world.is_main and len(rows):
             show = functools.partial(tracker.image, step)
             write_report(folder / "report", parts, tracker.log, show)
 
-    def _evaluation(self, rows: np.ndarray, what: str) -> Evaluation:
-        labels, counts = np.unique(rows[:, 1:3].astype(int), axis=0, return_counts=True)
-        confusion = np.column_stack([labels, counts])
-        truths, _, right = class_counts(confusion, len(self.names))
+    def _evaluation(self, rows: np.ndarray, what: str) -> Iterator[Part]:
         tiles = []
         for index, label, best, probability in rows[:: -(-len(rows) // _PICTURES)].tolist():
             image = decode_rgb(io.BytesIO(self.samples.read(int(index))))
             image.thumbnail((256, 256))
             wrong = "" if label == best else f"\nis {self.names[int(label)]}"
-            tiles.append(Tile(image, f"{probability:.0%} {self.names[int(best)]}{wrong}", label == best))
-        precision = precision_at_recall(np.insert(rows[:, 1:], 3, 1, axis=1), len(self.names))
-        scores = {"top-1 accuracy": percent(right, truths)}
-        return Evaluation(what, "images", self.names, confusion, scores, precision, tiles, _COLUMNS)
+            tiles.append((image, f"{probability:.0%} {self.names[int(best)]}{wrong}", label == best))
+        units = np.insert(rows[:, 1:], 3, 1, axis=1)
+        return evaluation(what, "images", self.names, units, tiles, _COLUMNS)

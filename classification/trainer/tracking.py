@@ -69,7 +69,7 @@ def read_history(path: Path, report: Callable[[str], None]) -> list[dict[str, fl
 
 
 class WandbWriter:
-    """Figures on Weights & Biases, with the methods of TensorBoard's `SummaryWriter` that are used here.
+    """Figures on Weights & Biases, with the three methods of TensorBoard's `SummaryWriter` that are used here.
 
     A resumed run continues the one of its folder.
 
@@ -92,11 +92,6 @@ class WandbWriter:
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self._run.log({name: value}, step=step)
-
-    def add_image(self, name: str, pixels: np.ndarray, step: int, dataformats: str) -> None:
-        from wandb import Image
-
-        self._run.log({name: Image(pixels)}, step=step)
 
     def flush(self) -> None:
         """Do nothing: wandb sends figures in the background, and ignores those of steps that a resumed run repeats."""
@@ -181,8 +176,8 @@ class Tracker:
                     self.writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Write a picture `(H, W, 3)`, RGB uint8, at an update number."""
-        if self.writer is not None:
+        """Write a picture `(H, W, 3)`, RGB uint8, at an update number, to TensorBoard only."""
+        if isinstance(self.writer, SummaryWriter):
             with self._forgiving():
                 self.writer.add_image(name, pixels, step, dataformats="HWC")
 

@@ -16,18 +16,16 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..images import read_image
-from ..report import Evaluation, Part, Tile, class_counts, curves, percent, precision_at_recall, write_report
+from ..report import Part, Tile, curves, evaluation, write_report
 from ..results import DetectionResult, Result, SegmentationResult
 
 __all__ = ["ReportHook"]
 
-_THRESHOLD = 0.3  # lowest score of an object in the confusion matrix and in pictures
-_IOU = 0.5  # from which on an object counts as found
-_PICTURES, _COLUMNS = 8, 4
+_SCORE, _IOU = 0.3, 0.5  # lowest ones of an object in pictures and in the confusion matrix
+_PICTURES = 5
 _BINS = 20  # of the confidence of a pixel
 
 
@@ -62,27 +60,27 @@ class ReportHook(Hook):
         loop = runner.train_loop
         done = f"epoch {loop.epoch}" if isinstance(loop, EpochBasedTrainLoop) else f"iteration {loop.iter}"
         dataset = runner.val_dataloader.dataset if runner.val_loop else None
-        self._write(runner, "report", f"validation, {done}", dataset, trained=True)
+        self._write(runner, "report", f"validation, {done}", dataset, loop.iter)
 
     def after_test(self, runner: Runner) -> None:
         """Write the test."""
-        self._write(runner, "report_test", "test", runner.test_dataloader.dataset)
+        self._write(runner, "report_test", "test", runner.test_dataloader.dataset, 0)
 
-    def _write(self, runner: Runner, name: str, what: str, dataset: Dataset | None, *, trained: bool = False) -> None:
+    def _write(self, runner: Runner, name: str, what: str, dataset: Dataset | None, step: int) -> None:
         rows = collect_results(self._rows, len(dataset), "cpu") if dataset else []
         if not is_main_process():
             return
 
         def parts() -> Iterator[Part]:
-            if trained:
+            if name == "report":
                 yield _curves(runner)
             if rows and all(rows):
-                yield from self._evaluate(rows, dataset, what).parts()
+                yield from self._evaluate(rows, dataset, what)
 
         def show(title: str, pixels: np.ndarray) -> None:
             for backend in runner.visualizer._vis_backends.values():
                 if not isinstance(backend, LocalVisBackend):  # which would write the file a second time
-                    backend.add_image(title, pixels, runner.iter if trained else 0)
+                    backend.add_image(title, pixels, step)
 
         write_report(Path(runner.work_dir, name), parts, runner.logger.info, show)
 
@@ -93,91 +91,67 @@ def _curves(runner: Runner) -> Part:
     records: dict[int, dict[str, float]] = {}
     metrics: dict[str, str] = {}
     for path in sorted(Path(runner.work_dir).glob("*/vis_data/scalars.json")):
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            step, trains = record.pop("step"), "iter" in record
-            step *= 1 if trains else per_epoch
-            values = {key: value for key, value in record.items() if key not in ("iter", "epoch", "time", "data_time")}
+        for record in map(json.loads, path.read_text().splitlines()):
+            trains = "iter" in record
+            step = record["step"] * (1 if trains else per_epoch)
+            values = {key: record[key] for key in record.keys() - {"step", "iter", "epoch", "time", "data_time"}}
             if not trains:
-                metrics |= {key: key for key in values if not key.endswith(("_75", "_s", "_m", "_l"))}
+                metrics |= {key: key for key in sorted(values) if not key.endswith(("_75", "_s", "_m", "_l"))}
             records.setdefault(step, {"iteration": step}).update(values)
     ordered = [records[step] for step in sorted(records) if step <= runner.iter]
     return curves(ordered, "iteration", {"training loss": {"loss": "sum of all losses"}, "validation": metrics})
 
 
-def _tiles(pairs: Sequence[tuple[Result, Result]]) -> list[Tile | None]:
-    """Rows of true and of predicted results in turn."""
-    tiles: list[Tile | None] = []
-    for start in range(0, len(pairs), _COLUMNS):
-        for row, word in zip(zip(*pairs[start : start + _COLUMNS]), ("truth", "prediction")):
-            tiles += [Tile(result.plot(), f"{word} {Path(result.source).name}") for result in row]
-            tiles += [None] * (_COLUMNS - len(row))
-    return tiles
-
-
-def _palette(dataset: Dataset) -> Sequence:
-    palette = dataset.metainfo.get("palette")
-    return () if palette is None or isinstance(palette, str) else palette
-
-
-# Detection
-
-
-def _numpy(value: Tensor | np.ndarray) -> np.ndarray:
-    return value.cpu().numpy() if isinstance(value, Tensor) else value
+def _tiles(pairs: Sequence[tuple[Result, Result]]) -> list[Tile]:
+    """A row of true and a row of predicted results."""
+    rows = zip(("truth", "prediction"), zip(*pairs))
+    return [(result.plot(), f"{word} {Path(result.source).name}", None) for word, row in rows for result in row]
 
 
 def _collect_objects(sample: object, pictured: bool) -> dict:
     found = sample.pred_instances
-    row = {key: _numpy(found[key]) for key in ("bboxes", "scores", "labels")} | {"path": sample.img_path}
+    row = {key: found[key].cpu().numpy() for key in ("bboxes", "scores", "labels")} | {"path": sample.img_path}
     if pictured and "masks" in found:
-        masks = _numpy(found.masks[found.scores >= _THRESHOLD])
+        masks = found.masks[found.scores >= _SCORE].cpu().numpy()
         row["masks"] = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
     return row
 
 
 def _coco(images: list[dict], classes: int, annotations: list[dict]) -> COCO:
-    """COCO's index of annotations with `box`, `(4,)`, corners."""
-    coco, entries = COCO(), []
+    """COCO's index of annotations with `box`, corners."""
     for number, item in enumerate(annotations, 1):
         x1, y1, x2, y2 = map(float, item["box"])
-        bbox, area = [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1)
-        entries.append({"iscrowd": 0, **item, "id": number, "bbox": bbox, "area": area})
-    coco.dataset = {"images": images, "categories": [{"id": k} for k in range(classes)], "annotations": entries}
+        item |= {"id": number, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+    coco = COCO()
+    coco.dataset = {"images": images, "categories": [{"id": k} for k in range(classes)], "annotations": annotations}
     coco.createIndex()
     return coco
 
 
 def _precision(truth: COCO, found: COCO) -> np.ndarray:
     """Precision `(10, 101, K)` at IoU 0.5, 0.55, ... 0.95; NaN for classes without objects."""
-    evaluation = COCOeval(truth, found, "bbox")
-    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-    evaluation.params.maxDets = [100]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0, 0]
+    coco = COCOeval(truth, found, "bbox")
+    coco.params.areaRng, coco.params.areaRngLbl, coco.params.maxDets = [[0, 1e10]], ["all"], [100]
+    coco.evaluate()
+    coco.accumulate()
+    precision = coco.eval["precision"][..., 0, 0]
     return np.where(precision < 0, np.nan, precision)
 
 
-def _pairs(truths: list[dict], found: list[dict], nothing: int) -> Iterator[tuple[int, int]]:
-    """True and predicted label of every object of an image; `nothing` where only one side has it."""
-    found = [item for item in found if item["score"] >= _THRESHOLD]
-    true, labels = ([item["category_id"] for item in items] for items in (truths, found))
-    boxes = [np.array([item["bbox"] for item in items]).reshape(-1, 4) for items in (found, truths)]
-    crowd = np.array([item["iscrowd"] for item in truths], np.uint8)
-    ious = np.reshape(coco_mask.iou(*boxes, crowd), (len(found), len(truths)))
-    near = (ious >= _IOU) & (crowd == 0)
+def _pairs(truths: list[dict], found: list[dict], none: int) -> list[tuple[int, int]]:
+    """True and predicted label of every object of an image; `none` where only one side has it."""
+    true, labels = (np.array([item["category_id"] for item in items], int) for items in (truths, found))
+    boxes = [np.reshape([item["bbox"] for item in items], (-1, 4)) for items in (found, truths)]
+    ious = np.reshape(coco_mask.iou(*boxes, [0] * len(truths)), (len(found), len(truths)))
+    near = ious >= _IOU
     # Of several objects near enough, one of the same class.
-    matches = zip(*linear_sum_assignment(near * (ious + np.equal.outer(labels, true)), maximize=True))
-    matches = [(int(of), int(to)) for of, to in matches if near[of, to]]
-    yield from ((true[to], labels[of]) for of, to in matches)
-    taken, hit = ({pair[side] for pair in matches} for side in (0, 1))
-    excused = taken | set(np.flatnonzero(((ious >= _IOU) & (crowd == 1)).any(1)).tolist())
-    yield from ((label, nothing) for at, label in enumerate(true) if at not in hit and not crowd[at])
-    yield from ((nothing, label) for at, label in enumerate(labels) if at not in excused)
+    of, to = linear_sum_assignment(near * (ious + np.equal.outer(labels, true)), maximize=True)
+    of, to = of[near[of, to]], to[near[of, to]]
+    missed, invented = np.delete(true, to), np.delete(labels, of)
+    return [*zip(true[to], labels[of]), *((k, none) for k in missed), *((none, k) for k in invented)]
 
 
-def _evaluate_objects(rows: list[dict], dataset: Dataset, what: str) -> Evaluation:
+def _evaluate_objects(rows: list[dict], dataset: Dataset, what: str) -> Iterator[Part]:
     names, images, truths, found = list(dataset.metainfo["classes"]), [], [], []
     for number, row in enumerate(rows):
         info = dataset.get_data_info(number)
@@ -185,82 +159,60 @@ def _evaluate_objects(rows: list[dict], dataset: Dataset, what: str) -> Evaluati
         for item in info["instances"]:
             entry = {"image_id": number, "category_id": item["bbox_label"], "box": item["bbox"]}
             truths.append({**entry, "iscrowd": int(item["ignore_flag"]), "segmentation": item.get("mask")})
-        parts = zip(row["labels"].tolist(), row["bboxes"], row["scores"].tolist())
-        found += [{"image_id": number, "category_id": k, "box": box, "score": score} for k, box, score in parts]
+        for box, score, label in zip(*(row[key].tolist() for key in ("bboxes", "scores", "labels"))):
+            found.append({"image_id": number, "category_id": label, "box": box, "score": score, "iscrowd": 0})
     with contextlib.redirect_stdout(io.StringIO()):
         true, found = (_coco(images, len(names), items) for items in (truths, found))
         precision = _precision(true, found)
-    pairs = [_pairs(true.imgToAnns[i], found.imgToAnns[i], len(names)) for i in range(len(rows))]
-    pairs = np.array([pair for image in pairs for pair in image], np.int64).reshape(-1, 2)
-    labels, counts = np.unique(pairs, axis=0, return_counts=True)
 
     def result(path: str, items: list[dict], masks: list[np.ndarray] | None) -> DetectionResult:
-        of_class = [item["category_id"] for item in items]
-        boxes = np.array([item["box"] for item in items], np.float32).reshape(-1, 4)
-        scores = np.array([item.get("score", np.nan) for item in items])
-        parts = boxes, scores, np.array(of_class, int), [names[label] for label in of_class], masks, _palette(dataset)
-        return DetectionResult(np.asarray(read_image(path)), path, *parts)
+        boxes = np.reshape([item["box"] for item in items], (-1, 4))
+        scores, labels = np.array([(item.get("score", np.nan), item["category_id"]) for item in items]).reshape(-1, 2).T
+        of_class = [names[item["category_id"]] for item in items]
+        return DetectionResult(np.asarray(read_image(path)), path, boxes, scores, labels.astype(int), of_class, masks)
 
-    pictures = []
-    for number, row in enumerate(rows[:_PICTURES]):
-        items = [item for item in found.imgToAnns[number] if item["score"] >= _THRESHOLD]
-        masks = [coco_mask.decode(mask).astype(bool) for mask in row["masks"]] if "masks" in row else None
+    pairs, pictures = [], []
+    for number, row in enumerate(rows):
         own = [item for item in true.imgToAnns[number] if not item["iscrowd"]]
-        with_masks = masks is not None and all(item["segmentation"] for item in own)
-        own_masks = [true.annToMask(item).astype(bool) for item in own] if with_masks else None
-        pictures.append((result(row["path"], own, own_masks), result(row["path"], items, masks)))
-    return Evaluation(
-        *(what, "objects", names, np.column_stack([labels, counts])),
-        {"AP": 100 * precision.mean((0, 1)), "AP50": 100 * precision[0].mean(0)},
-        precision[0],
-        *(_tiles(pictures), _COLUMNS, "background"),
-        note=f"IoU of at least {_IOU}; matrix and pictures: score of at least {_THRESHOLD}",
+        items = [item for item in found.imgToAnns[number] if item["score"] >= _SCORE]
+        pairs += _pairs(own, items, len(names))
+        if number < _PICTURES:
+            masks = [coco_mask.decode(mask).astype(bool) for mask in row["masks"]] if "masks" in row else None
+            drawn = masks is not None and all(item["segmentation"] for item in own)
+            own_masks = [true.annToMask(item).astype(bool) for item in own] if drawn else None
+            pictures.append((result(row["path"], own, own_masks), result(row["path"], items, masks)))
+    return evaluation(
+        *(what, "objects", names, np.insert(np.reshape(pairs, (-1, 2)), 2, 1, 1)[:, [0, 1, 2, 2]]),
+        *(_tiles(pictures), len(pictures)),
+        scores={"AP": 100 * precision.mean((0, 1)), "AP50": 100 * precision[0].mean(0)},
+        precision=precision[0],
+        note=f"IoU of at least {_IOU}; matrix and pictures: score of at least {_SCORE}",
     )
-
-
-# Segmentation
-
-
-def _confidence(sample: object, predicted: Tensor) -> Tensor:
-    """Probability of the predicted class `(H, W)`; 0 where only labels are known (test-time augmentation)."""
-    if "seg_logits" not in sample:
-        return torch.zeros_like(predicted, dtype=torch.float32)
-    logits = sample.seg_logits.data
-    if len(logits) == 1:  # already a probability
-        return torch.where(predicted > 0, logits[0], 1 - logits[0])
-    rows = (part.float() for part in logits.split(64, 1))  # not all at once, which would double the memory
-    return torch.cat([(part.amax(0) - part.logsumexp(0)).exp() for part in rows])
 
 
 def _collect_pixels(sample: object, pictured: bool) -> dict:
     predicted = sample.pred_sem_seg.data[0].long()
     truth = sample.gt_sem_seg.data[0].to(predicted)
-    # Most probabilities are near 1: a power spreads them over the bins.
-    level = (_confidence(sample, predicted) ** 4 * (_BINS - 1)).round().long()
-    codes, counts = torch.unique((truth << 32) + (predicted << 16) + level, return_counts=True)
-    row = {"codes": codes.cpu().numpy(), "counts": counts.cpu().numpy(), "path": sample.img_path}
-    if pictured:
-        row["maps"] = [labels.cpu().numpy().astype(np.int16) for labels in (truth, predicted)]
-    return row
+    # Test-time augmentation keeps labels only. Not all rows at once, which would double the memory.
+    logits = sample.seg_logits.data if "seg_logits" in sample else torch.zeros_like(predicted[None])
+    confidence = torch.cat([rows.float().softmax(0).amax(0) for rows in logits.split(64, 1)])
+    level = (confidence**4 * (_BINS - 1)).round().long()  # most are near 1: a power spreads them over the bins
+    units = torch.unique((truth << 32) + (predicted << 16) + level, return_counts=True)
+    maps = [labels.cpu().numpy().astype(np.int16) for labels in (truth, predicted)] if pictured else None
+    return {"units": torch.stack(units).cpu().numpy(), "path": sample.img_path, "maps": maps}
 
 
-def _evaluate_pixels(rows: list[dict], dataset: Dataset, what: str) -> Evaluation:
-    names, palette = list(dataset.metainfo["classes"]), _palette(dataset)
-    codes, places = np.unique(np.concatenate([row["codes"] for row in rows]), return_inverse=True)
-    counts = np.bincount(places, np.concatenate([row["counts"] for row in rows])).astype(np.int64)
-    truth, predicted, level = codes >> 32, np.minimum(codes >> 16 & 0xFFFF, len(names)), codes & 0xFFFF
-    units = np.column_stack([truth, predicted, level, counts])[truth < len(names)]  # 255 is no class
-    labels, places = np.unique(units[:, :2], axis=0, return_inverse=True)
-    confusion = np.column_stack([labels, np.bincount(places.ravel(), units[:, 3])]).astype(np.int64)
-    truths, predictions, right = class_counts(confusion, len(names))
+def _evaluate_pixels(rows: list[dict], dataset: Dataset, what: str) -> Iterator[Part]:
+    names, palette = list(dataset.metainfo["classes"]), dataset.metainfo.get("palette") or ()
+    codes, counts = np.concatenate([row["units"] for row in rows], 1)
+    codes, places = np.unique(codes, return_inverse=True)
+    parts = codes >> 32, np.minimum(codes >> 16 & 0xFFFF, len(names)), codes & 0xFFFF, np.bincount(places, counts)
+    units = np.column_stack(parts)[codes >> 32 < len(names)]  # 255 is no class
     pictures = []
-    for row in (row for row in rows[:_PICTURES] if "maps" in row):
-        image = np.asarray(read_image(row["path"]))
-        pictures.append(tuple(SegmentationResult(image, row["path"], labels, names, palette) for labels in row["maps"]))
-    return Evaluation(
-        *(what, "pixels", names, confusion, {"IoU": percent(right, truths + predictions - right)}),
-        *(precision_at_recall(units, len(names)), _tiles(pictures), _COLUMNS, "other classes"),
-    )
+    for row in rows[:_PICTURES]:
+        parts = np.asarray(read_image(row["path"])), row["path"]
+        pictures.append([SegmentationResult(*parts, labels, names, palette) for labels in row["maps"]])
+    return evaluation(what, "pixels", names, units, _tiles(pictures), len(pictures))
 
 
 _TASKS = {"detection": (_collect_objects, _evaluate_objects), "segmentation": (_collect_pixels, _evaluate_pixels)}
