@@ -71,7 +71,8 @@ def curves(records: Sequence[dict[str, float]], x: str, panels: dict[str, dict[s
         axes.set(xlabel=x, ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if lines:
+            axes.legend(fontsize=8)
     keys = list(dict.fromkeys([x, *(key for record in records for key in record)]))
     return "curves", figure, [keys, *([record.get(key, "") for key in keys] for record in records)]
 
