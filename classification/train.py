@@ -77,6 +77,7 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
     distributed.run_on_main(world, lambda: prepare_folder(folder))
     tracker = Tracker(folder, world, config.LOGGER)
     loaders = build_loaders(config)
+    predictions = Predictions(loaders) if config.REPORT else None
     loaders.start_workers()
     config = config.clone()
     config.defrost()
@@ -98,7 +99,7 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
     elif found is None and config.MODEL.PRETRAINED:
         weights = resume.locate(world, config.MODEL.PRETRAINED)
         resume.initialise(model, weights, tracker.log, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD)
-    trainer = Trainer(config, strategy, model, loaders, stop)
+    trainer = Trainer(config, strategy, model, loaders, stop, predictions)
     for line in trainer.describe_schedule():
         tracker.log(line)
     if found is not None:
@@ -122,8 +123,8 @@ def run_evaluation(config: CfgNode, world: distributed.World) -> None:
         model = place_model(build_model(config, loaders.num_classes), world.device, config.COMPILE)
         models.append(model if resume.load_for_evaluation(model, weights, ema=averaged) else None)
     log, dtype = Tracker(None, world).log, amp_dtype(config, world.device)
-    predictions = Predictions(loaders, models) if config.PREDICTIONS else None
-    evaluate_all(*models, loaders, world, dtype, log, predictions.watch if predictions else iter)
+    predictions = Predictions(loaders) if config.PREDICTIONS else None
+    evaluate_all(*models, loaders, world, dtype, log, *([predictions.watch, predictions.keep] if predictions else []))
     if predictions:
         predictions.write(Path(config.PREDICTIONS), world, log)
 

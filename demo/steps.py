@@ -80,13 +80,12 @@ def _last_checkpoint(folder: Path) -> Path:
 
 
 @exit_on_user_error
-def mm_demo(task: str, config: str, pictures: str, photographs: dict[str, str], description: str, argv=None) -> None:
-    """Compose pictures of garments, train on them, evaluate, and draw what the model finds.
+def mm_demo(task: str, config: str, photographs: dict[str, str], description: str, argv=None) -> None:
+    """Compose pictures of garments, train on them, evaluate, and draw what the model finds on photographs.
 
     Args:
         task: `detection` or `segmentation`.
         config: path of the configuration.
-        pictures: file name for the results on composites.
         photographs: file names for the results on scikit-image's photographs of these names.
         description: for `--help`.
         argv: command-line arguments; defaults to those of the process.
@@ -103,9 +102,8 @@ def mm_demo(task: str, config: str, pictures: str, photographs: dict[str, str], 
     run(f"{task}/train.py", config, "--output", folder, "--resume", *options)
     checkpoint = _last_checkpoint(folder)
     run(f"{task}/test.py", config, checkpoint, "--output", folder / "test", *options)
-    run("demo/pictures.py", config, checkpoint, "--output", folder / pictures)
     for name, picture in photographs.items():
         run(f"{task}/image_demo.py", photograph_path(name), config, checkpoint, "--output", folder / picture)
     minutes = (time.perf_counter() - started) / 60
-    print(f"\ndone in {minutes:.1f} minutes; pictures are in {folder}, all curves in TensorBoard:")
+    print(f"\ndone in {minutes:.1f} minutes; pictures are in {folder} and {folder}/report, all curves in TensorBoard:")
     print(f"$ python -m tensorboard.main --logdir {folder}")

@@ -45,13 +45,15 @@ def _config(source: ModelSource, *option: str) -> list[str]:
 
 
 def predict(argv: Sequence[str]) -> None:
-    """`internimage predict IMAGES --model NAME`: write pictures and predictions.json."""
-    parser = _parser("predict", "Classify, detect or segment; write pictures and predictions.json.")
+    """`internimage predict IMAGES --model NAME`: write pictures, predictions.json and .csv."""
+    parser = _parser("predict", "Classify, detect or segment; write pictures, predictions.json and predictions.csv.")
     parser.add_argument("images", nargs="+", help="images, folders, patterns, videos, URLs")
     parser.add_argument("--output", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda, ...; defaults to the GPU if there is one")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of an object; default: %(default)s")
     parser.add_argument("--top", type=int, default=5, help="number of classes of a classifier; default: %(default)s")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="look at large images in tiles of this side")
+    parser.add_argument("--overlap", type=float, default=0.2, help="share of neighbouring tiles; default: %(default)s")
     args = parser.parse_args(argv)
     failures: list[UserError] = []
 
@@ -61,11 +63,12 @@ def predict(argv: Sequence[str]) -> None:
 
     model = load(args.checkpoint or args.model, config=args.config, device=args.device)
     with PredictionFiles(args.output) as files:
-        for result in model.stream(args.images, threshold=args.threshold, top=args.top, on_error=report_failure):
+        options = {key: getattr(args, key) for key in ("threshold", "top", "tile", "overlap")}
+        for result in model.stream(args.images, **options, on_error=report_failure):
             path = files.add(result)
             if not result.frame:  # images, and the first frame of a video
                 print(f"{result.source}: {result.summary()}; {path}", flush=True)
-    print(f"{files.count} results in {args.output / 'predictions.json'}")
+    print(f"{files.count} results in {args.output / 'predictions.json'} and predictions.csv")
     if failures:
         sys.exit(f"{len(failures)} of the given files could not be read")
 

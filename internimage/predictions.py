@@ -1,5 +1,6 @@
-"""Write predictions to a folder: a picture for each image, a video for each video, and all results as JSON."""
+"""Write predictions to a folder: a picture for each image, a video for each video, and all results as JSON and CSV."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from .results import Result
 
 __all__ = ["PredictionFiles"]
 
+_COLUMNS = ("source", "frame", "picture", "label", "name", "score", "x1", "y1", "x2", "y2", "pixels")
+
 
 class PredictionFiles:
     """A context in which results are written as they come, so that an interruption loses none of them.
 
-    `folder` gets `predictions.json`, a list of `Result.to_dict()`, and the pictures and videos. Raises `UserError` if
-    it cannot be written.
+    `folder` gets `predictions.json`, a list of `Result.to_dict()`, `predictions.csv`, a row for each object or class
+    (`_COLUMNS`), and the pictures and videos. Raises `UserError` if it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -24,12 +27,17 @@ class PredictionFiles:
         self._video = None  # of OpenCV
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._json = open(folder / "predictions.json", "w", encoding="utf-8")  # noqa: SIM115
+            self._json, self._csv = (
+                open(folder / f"predictions.{kind}", "w", encoding="utf-8", newline="")  # noqa: SIM115
+                for kind in ("json", "csv")
+            )
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
 
     def __enter__(self) -> "PredictionFiles":
         self._json.write("[")
+        self._rows = csv.DictWriter(self._csv, _COLUMNS, extrasaction="ignore")
+        self._rows.writeheader()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,6 +45,7 @@ class PredictionFiles:
             self._video.release()
         self._json.write("\n]\n")
         self._json.close()
+        self._csv.close()
 
     def add(self, result: Result) -> Path:
         """Write one result; return the path of its picture or video."""
@@ -47,9 +56,12 @@ class PredictionFiles:
             picture.save(self.path, quality=95)
         else:
             self._add_frame(result, np.asarray(picture))
-        entry = json.dumps({**result.to_dict(), "picture": self.path.name}, ensure_ascii=False)
-        self._json.write(f"{',' if self.count else ''}\n{entry}")
-        self._json.flush()
+        entry = {**result.to_dict(), "picture": self.path.name}
+        self._json.write(f"{',' if self.count else ''}\n{json.dumps(entry, ensure_ascii=False)}")
+        for item in entry.get("objects", entry.get("classes")):
+            self._rows.writerow({**entry, **item, **dict(zip(("x1", "y1", "x2", "y2"), item.get("box", ())))})
+        for file in (self._json, self._csv):
+            file.flush()
         self.count += 1
         return self.path
 

@@ -36,29 +36,50 @@ class Predictor(ABC):
     def __init__(self, model: nn.Module, class_names: Sequence[str]) -> None:
         self.model, self.class_names = model, list(class_names)
 
-    def predict(self, images: object, *, threshold: float = 0.3, top: int = 5) -> list[Result]:
+    def predict(self, images: object, **options: object) -> list[Result]:
         """One result for each image or frame.
 
         Args:
             images: whatever `internimage.sources.iter_images` reads: paths, URLs, folders, patterns, videos, Pillow
                 images, RGB arrays `(H, W, 3)`, tensors, lists of these.
-            threshold: lowest score of a detected object.
-            top: number of classes of a classification.
+            options: those of `stream`.
 
         Raises:
-            UserError: a missing or damaged file, something that is not an image.
+            UserError: a missing or damaged file, something that is not an image; tiles that cannot be used.
         """
-        return list(self.stream(images, threshold=threshold, top=top))
+        return list(self.stream(images, **options))
 
     def stream(
-        self, images: object, *, threshold: float = 0.3, top: int = 5, on_error: Callable | None = None
+        self,
+        images: object,
+        *,
+        threshold: float = 0.3,
+        top: int = 5,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        on_error: Callable | None = None,
     ) -> Iterator[Result]:
-        """`predict`, one result after another, for videos and large folders; `on_error` as in `iter_images`."""
+        """`predict`, one result after another, for videos and large folders.
+
+        Args:
+            images: as in `predict`.
+            threshold: lowest score of a detected object.
+            top: number of classes of a classification.
+            tile: look at an image in square tiles of this many pixels; not for classifiers.
+            overlap: of neighbouring tiles, as a share of their side.
+            on_error: as in `iter_images`.
+        """
+        self._check_tiles(tile, overlap)
+        self.tiles = tile and (tile, overlap)
         pictures = iter_images(images, on_error)
         while batch := list(islice(pictures, self.batch_size)):
             with torch.inference_mode():
                 results = self._predict(batch, threshold, top)
             yield from results
+
+    def _check_tiles(self, tile: int | None, overlap: float) -> None:
+        if tile is not None:
+            raise UserError("a classifier looks at whole images; omit the tile")
 
     @abstractmethod
     def _predict(self, pictures: list[Picture], threshold: float, top: int) -> list[Result]:

@@ -145,7 +145,8 @@ class DetectionResult(Result):
         draw = ImageDraw.Draw(picture)
         for box, color, name, score in zip((factor * self.boxes).tolist(), colors, self.names, self.scores):
             draw.rectangle(box, outline=color, width=max(1, max(picture.size) // 400))
-            _write(picture, (box[0] + 2, max(0, box[1])), f"{name} {score:.0%}")
+            text = name if np.isnan(score) else f"{name} {score:.0%}"  # a truth has no score
+            _write(picture, (box[0] + 2, max(0, box[1])), text)
         return picture
 
     def summary(self) -> str:

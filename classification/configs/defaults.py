@@ -3,8 +3,8 @@
 Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). New keys are
 `DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM`, `LOGGER` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`,
 `COMPILE`, `DATA.TIMEOUT`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, `MODEL.IN_CHANS`, `TRAIN.EARLY_STOPPING`,
-`TRAIN.SHARD`, `TRAIN.CPU_OFFLOAD`, `SHARDED_CHECKPOINT`, `PREDICTIONS`, and `AUG.CROP_SCALE`, `CROP_RATIO`, `HFLIP`,
-`VFLIP`.
+`TRAIN.SHARD`, `TRAIN.CPU_OFFLOAD`, `SHARDED_CHECKPOINT`, `PREDICTIONS`, `REPORT`, and `AUG.CROP_SCALE`, `CROP_RATIO`,
+`HFLIP`, `VFLIP`.
 `tools/configuration_page.py` writes docs/configuration.md from this table.
 """
 
@@ -241,9 +241,10 @@ SETTINGS = {
     "PRINT_FREQ": Setting(10, "steps from one line of the log to the next", "[1, 1e6]"),
     "EVAL_FREQ": Setting(1, "epochs from one evaluation to the next", "[1, 1e6]"),
     "LOGGER": Setting("tensorboard", "where figures go", ("tensorboard", "wandb")),
+    "REPORT": Setting(True, "at the end of a training, write curves, tables and pictures to the folder report"),
     "SEED": Setting(0, "random seed", "[0, 1e18]"),
     "EVAL_MODE": Setting(False, "only evaluate"),
-    "PREDICTIONS": Setting("", "with EVAL_MODE: CSV file of the predictions, beside it one of the classes"),
+    "PREDICTIONS": Setting("", "with EVAL_MODE: CSV file of the predictions, beside it the folder *_report"),
     "THROUGHPUT_MODE": Setting(False, "only measure images per second"),
     "LOCAL_RANK": Setting(0, "set by some launchers; otherwise taken from the environment", "[0, 1e6]"),
     "LAUNCHER": Setting("auto", "who starts the processes", ("auto", "none", "pytorch", "slurm")),

@@ -9,11 +9,13 @@ finished steps take seconds.
 import time
 from pathlib import Path
 
-from demo.steps import run
+from demo.steps import ROOT, run
 from internimage.errors import ArgumentParser
 from internimage.options import add_settings
 
 __all__ = ["main"]
+
+IMAGES = ROOT / "data/fashion_mnist/val"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,9 +32,12 @@ def main(argv: list[str] | None = None) -> None:
     run("demo/unpack.py")
     run("classification/train.py", *config, "--output", args.output, *opts)
     run("classification/train.py", *config, "--eval", "--resume", best, *opts)
-    run("classification/pictures.py", *config, "--checkpoint", best, "--output", folder / "pictures", *opts)
+    images = sorted(IMAGES.glob("*/0000.png"))[::3]
+    run("classification/pictures.py", "--checkpoint", best, "--output", folder / "pictures", "--image", *images)
     minutes = (time.perf_counter() - started) / 60
-    print(f"\ndone in {minutes:.1f} minutes; pictures are in {folder / 'pictures'}, all curves in TensorBoard:")
+    print(
+        f"\ndone in {minutes:.1f} minutes; pictures are in {folder}, in report and pictures, all curves in TensorBoard:"
+    )
     print(f"$ python -m tensorboard.main --logdir {folder}")
 
 

@@ -1,1 +1,1 @@
-"""Figures of a classifier: its predictions, its training curve, and where its operators look."""
+"""Figures of a classifier: where its operators look."""

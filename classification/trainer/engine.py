@@ -27,6 +27,7 @@ from .acceleration import compile_model
 from .distributed import gather, run_on_main
 from .evaluation import evaluate_all, forward_precision, to_device
 from .optimizer import REFERENCE_BATCH, build_optimizer, build_scheduler, learning_rate_scale
+from .predictions import Predictions
 from .resume import RunState, save
 from .strategy import Strategy
 from .tracking import EpochMeter, Tracker, duration, read_history
@@ -57,6 +58,7 @@ class Trainer:
         model: a classifier, on the strategy's device, with initial weights.
         loaders: from `build_loaders`.
         stop: checked after every update and during evaluation.
+        predictions: of the same loaders, for a report at the end of the run; None for none.
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class Trainer:
         model: nn.Module,
         loaders: Loaders,
         stop: StopRequest | None = None,
+        predictions: Predictions | None = None,
     ) -> None:
         self.config, self.strategy, self.world, self.loaders = config, strategy, strategy.world, loaders
-        self.stop = stop or StopRequest()
+        self.stop, self.predictions = stop or StopRequest(), predictions
         self.folder = Path(config.OUTPUT)
         self.steps = len(loaders.train)
         self.accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
@@ -133,6 +136,9 @@ class Trainer:
             self.strategy.wait()
             tracker.log(f"stopped by {self.stop.signal or 'another process'}; start again to resume")
             return False
+        if self.predictions:
+            what = f"validation, epoch {state.epoch + 1}" + ", averaged weights" * (self.strategy.ema is not None)
+            self.predictions.report(self.folder, self.world, what, tracker, (state.epoch + 1) * self.updates)
         trained = f"epochs {first} to {last}" if first <= last else "nothing left to do"
         tracker.log(f"finished ({trained}) in {duration(time.perf_counter() - started)}")
         best_line = f"best top-1 {state.max_accuracy:.2f}%" if state.max_accuracy >= 0 else "not evaluated"
@@ -319,7 +325,9 @@ class Trainer:
             tracker.log(f"{label} {text}")
 
         with self.strategy.evaluation() as models:
-            plain, ema = evaluate_all(*models, self.loaders, self.world, self.strategy.dtype, log, self._until_stopped)
+            keep = self.predictions and self.predictions.keep
+            how = self.loaders, self.world, self.strategy.dtype, log, self._until_stopped, keep
+            plain, ema = evaluate_all(*models, *how)
         if not math.isfinite(plain["loss"]):
             self.strategy.wait()
             if self.world.is_main:  # resuming from it would end here again
@@ -342,7 +350,7 @@ class Trainer:
         """The batches of an evaluation; raises `Stopped` on a signal (the run is saved before the evaluation)."""
         # All processes must vote equally often, though some may have one more batch.
         questions = len(self.loaders.val.dataset) // self.world.size // self.config.DATA.BATCH_SIZE
-        for batch in self.strategy.batches(batches):
+        for batch in self.strategy.batches(self.predictions.watch(batches) if self.predictions else batches):
             if questions > 0 and self.stop.agreed():
                 raise Stopped
             questions -= 1

@@ -47,6 +47,7 @@ def evaluate(
     *,
     dtype: torch.dtype | None = None,
     columns: Tensor | None = None,
+    keep: Callable[[Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Cross entropy, top-1 and top-5 accuracy in percent over all processes, and the number of images.
 
@@ -56,6 +57,7 @@ def evaluate(
         world: rank, number of processes and device.
         dtype: of autocast; None for fp32.
         columns: `(classes,)` int64, the logits to keep, to evaluate a 22K model on 1K classes.
+        keep: called with the logits of each batch, `(N, classes)`, float32.
 
     Raises:
         UserError: there are no images.
@@ -69,6 +71,8 @@ def evaluate(
         logits = logits.float()
         if columns is not None:
             logits = logits[:, columns.to(logits.device)]
+        if keep is not None:
+            keep(logits)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
         loss = nn.functional.cross_entropy(logits, target, reduction="sum")
         sums += torch.stack([loss, best[:, 0].sum(), best.sum(), loss.new_tensor(len(target))]).to(sums)
@@ -86,6 +90,7 @@ def evaluate_all(
     dtype: torch.dtype | None,
     log: Callable[[str], None],
     watch: Callable[[Iterable], Iterable] = iter,
+    keep: Callable[[Tensor], None] | None = None,
 ) -> tuple[dict[str, float], dict[str, float] | None]:
     """`evaluate` the plain model and the averaged model, if any, and log one line for each.
 
@@ -97,7 +102,7 @@ def evaluate_all(
             results.append(None)
             continue
         start = time.perf_counter()
-        figures = evaluate(each, watch(loaders.val), world, dtype=dtype, columns=loaders.eval_columns)
+        figures = evaluate(each, watch(loaders.val), world, dtype=dtype, columns=loaders.eval_columns, keep=keep)
         rate = figures["images"] / (time.perf_counter() - start)
         log(
             f"{name}: top-1 {figures['top1']:.3f}% top-5 {figures['top5']:.3f}% loss {figures['loss']:.4f} "

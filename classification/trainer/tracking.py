@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
@@ -173,6 +174,12 @@ class Tracker:
             with self._forgiving():
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Write a picture `(H, W, 3)`, RGB uint8, at an update number, to TensorBoard only."""
+        if isinstance(self.writer, SummaryWriter):
+            with self._forgiving():
+                self.writer.add_image(name, pixels, step, dataformats="HWC")
 
     def epoch(self, record: dict[str, float]) -> None:
         """Append one epoch's figures to history.jsonl."""

@@ -15,7 +15,7 @@ CONFIG = "detection/configs/demo/mask_rcnn_internimage_demo.py"
 
 def main(argv: list[str] | None = None) -> None:
     photographs = {"astronaut.png": "photograph.jpg"}
-    mm_demo("detection", CONFIG, "detections.png", photographs, __doc__.splitlines()[0], argv)
+    mm_demo("detection", CONFIG, photographs, __doc__.splitlines()[0], argv)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ..zoo import local_checkpoint
 from .checks import add_settings, merge_options, read_config
 from .plain_config import KEY, from_plain, to_plain
 from .tasks import find_task
+from .tiles import infer_tiles
 
 __all__ = ["MMPredictor", "add_model_arguments", "load_model", "model_config", "resolve_model"]
 
@@ -141,11 +142,18 @@ class MMPredictor(Predictor):
         palette = model.dataset_meta["palette"]
         self.palette = [] if palette is None or isinstance(palette, str) else [tuple(color) for color in palette]
 
+    def _check_tiles(self, tile: int | None, overlap: float) -> None:
+        if tile is not None and (tile < 32 or not 0 <= overlap < 1):
+            raise UserError(f"expected a tile of at least 32 pixels and 0 <= overlap < 1; got {tile} and {overlap}")
+
     def _predict(self, pictures: list[Picture], threshold: float, top: int) -> list[Result]:
+        def infer(image: np.ndarray) -> object:
+            return self.task.infer(self.model, image[..., ::-1])
+
         results = []
         with DefaultScope.overwrite_default_scope(self.model.cfg.default_scope):  # another model may have changed it
             for picture in pictures:
                 image = np.asarray(picture.image)
-                sample = self.task.infer(self.model, image[..., ::-1])
+                sample = infer_tiles(infer, image, *self.tiles, threshold) if self.tiles else infer(image)
                 results.append(self.task.result(self, sample, image, picture, threshold))
         return results

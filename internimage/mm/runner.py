@@ -23,6 +23,7 @@ from .checked_runner import CheckedRunner, bare
 from .checkpoints import find_checkpoints, on_main
 from .checks import add_config, check_classes, check_data_files, explained, explained_empty, read_config
 from .predictor import add_model_arguments, resolve_model
+from .report import ReportHook
 from .sharding import MODES, configure_sharding
 from .tasks import DETECTION, SEGMENTATION, PicturesHook, Task
 
@@ -81,6 +82,8 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
     runner = CheckedRunner.from_cfg(config)
     if "train" in phases:
         on_main(lambda: lock_run(runner.work_dir))
+    if config.get("report", True):
+        runner.register_hook(ReportHook(task.name))
     for phase in phases:
         if config.get(f"{phase}_dataloader"):
             with explained_empty(phase):

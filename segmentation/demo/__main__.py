@@ -15,7 +15,7 @@ PHOTOGRAPHS = {"astronaut.png": "astronaut.jpg", "chelsea.png": "chelsea.jpg"}  
 
 
 def main(argv: list[str] | None = None) -> None:
-    mm_demo("segmentation", CONFIG, "label_maps.png", PHOTOGRAPHS, __doc__.splitlines()[0], argv)
+    mm_demo("segmentation", CONFIG, PHOTOGRAPHS, __doc__.splitlines()[0], argv)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def test_the_demo_trains_evaluates_and_draws(small_data, tmp_path, monkeypatch, 
         scripts[Path(script).name]([str(argument) for argument in arguments])
 
     monkeypatch.setattr(demo, "run", run_in_this_process)
+    monkeypatch.setattr(demo, "IMAGES", small_data / "val")
     monkeypatch.chdir(ROOT)
     options = ["--output", str(tmp_path), "--opts", "DATA.DATA_PATH", str(small_data), "TRAIN.EPOCHS", "1"]
     demo.main([*options, "DATA.NUM_WORKERS", "0"])
@@ -59,10 +60,9 @@ def test_the_demo_trains_evaluates_and_draws(small_data, tmp_path, monkeypatch, 
         f"top-1 {record['top1']:.3f}%" in printed.rpartition("$ classification/train.py")[2]
     )  # --eval reproduces what training reported
     assert {path.name for path in (tmp_path / "demo/pictures").iterdir()} == {
-        "predictions.png",
-        "training_curve.png",
-        *(f"sampling_points_{name}_0000.png" for name in ("Ankle-boot", "Dress", "Shirt", "Trouser")),
+        f"sampling_points_{name}_0000.png" for name in ("Ankle-boot", "Dress", "Shirt", "Trouser")
     }
+    assert len(list((tmp_path / "demo/report").glob("*.png"))) == 5
 
 
 def test_a_step_that_fails_ends_the_demo_with_its_exit_code():

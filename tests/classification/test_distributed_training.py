@@ -91,12 +91,15 @@ def test_a_failure_of_rank_0_reaches_every_process(config, tmp_path):
 def test_evaluation_counts_every_image_once_whatever_the_number_of_processes(config, two, tmp_path, capsys):
     arguments = ("--eval", "--resume", str(two / "ckpt_epoch_2.pth"), "--batch-size", "5")
     capsys.readouterr()
-    run_here(config, tmp_path, *arguments)
-    results = two_processes(tmp_path, "--cfg", str(config), *arguments)
+    run_here(config, tmp_path, *arguments, "--predictions", str(tmp_path / "one.csv"))
+    results = two_processes(tmp_path, "--cfg", str(config), *arguments, "--predictions", str(tmp_path / "two.csv"))
     outputs = capsys.readouterr().out, results[0][1]
     alone, together = (re.findall(r"top-1 [\d.]+% top-5 [\d.]+% loss [\d.]+ \(24 images", text) for text in outputs)
     assert alone == together
     assert len(alone) == 2
+    for name in ("{}.csv", "{}_report/classes.csv", "{}_report/precision_recall.csv"):
+        one, two = ((tmp_path / name.format(word)).read_text() for word in ("one", "two"))
+        assert one == two
 
 
 def test_slurm_script_asks_for_one_task_per_gpu_and_passes_arguments_on(config, tmp_path):

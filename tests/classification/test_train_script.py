@@ -22,7 +22,7 @@ from classification.trainer import engine
 def finished(tmp_path_factory):
     """A finished run, started from outside the repository: (configuration file, output root, run folder)."""
     folder = tmp_path_factory.mktemp("finished")
-    config = write_config(folder / "tiny.yaml", make_images(folder / "data"))
+    config = write_config(folder / "tiny.yaml", make_images(folder / "data"), {"REPORT": True})
     (printed,) = finish(start(*TRAIN, "--cfg", "tiny.yaml", "--output", "out", cwd=folder))
     (folder / "printed.txt").write_text(printed)
     return config, folder / "out", folder / "out" / "tiny"
@@ -42,7 +42,7 @@ def test_a_run_leaves_checkpoints_history_log_and_configuration(finished):
     _, _, folder = finished
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
     assert names == {"ckpt_epoch_0.pth", "ckpt_epoch_1.pth", "ckpt_epoch_best.pth", "ckpt_epoch_ema_best.pth",
-                     "config.yaml", "history.jsonl", "log.txt", "run.lock"}  # fmt: skip
+                     "config.yaml", "history.jsonl", "log.txt", "report", "run.lock"}  # fmt: skip
     assert [record["epoch"] for record in history(folder)] == [0, 1]
 
 
@@ -99,7 +99,7 @@ def test_predictions_and_the_accuracy_of_each_class_are_written(finished, tmp_pa
     run_here(config, output, "--eval", "--resume", str(folder), "--predictions", str(tmp_path / "new/p.csv"))
     with open(tmp_path / "new/p.csv") as file:
         rows = list(csv.DictReader(file))
-    with open(tmp_path / "new/p_classes.csv") as file:
+    with open(tmp_path / "new/p_report/classes.csv") as file:
         classes = {row["class"]: row for row in csv.DictReader(file)}
     assert [Path(row["image"]).parent.name for row in rows] == [row["label"] for row in rows] and len(rows) == 24
     right = sum(row["label"] == row["predicted"] for row in rows)
@@ -107,7 +107,30 @@ def test_predictions_and_the_accuracy_of_each_class_are_written(finished, tmp_pa
     assert top1_lines(capsys.readouterr().out)[1] == ("averaged weights", f"{100 * right / 24:.3f}")
     for name, row in classes.items():
         mine = [r["predicted"] == name for r in rows if r["label"] == name]
-        assert (row["images"], float(row["top1"])) == ("6", pytest.approx(100 * sum(mine) / 6, abs=0.01))
+        assert (row["images"], float(row["top-1 accuracy (%)"])) == ("6", pytest.approx(100 * sum(mine) / 6, abs=0.01))
+
+
+def test_a_run_leaves_curves_tables_and_pictures_of_its_last_evaluation(finished):
+    _, _, folder = finished
+    last = history(folder)[-1]
+    names = ["classes", "confusion_matrix", "curves", "precision_recall", "predictions"]
+    assert sorted(path.stem for path in (folder / "report").glob("*.png")) == names
+    tables = {}
+    for name in names[:-1]:
+        with open(folder / f"report/{name}.csv") as file:
+            tables[name] = list(csv.DictReader(file))
+    assert [(row["epoch"], float(row["top1"])) for row in tables["curves"]] == [
+        (str(record["epoch"] + 1), pytest.approx(record["top1"], rel=1e-5)) for record in history(folder)
+    ]
+    # Of the averaged weights, which are evaluated last; the classes have equally many images.
+    shares = [float(row["top-1 accuracy (%)"]) for row in tables["classes"]]
+    assert sum(shares) / 4 == pytest.approx(last["top1_ema"], rel=1e-5)
+    right = sum(int(row["images"]) for row in tables["confusion_matrix"] if row["truth"] == row["predicted"])
+    assert 100 * right / 24 == pytest.approx(last["top1_ema"])
+    assert len(tables["precision_recall"]) == 101
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {f"report/{name}" for name in names}
 
 
 def test_a_run_without_progress_ends_early_and_does_not_go_on(finished, tmp_path, capsys):

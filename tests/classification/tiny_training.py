@@ -57,6 +57,7 @@ def write_config(path: Path, data: Path, changes: dict | None = None) -> Path:
             "EMA": {"ENABLE": True, "DECAY": 0.9},
         },
         "PRINT_FREQ": 4,
+        "REPORT": False,  # drawing takes longer than training
     }
     for section, values in (changes or {}).items():
         config[section] = config.get(section, {}) | values if isinstance(values, dict) else values

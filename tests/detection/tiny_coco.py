@@ -86,6 +86,7 @@ optim_wrapper = dict(
 )
 backbone = dict(channels=16, depths=[1, 1, 1, 1], groups=[1, 2, 4, 8])
 randomness = dict(seed=1)
+report = False
 """
 
 _MASK_RCNN = """

@@ -1,5 +1,6 @@
 """Images of every kind, results of every task, and the files that hold them."""
 
+import csv
 import json
 import sys
 from types import SimpleNamespace
@@ -171,6 +172,20 @@ def test_files_of_the_same_name_do_not_overwrite_each_other_and_an_interruption_
     entries = json.loads((tmp_path / "new/predictions.json").read_text())
     assert [entry["picture"] for entry in entries] == ["x.jpg", "x_2.jpg", "y.jpg"]
     assert all(Image.open(tmp_path / "new" / entry["picture"]).size == (300, 200) for entry in entries)
+    with open(tmp_path / "new/predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["picture"], row["name"]) for row in rows[:4]] == [
+        *(("x.jpg", "cat"), ("x.jpg", "ant"), ("x_2.jpg", "red"), ("x_2.jpg", "green"))
+    ]
+    assert [rows[3][key] for key in ("score", "x1", "y1", "x2", "y2", "frame")] == [
+        "0.5",
+        "20.0",
+        "12.0",
+        "30.0",
+        "20.0",
+        "",
+    ]
+    assert [row["pixels"] for row in rows[4:]] == ["495", "25", "80"]
     with pytest.raises(UserError, match="cannot write to"):
         PredictionFiles(tmp_path / "new" / "x.jpg")
 

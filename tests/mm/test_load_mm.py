@@ -103,6 +103,17 @@ def test_the_command_writes_pictures_and_json(case, tmp_path, capsys):
     assert (tmp_path / "0.jpg").is_file() and "1 results" in capsys.readouterr().out
 
 
+def test_one_tile_of_the_whole_image_predicts_what_the_image_predicts(case, tmp_path):
+    model = internimage.load(case.run, device="cpu")
+    (whole,) = model.predict(case.image, threshold=0.05)
+    (tiled,) = model.predict(case.image, threshold=0.05, tile=96)
+    assert len(model.predict(case.image, threshold=0.05, tile=32)) == 1
+    assert np.array_equal(whole.labels, tiled.labels)
+    if case.name == "detection":
+        assert np.allclose(whole.boxes, tiled.boxes, atol=1e-3) and np.array_equal(whole.masks, tiled.masks)
+    main(["predict", str(case.image), "--checkpoint", str(case.run), "--output", str(tmp_path), "--tile", "48"])
+
+
 def test_the_commands_call_the_scripts_of_the_task(case, monkeypatch):
     calls = []
     for name in ("train", "test"):

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from tiny_scenes import ROOT
 
-from demo import pictures
 from demo.compose import CLASSES, compose
 from internimage.mm.checks import read_config
 from internimage.mm.demo import image_demo
@@ -46,7 +45,6 @@ def test_the_demo_trains_evaluates_and_draws(few_composites, monkeypatch, capsys
     scripts = {
         "segmentation/train.py": lambda arguments: train(SEGMENTATION, arguments),
         "segmentation/test.py": lambda arguments: evaluate(SEGMENTATION, arguments),
-        "demo/pictures.py": pictures.main,
         "segmentation/image_demo.py": lambda arguments: image_demo(SEGMENTATION, arguments),
         "-m": lambda arguments: None,  # the composites are there
     }
@@ -66,6 +64,6 @@ def test_the_demo_trains_evaluates_and_draws(few_composites, monkeypatch, capsys
     assert set(json.loads(metrics.read_text())) >= {"aAcc", "mIoU"}
     assert list(folder.glob("*/vis_data/events.out.tfevents.*"))  # for TensorBoard
     assert len(re.findall(r"wrote output/demo_segmentation/.*jpg", capsys.readouterr().out)) == len(demo.PHOTOGRAPHS)
-    for name in ("label_maps.png", "astronaut.jpg", "chelsea.jpg"):
+    for name in ("report/predictions.png", "test/report_test/predictions.png", "astronaut.jpg", "chelsea.jpg"):
         width, height = Image.open(folder / name).size
         assert width > 400 and height > 100

@@ -89,6 +89,7 @@ param_scheduler = [dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, b
 train_cfg = dict(max_iters=80, val_interval=80)
 default_hooks = dict(checkpoint=dict(interval=80), logger=dict(interval=10))
 randomness = dict(seed=1)
+report = False
 """
 
 

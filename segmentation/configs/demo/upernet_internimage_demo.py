@@ -69,5 +69,4 @@ default_hooks = dict(
     checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=2, save_best=None),
 )
 log_processor = dict(by_epoch=True)
-visualizer = dict(vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")])
 randomness = dict(seed=0)
