@@ -3,7 +3,6 @@
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -33,10 +32,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         num_classes: another name of `num_labels`, which is preferred; defaults to 1000. A released configuration (with
             `auto_map`, without `id2label`) gets the names of ImageNet's classes.
         out_features: stages that `InternImageBackbone` returns, of `stem` (stride 4) and `stage1` (4) to `stage4` (32);
-            or their numbers as `out_indices`. Defaults to the last.
-
-    Raises:
-        ValueError: stages that do not exist; when the model is built, arguments that do not fit together.
+            or their numbers as `out_indices`. Defaults to the last. Raises `ValueError` for others.
     """
 
     register_for_auto_class = copy_nothing
@@ -88,8 +84,8 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             raise OSError(f"{pretrained_model_name_or_path} has no config.json; {hint}")
         return values, rest
 
-    def build(self, **arguments: Any) -> nn.Module:
-        """The `InternImage` or `FlashInternImage` of this configuration; `arguments` replace its own."""
+    def build(self, **arguments: object) -> nn.Module:
+        """The model of this configuration; `arguments` replace its own. Raises `ValueError` if they do not fit."""
         names = {field.name for field in fields(self)} - {field.name for field in fields(PreTrainedConfig)}
         own = {name: getattr(self, name) for name in names} | {"num_classes": self.num_labels} | arguments
         if self.core_op == "DCNv4":
@@ -99,7 +95,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         del own["dcn_output_bias"], own["mlp_fc2_bias"]
         return InternImage(**own)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict:
         return {**super().to_dict(), "num_classes": self.num_labels}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:

@@ -34,10 +34,7 @@ def to_folder(
     """Write configuration, weights, image processor and model card to `folder`, and return the model.
 
     `source` and `config` are those of `internimage.load`: a released name, a checkpoint, a training's folder.
-
-    Raises:
-        UserError: no such model, or not a classifier of square RGB images alone.
-        CheckpointError: a file that cannot be read or does not fit.
+    Raises `UserError` for anything but a classifier of square RGB images alone, and for files that do not fit.
     """
     found = find_model(source, config)
     classifier = build_classifier(found, torch.device("cpu"))
@@ -51,10 +48,9 @@ def to_folder(
     core_op = "DCNv4" if isinstance(model, FlashInternImage) else "DCNv3"
     names = dict(enumerate(classifier.class_names))
     labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    own = InternImageConfig(**{"core_op": core_op, **arguments}, **labels, name_or_path=found.name)
     with torch.device("meta"):
-        wrapper = InternImageForImageClassification(
-            InternImageConfig(**{"core_op": core_op, **arguments}, **labels, name_or_path=found.name)
-        )
+        wrapper = InternImageForImageClassification(own)
     wrapper.model = model
     check_writable(Path(folder, "config.json"))
     wrapper.save_pretrained(folder)
@@ -67,11 +63,8 @@ def to_folder(
 def to_checkpoint(folder: str | os.PathLike, path: str | os.PathLike) -> None:
     """Write the classifier in a folder (or a repository) to a `.pth` file with its configuration and class names.
 
-    `internimage.load` and the scripts of classification read the file.
-
-    Raises:
-        UserError: no such folder, or arguments that the configuration of classification does not have.
-        CheckpointError: weights are missing.
+    `internimage.load` and the scripts of classification read the file. Raises `UserError` if there is no such folder,
+    weights are missing, or the configuration of classification does not have its arguments.
     """
     try:
         model, info = InternImageForImageClassification.from_pretrained(folder, output_loading_info=True)

@@ -12,8 +12,7 @@ __all__ = ["InternImageImageProcessor"]
 class InternImageImageProcessor(PilBackend):
     """Resize the shorter side (Pillow's bicubic filter), crop the centre, normalise by ImageNet's mean and deviation.
 
-    Arguments as other image processors: `size={"shortest_edge": 384}, crop_size=384` for a model of 384 x 384. Calling
-    it with images gives `pixel_values` `(N, 3, H, W)`, float32.
+    `size={"shortest_edge": 384}, crop_size=384` for a model of 384 x 384. Makes `pixel_values` `(N, 3, H, W)`, float32.
     """
 
     register_for_auto_class = copy_nothing

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers import modeling_outputs as outputs
+from transformers import modeling_outputs as out
 from transformers.backbone_utils import BackboneMixin
 from transformers.utils.generic import can_return_tuple
 
@@ -90,14 +90,11 @@ class InternImageModel(InternImagePreTrainedModel):
     @can_return_tuple
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs
-    ) -> outputs.BaseModelOutputWithPoolingAndNoAttention:
-        """Images `(N, in_chans, H, W)` to the last level `(N, C, H/32, W/32)` and the input of a classifier `(N, F)`.
-
-        `hidden_states` are the maps of `config.stage_names`, if wanted.
-        """
+    ) -> out.BaseModelOutputWithPoolingAndNoAttention:
+        """Images `(N, in_chans, H, W)` to the last level `(N, C, H/32, W/32)` and a classifier's input `(N, F)`."""
         maps, hidden_states = self._maps(pixel_values, output_hidden_states)
         pooled = self.model.forward_head(self.model._pre_head(maps))
-        return outputs.BaseModelOutputWithPoolingAndNoAttention(maps[-1], pooled, hidden_states)
+        return out.BaseModelOutputWithPoolingAndNoAttention(maps[-1], pooled, hidden_states)
 
 
 class InternImageForImageClassification(InternImagePreTrainedModel):
@@ -108,7 +105,7 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
     @can_return_tuple
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None, **kwargs
-    ) -> outputs.ImageClassifierOutputWithNoAttention:
+    ) -> out.ImageClassifierOutputWithNoAttention:
         """Images `(N, in_chans, H, W)` to `logits` `(N, num_labels)`.
 
         With `labels` also to their `loss`: cross entropy of `(N,)` integers, or by `config.problem_type`.
@@ -117,7 +114,7 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         logits, loss = self.model.forward_head(self.model._pre_head(maps)), None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return outputs.ImageClassifierOutputWithNoAttention(loss, logits, hidden_states)
+        return out.ImageClassifierOutputWithNoAttention(loss, logits, hidden_states)
 
 
 class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
@@ -132,10 +129,8 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
         self.num_features = [config.channels, *self.model.feature_info.channels()]
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs
-    ) -> outputs.BackboneOutput:
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> out.BackboneOutput:
         """Images `(N, in_chans, H, W)` to `feature_maps`, one `(N, C, H, W)` for each of `config.out_features`."""
         maps, hidden_states = self._maps(pixel_values, output_hidden_states)
         chosen = tuple(map_ for name, map_ in zip(self.stage_names, maps) if name in self.out_features)
-        return outputs.BackboneOutput(chosen, hidden_states)
+        return out.BackboneOutput(chosen, hidden_states)
