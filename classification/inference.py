@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from internimage import create_model
 from internimage.checkpoint import load_exact, naming, read_state_dict
 from internimage.errors import UserError
+from internimage.imagenet import class_names as imagenet_names
 from internimage.images import read_image
 from internimage.meta_former import logits_of_images
 from internimage.model_source import ModelSource, find_model
@@ -170,10 +170,8 @@ def _class_names(config: CfgNode, count: int, file: str | None, saved: list[str]
         if len(names) != count:
             raise UserError(f"{file} has {len(names)} class names, but the model has {count} classes")
         return names
-    imagenet = {1000: "imagenet1k", 21841: "imagenet22k"}.get(count)
-    if config.DATA.DATASET != "folder" and imagenet:
-        info = ImageNetInfo(imagenet)
-        return [info.index_to_description(index) for index in range(count)]
+    if config.DATA.DATASET != "folder" and (names := imagenet_names(count)):
+        return names
     if saved and len(saved) == count:
         return saved
     train = Path(config.DATA.DATA_PATH) / "train"

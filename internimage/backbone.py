@@ -194,10 +194,10 @@ class InternImage(nn.Module):
         elif isinstance(module, (ops_dcnv3.DCNv3, ops_dcnv3.DCNv4)):
             module.reset_parameters()
 
-    def _level_features(self, x: Tensor, last: int | None = None) -> list[Tensor]:
-        """Feature maps `(N, C, H, W)` of the levels up to `last`, each before its downsampling."""
+    def _level_features(self, x: Tensor, last: int | None = None, with_stem: bool = False) -> list[Tensor]:
+        """Feature maps `(N, C, H, W)` of the levels up to `last`, each before its downsampling; first of the stem."""
         x = self.pos_drop(self.patch_embed(x))
-        features = []
+        features = [x.permute(0, 3, 1, 2)] if with_stem else []
         for level in self.levels[: None if last is None else last + 1]:
             feature = level(x)
             features.append(feature.permute(0, 3, 1, 2))

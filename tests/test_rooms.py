@@ -15,10 +15,12 @@ ROOMS = {
     "ops_dcnv3": 0,
     "internimage": 1,
     "internimage.export": 2,
+    "internimage.hf": 2,
     "internimage.mm": 3,
     "demo": 4,
     **dict.fromkeys(("classification", "detection", "segmentation"), 5),
     "internimage.loading": 6,  # a model of any task by its name or checkpoint
+    "internimage.hf.convert": 6,  # the same, of classifiers
     "internimage.commands": 7,
     "tools": 7,
 }
