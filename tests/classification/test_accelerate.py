@@ -15,10 +15,20 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from tiny_training import ROOT, make_images, run_here, stop_at, two_processes, without_batch_norm, write_config
+from tiny_training import (
+    ROOT,
+    TWO_LEVELS,
+    make_images,
+    run_here,
+    stop_at,
+    two_processes,
+    without_batch_norm,
+    write_config,
+)
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-import deepspeed  # noqa: F401 - once, before processes are forked
+import deepspeed
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - imported by every engine, and brings torch's compiler
 
 from classification import train_accelerate
 from classification.config import get_config, parse_args
@@ -35,7 +45,7 @@ CONFIGS = ROOT / "classification" / "configs" / "accelerate"
 RUN = {
     "DATA": {"BATCH_SIZE": 4},
     "AUG": {"MIXUP": 0.0, "CUTMIX": 0.0},
-    "MODEL": {"DROP_PATH_RATE": 0.0},
+    "MODEL": TWO_LEVELS | {"DROP_PATH_RATE": 0.0},
     "TRAIN": {"EPOCHS": 1, "ACCUMULATION_STEPS": 3},
     "PRINT_FREQ": 1,
 }

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from tiny_training import (
-    MODEL,
+    TWO_LEVELS,
     history,
     make_images,
     run_here,
@@ -41,12 +41,11 @@ from internimage.errors import CheckpointError, UserError
 from internimage.preemption import EXIT_CODE
 from tools import dcp_to_pth
 
-LEVELS = {"INTERN_IMAGE": {"CHANNELS": 16, "DEPTHS": [1, 1], "GROUPS": [1, 2]}}
 # Mixup and drop path draw per process, and a batch norm takes its statistics per process: without them every number
 # of processes computes the same mathematics.
 SAME = {
     "AUG": {"MIXUP": 0.0, "CUTMIX": 0.0},
-    "MODEL": MODEL | LEVELS | {"DROP_PATH_RATE": 0.0},
+    "MODEL": TWO_LEVELS | {"DROP_PATH_RATE": 0.0},
     "TRAIN": {"EPOCHS": 5, "WARMUP_EPOCHS": 1, "BASE_LR": 2e-2, "EMA": {"ENABLE": True, "DECAY": 0.9}},
     "EVAL_FREQ": 5,
     "SAVE_FREQ": 4,
@@ -139,7 +138,7 @@ def assert_equal(got, wanted):
 
 def test_fsdp_stops_in_mid_epoch_and_ends_as_ddp_that_went_through(config, folder, tmp_path, monkeypatch):
     (folder / "random").mkdir(exist_ok=True)
-    changes = {"MODEL": MODEL | LEVELS, "PRINT_FREQ": 1}  # mixup, drop path and batch norm too
+    changes = {"MODEL": TWO_LEVELS, "PRINT_FREQ": 1}  # mixup, drop path and batch norm too
     own = write_config(folder / "random" / "tiny.yaml", folder / "data", changes)
     arguments = ("--cfg", str(own), "--batch-size", "4", "--output")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -29,6 +29,8 @@ MODEL = {
     "DROP_PATH_RATE": 0.1,
     "INTERN_IMAGE": {"CHANNELS": 16, "DEPTHS": [1, 1, 1, 1], "GROUPS": [1, 2, 4, 8]},
 }
+# For runs of several processes with shards, whose time goes by the number of parameters.
+TWO_LEVELS = MODEL | {"INTERN_IMAGE": {"CHANNELS": 16, "DEPTHS": [1, 1], "GROUPS": [1, 2]}}
 
 
 def make_images(folder: Path, classes: int = CLASSES) -> Path:

@@ -100,6 +100,8 @@ model = dict(
         bbox_head=dict(in_channels=32, fc_out_channels=64, num_classes=2),
         mask_head=dict(in_channels=32, conv_out_channels=32, num_classes=2),
     ),
+    train_cfg=dict(rpn_proposal=dict(max_per_img=50), rcnn=dict(sampler=dict(num=32))),
+    test_cfg=dict(rpn=dict(max_per_img=50), rcnn=dict(max_per_img=20)),
 )
 """
 

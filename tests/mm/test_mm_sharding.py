@@ -53,7 +53,14 @@ class Stop(Hook):
 custom_hooks = [dict(type="Stop")]
 """
 TASKS = {
-    "detection": SimpleNamespace(task=DETECTION, tiny=tiny_coco, first="epoch_1.pth", last="epoch_2.pth", options=[]),
+    "detection": SimpleNamespace(
+        task=DETECTION,
+        tiny=tiny_coco,
+        first="epoch_1.pth",
+        last="epoch_2.pth",
+        # All proposals: which are the best 50 of them depends on rounding.
+        options=["model.train_cfg.rpn_proposal.max_per_img=1000", "model.train_cfg.rcnn.sampler.num=512"],
+    ),
     "segmentation": SimpleNamespace(
         task=SEGMENTATION,
         tiny=tiny_scenes,
