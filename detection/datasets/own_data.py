@@ -73,7 +73,7 @@ def own_config(
             {half: (_write_coco(folder / f"{half}.json", data, root), str(root)) for half in data.scenes},
         )
     datasets = {
-        half: f"data_root=data_root, metainfo=metainfo, ann_file={file!r}, data_prefix=dict(img={images + '/'!r})"
+        half: f"data_root=data_root, metainfo=metainfo,\n    ann_file={file!r}, data_prefix=dict(img={images + '/'!r})"
         for half, (file, images) in places.items()
     }
     lines = [f"data_root = {prefix!r}", f"metainfo = dict(classes={tuple(data.classes)!r})"]

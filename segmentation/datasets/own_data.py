@@ -104,7 +104,7 @@ def own_config(base: str | Path, out: str | Path, data_root: str | Path, *halves
         prefix, places = "", dict.fromkeys(data.scenes, tuple(map(str, pair)))
         listed = f", class_file='{folder}/classes.json', ann_file='{folder}/{{}}.txt'"
     datasets = {
-        half: f"\n    _delete_=True, type='OwnDataset', data_root=data_root{listed.format(half)},\n"
+        half: f"_delete_=True, type='OwnDataset', data_root=data_root{listed.format(half)},\n"
         f"    data_prefix=dict(img_path={images!r}, seg_map_path={labels!r})"
         for half, (images, labels) in places.items()
     }

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from own_formats import ANNOTATIONS, copy_as_val, make, objects
 from tiny_coco import CLASSES, make_data
 
 from detection.datasets.own_data import main, own_config
@@ -81,6 +82,46 @@ def test_training_and_validation_must_have_the_same_categories(own, tmp_path, ca
     assert "training and validation have different categories" in capsys.readouterr().err
 
 
+def test_other_formats_are_written_as_coco_beside_the_configuration(tmp_path, capsys):
+    from mmdet.registry import DATASETS
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+
+    register_all_modules()
+    root, content = make(tmp_path / "own", "yolo", images=6)
+    before = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
+    out = tmp_path / "yolo.py"
+    base = CONFIGS / "coco/mask_rcnn_internimage_t_fpn_1x_coco.py"
+    main([str(base), "--data-root", str(root), "--processes", "4", "--output", str(out)])
+    assert "yolo, 2 classes, train 4 images, val 2 images" in capsys.readouterr().out
+    assert sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*")) == before
+    config = Config.fromfile(out, import_custom_modules=False)
+    assert config.optim_wrapper.optimizer.lr == pytest.approx(1e-4 * 4 * 2 / 16)
+    assert config.auto_scale_lr.base_batch_size == 8 and not config.auto_scale_lr.enable
+    assert config.train_dataloader.batch_size == 2 and config.train_pipeline[2].scale == (1333, 800)
+    expected = dict(objects(content))
+    seen = set()
+    for half in ("train", "val"):
+        data = DATASETS.build(config[f"{half}_dataloader"].dataset)
+        for index in range(len(data)):
+            info = data.get_data_info(index)
+            name = info["img_path"].rpartition("/")[2]
+            seen.add(name)
+            found = [(CLASSES[one["bbox_label"]], one["bbox"], one["mask"]) for one in info["instances"]]
+            for (label, box, outline), (known, (x, y, w, h), polygon) in zip(found, expected[name], strict=True):
+                assert label == known and box == pytest.approx([x, y, x + w, y + h])
+                assert outline[0] == pytest.approx(polygon)
+    assert seen == {*expected}
+    assert (tmp_path / "yolo_converted/val.json").is_file()
+
+
+def test_a_batch_is_not_larger_than_the_data(own, tmp_path):
+    demo = CONFIGS / "demo/mask_rcnn_internimage_demo.py"  # 8 images, and drop_last
+    (tmp_path / "own.py").write_text(own_config(demo, tmp_path / "own.py", own, TRAIN, VAL))
+    text = (tmp_path / "own.py").read_text()
+    assert "batch_size=4" in text and "lr=0.001)" in text
+
+
 def test_a_configuration_on_other_data_is_refused(own, tmp_path):
     voc = CONFIGS / "voc" / "dino_4scale_cbinternimage_h_objects365_voc07.py"
     with pytest.raises(UserError, match="not on CocoDataset"):
@@ -105,15 +146,21 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_own_data_train_and_validate_by_the_documented_commands(own, tmp_path, capsys):
-    from internimage.mm.runner import DETECTION, train
+@pytest.mark.parametrize("format", ["coco", "voc"])
+def test_own_data_train_and_validate_by_the_documented_commands(format, tmp_path, capsys):
+    from internimage.mm.runner import DETECTION, test, train
 
     config, base = tmp_path / "own.py", CONFIGS / "coco" / "mask_rcnn_internimage_t_fpn_1x_coco.py"
-    main([str(base), "--data-root", str(own), "--train", *TRAIN, "--val", *VAL, "--out", str(config)])
+    root, _ = make(tmp_path / "own", format)
+    options = ["--data-root", str(root), "--train", ANNOTATIONS[format], "images", "--out", str(config)]
+    options += ["--val", *copy_as_val(root, format)] if format == "coco" else ["--boxes-only"]
+    main([str(base), *options])
     assert f"train with: python detection/train.py {config}" in capsys.readouterr().out
     work = tmp_path / "work"
-    train(DETECTION, [str(config), "--work-dir", str(work), "--cfg-options", *SMALL])
-    assert (work / "epoch_1.pth").exists()
+    small = [option for option in SMALL if format == "coco" or "mask" not in option]
+    train(DETECTION, [str(config), "--work-dir", str(work), "--cfg-options", *small])
     log = next(work.glob("*/*.log")).read_text()
-    assert "coco/bbox_mAP" in log and "coco/segm_mAP" in log
+    assert "coco/bbox_mAP" in log and ("coco/segm_mAP" in log) is (format == "coco") is ("loss_mask" in log)
     assert all(name in log for name in CLASSES)  # classwise results
+    if format == "voc":  # boxes alone are augmented in testing too
+        test(DETECTION, [str(work / "epoch_1.pth"), "--tta", "--work-dir", str(work / "test")])

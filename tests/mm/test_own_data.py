@@ -1,10 +1,16 @@
 """Own data: every format gives the same boxes, masks and classes; what is wrong is named; the split is fair."""
 
+import segmentation.datasets  # noqa: F401 - isort: skip - before mmseg
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+from mmseg.utils import register_all_modules
 from own_formats import ANNOTATIONS, copy_as_val, label_maps, make, objects, rewrite
 from PIL import ExifTags, Image
 from pycocotools import mask
@@ -12,6 +18,9 @@ from pycocotools import mask
 from internimage.errors import UserError
 from internimage.mm.own_data.loading import label_map, load, to_rle
 from internimage.mm.own_data.readers import Problems
+from segmentation.datasets import LoadLabelMap, own_data
+
+register_all_modules()
 
 BOXES, OUTLINES = ("coco", "yolo", "voc", "labelme"), ("coco", "yolo", "labelme", "cvat", "label-maps")
 
@@ -340,3 +349,33 @@ def test_places_that_are_missing_or_ambiguous_are_named(tmp_path):
     (root / "data.yaml").unlink()
     with pytest.raises(UserError, match="no data.yaml with train and names; give --train"):
         load(root, [])
+
+
+# Segmentation's configurations
+
+UPERNET = Path(__file__).parents[2] / "segmentation/configs/ade20k/upernet_internimage_t_512_160k_ade20k.py"
+
+
+@pytest.mark.parametrize("format", ["cvat", "labelme", "label-maps"])
+def test_other_formats_and_a_split_become_label_maps_that_train(format, tmp_path, capsys):
+    root, content = make(tmp_path / "own", format, images=6)
+    before = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
+    out = tmp_path / "own.py"
+    own_data.main(
+        [str(UPERNET), "--data-root", str(root), "--train", "images", ANNOTATIONS[format], "--output", str(out)]
+    )
+    assert f"{format}, 3 classes, train 4 images, val 2 images" in capsys.readouterr().out
+    assert sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*")) == before
+    init_default_scope("mmseg")
+    config, expected, seen = Config.fromfile(out), dict(label_maps(content)), []
+    for half in ("train", "val"):
+        data = DATASETS.build(config[f"{half}_dataloader"].dataset)
+        assert tuple(data.metainfo["classes"]) == ("background", "red", "green")
+        for index in range(len(data)):
+            info = data.get_data_info(index)
+            seen.append(Path(info["img_path"]).name)
+            found = LoadLabelMap(num_classes=3)(info)["gt_seg_map"]
+            np.testing.assert_array_equal(found, expected[seen[-1]])
+    assert sorted(seen) == sorted(expected)
+    steps = config.test_pipeline  # what mmseg's functions read
+    assert [step.num_classes for step in steps if step.type == "LoadLabelMap"] == [3]

@@ -59,9 +59,11 @@ def config_text(
         options: `processes`, their number, which the learning rate is for; `load_from`, weights to start from.
     """
     config, count, processes = read_base(base), len(data.classes), options.get("processes", 1)
-    batch, rate = config["train_dataloader"]["batch_size"], config["optim_wrapper"]["optimizer"]["lr"]
+    batch = min(config["train_dataloader"]["batch_size"], len(data.scenes["train"]))  # an incomplete one is dropped
+    rate = config["optim_wrapper"]["optimizer"]["lr"]
     total = config.get("auto_scale_lr", {}).get("base_batch_size", batch * processes)
-    pipelines = {f"{half}_pipeline": config[f"{half}_dataloader"]["dataset"]["pipeline"] for half in datasets}
+    names = {"train": "train_pipeline", "val": "test_pipeline"}  # mmseg's functions look for this name
+    pipelines = {name: config[f"{half}_dataloader"]["dataset"]["pipeline"] for half, name in names.items()}
     pipelines |= {key: config[key] for key in ("tta_pipeline",) if key in config}
     for key, value in edits.items():
         pipelines = replaced(pipelines, key, value)
@@ -79,11 +81,15 @@ auto_scale_lr = dict(base_batch_size={batch * processes})
 '''
     lines = [
         *lines,
-        *(f"{name} = {pprint.pformat(steps, 1, 110, sort_dicts=False)}" for name, steps in pipelines.items()),
+        *(
+            f"{name} = {pprint.pformat(steps, 1, 110, compact=True, sort_dicts=False)}"
+            for name, steps in pipelines.items()
+        ),
     ]
     for half, dataset in datasets.items():
         size = f"batch_size={batch}, " if half == "train" else ""
-        lines.append(f"{half}_dataloader = dict({size}dataset=dict({dataset}, pipeline={half}_pipeline))")
+        dataset = f"dict(\n    {dataset},\n    pipeline={names[half]},\n)"
+        lines.append(f"{half}_dataloader = dict({size}dataset={dataset})")
     lines += [
         "test_dataloader = val_dataloader",
         f"load_from = {options.get('load_from') or config.get('load_from')!r}",
