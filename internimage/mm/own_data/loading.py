@@ -136,9 +136,7 @@ def _check(scenes: list[Scene], classes: Sequence[str], problems: Problems, mask
             if stated not in (None, scene.size):
                 kind = "images of another size than annotated (use those; if only the sizes are wrong, remove them)"
                 if turned and stated == scene.size[::-1]:
-                    kind = (
-                        "images annotated without the rotation of their EXIF data (exiftool -Orientation= removes it)"
-                    )
+                    kind = "images annotated without their EXIF rotation (exiftool -Orientation= removes it)"
                 problems.add("stops", kind, "{}, {}x{} instead of {}x{}".format(scene.image, *scene.size, *stated))
             if scene.labels:
                 values = label_map(scene, classes, problems)
@@ -157,19 +155,19 @@ def _check_object(one: Object, scene: Scene, classes: Sequence[str], problems: P
     if one.name not in classes:
         problems.add("stops", "objects of classes that are not listed", f"{one.name}, {where}")
     if isinstance(one.outline, list):
-        good = [part for part in one.outline if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0]
+        good = [part for part in one.outline if _numbers(part) >= 6 and len(part) % 2 == 0]
         if len(good) < len(one.outline):
             problems.add("dropped", "polygons of fewer than 3 points", where)
             if masks and not good:
                 return False
         one.outline = [[value * scale[i % 2] for i, value in enumerate(part)] for part in good]
-    elif one.outline and [*one.outline["size"]] != [height, width]:
+    elif one.outline and [*one.outline.get("size", ())] != [height, width]:
         problems.add("stops", "masks of another size than the image", where)
         return False
     if masks and not one.outline:
         problems.add("stops", "objects without mask (add outlines; in detection, or use --boxes-only)", where)
-    box = one.box if isinstance(one.box, Sequence) and len(one.box) == 4 else ()
-    if not box or not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
+    box = one.box
+    if _numbers(box) != 4:
         kind = "boxes that are not 4 numbers"
         if one.box is not None:
             problems.add(*(("repaired", f"{kind}, taken from outlines") if one.outline else ("stops", kind)), where)
@@ -188,6 +186,12 @@ def _check_object(one: Object, scene: Scene, classes: Sequence[str], problems: P
     elif max(-x, -y, right - width, bottom - height) > 1:  # less is rounding
         problems.add("repaired", "boxes over the edge of the image, cut off", f"{[*box]} of {where}")
     return min(one.box[2:]) >= 1
+
+
+def _numbers(values: object) -> int:
+    """How many numbers a list has; 0 if it is something else, or holds something else."""
+    good = isinstance(values, list | tuple) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    return len(values) if good else 0
 
 
 def _split(scenes: list[Scene]) -> tuple[list[Scene], list[Scene]]:

@@ -117,9 +117,7 @@ def yolo_file(folder: Path) -> tuple[Path, dict] | None:
             content = {"names": _lines(file)}
         if isinstance(content, dict) and content.get("names"):
             halves = {"train": content.get("train"), "val": content.get("val") or content.get("valid")}
-            return file, content | {
-                half: [entry] if isinstance(entry, str) else entry for half, entry in halves.items()
-            }
+            return file, content | {half: [it] if isinstance(it, str) else it for half, it in halves.items()}
     return None
 
 
@@ -141,12 +139,11 @@ def _read_yolo(path: Path, images: Path | str, problems: Problems) -> Found:
     Their lines are `class x y width height`, or `class` and the points of a polygon, as fractions of the image.
     """
     named = next(filter(None, map(yolo_file, [path, *path.parents][:4])), None)
-    if named is None or "kpt_shape" in named[1]:
-        what = (
-            "no class names: write classes.txt, one a line" if named is None else "keypoints (kpt_shape): export boxes"
-        )
-        raise UserError(f"{path} has {what}")
+    if named is None:
+        raise UserError(f"{path} has no class names: write classes.txt, one a line")
     names = named[1]["names"]
+    if "kpt_shape" in named[1]:
+        raise UserError(f"{path} has keypoints (kpt_shape): export boxes")
     classes = [str(names[key]) for key in sorted(names)] if isinstance(names, dict) else [str(name) for name in names]
     if isinstance(images, str):
         parts = [image.as_posix().rpartition("/images/") for image in _yolo_images(*named, images)]
@@ -219,7 +216,7 @@ def _read_labelme(path: Path, images: Path, problems: Problems) -> Found:
                 where, group = f"shape {number} of {file}", shape.get("group_id")
                 outline = _labelme_outline(shape, size)
                 if outline is None:
-                    problems.add("dropped", "LabelMe's points and lines", where)
+                    problems.add("dropped", "LabelMe's points, lines, circles and __ignore__", where)
                     continue
                 key = shape["label"], number if group is None or isinstance(outline, dict) else f"group {group}"
                 one = groups.setdefault(key, Object(shape["label"], None, [], where))
@@ -228,25 +225,22 @@ def _read_labelme(path: Path, images: Path, problems: Problems) -> Found:
             scenes.append(scene)
         except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             problems.add("stops", "unreadable annotation files", f"{file} ({error!r})")
-    return [name for name in _lines(names) if name != "__ignore__"] if names.is_file() else None, scenes
+    classes = _lines(names) if names.is_file() else None
+    return classes and [name for name in classes if name not in ("__ignore__", "_background_")], scenes
 
 
 def _labelme_outline(shape: dict, size: tuple[int, int]) -> list[list[float]] | dict | None:
-    kind, points = shape.get("shape_type") or "polygon", np.array(shape["points"], float).reshape(-1, 2)
-    if kind == "polygon":
-        return [points.ravel().tolist()]
-    if kind == "rectangle":
-        (x, y), (right, bottom) = points.tolist()
-        return [[x, y, right, y, right, bottom, x, bottom]]
-    if kind == "circle":  # its centre and a point of its edge
-        turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-        edge = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(turns), np.sin(turns)], 1)
-        return [edge.ravel().tolist()]
-    if kind != "mask":
+    kind, points = shape.get("shape_type") or "polygon", shape["points"]
+    if kind not in ("polygon", "rectangle", "mask") or shape["label"] == "__ignore__":
         return None
-    part, (x, y) = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))) > 0, points[0].astype(int)
+    if kind == "polygon":
+        return [[value for point in points for value in point]]
+    (x, y), (right, bottom) = points
+    if kind == "rectangle":
+        return [[x, y, right, y, right, bottom, x, bottom]]
+    part = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))) > 0
     whole = np.zeros(size[::-1], np.uint8, order="F")
-    whole[y:, x:][: part.shape[0], : part.shape[1]] = part
+    whole[int(y) :, int(x) :][: part.shape[0], : part.shape[1]] = part
     rle = mask.encode(whole)
     return rle | {"counts": rle["counts"].decode()}
 
@@ -265,27 +259,19 @@ def read_classes(path: str | Path) -> dict[str, list]:
         classes, palette = [*content["classes"]], [[*color] for color in content.get("palette", [])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} must be JSON with "classes" and optionally "palette" ({error!r})') from error
-    if (
-        not 0 < len(classes) < 256
-        or not all(isinstance(name, str) for name in classes)
-        or len({*classes}) < len(classes)
-    ):
-        raise UserError(
-            f"{path}: classes must be names, 1 to 255, each of them once; got {len(classes)}: {classes[:9]}"
-        )
+    count = len({name for name in classes if isinstance(name, str)})
+    if count < len(classes) or not 0 < count < 256:
+        raise UserError(f"{path}: classes must be names, 1 to 255, each of them once; got {classes[:9]}")
     good = all(len(color) == 3 and all(value in range(256) for value in color) for color in palette)
-    if not good or len(palette) not in (0, len(classes)):
-        raise UserError(
-            f"{path}: palette must have one [red, green, blue] (0 to 255) for each of {len(classes)} classes"
-        )
+    if not good or len(palette) not in (0, count):
+        raise UserError(f"{path}: palette must have one [red, green, blue] (0 to 255) for each of {count} classes")
     return {"classes": classes, "palette": palette}
 
 
 def _read_maps(path: Path, images: Path, problems: Problems) -> Found:
     """Images, and label maps `.png` of the same names whose values are the classes."""
-    return None, [
-        Scene(file, labels=path / file.relative_to(images).with_suffix(".png")) for file in image_files(images)
-    ]
+    names = [file.relative_to(images) for file in image_files(images)]
+    return None, [Scene(images / name, labels=path / name.with_suffix(".png")) for name in names]
 
 
 def _read_cvat(path: Path, images: Path, problems: Problems) -> Found:
