@@ -102,7 +102,7 @@ def own_config(base: str | Path, out: str | Path, data_root: str | Path, *halves
         pair = tuple(root / part for part in halves[0]) if data.format == "label-maps" else (root, folder / "labels")
         _write_converted(folder, data, pair[0])
         prefix, places = "", dict.fromkeys(data.scenes, tuple(map(str, pair)))
-        listed = f", class_file='{folder}/classes.json', ann_file='{folder}/{{}}.txt'"
+        listed = f", class_file={f'{folder}/classes.json'!r}, ann_file={f'{folder}/{{}}.txt'!r}"
     datasets = {
         half: f"_delete_=True, type='OwnDataset', data_root=data_root{listed.format(half)},\n"
         f"    data_prefix=dict(img_path={images!r}, seg_map_path={labels!r})"

@@ -122,6 +122,13 @@ def test_a_batch_is_not_larger_than_the_data(own, tmp_path):
     assert "batch_size=4" in text and "lr=0.001)" in text
 
 
+@pytest.mark.parametrize("wrong", [["--val", *VAL], ["--processes", "0"]])
+def test_options_that_do_not_go_together_are_refused(wrong, own, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["base.py", "--data-root", str(own), "--output", str(tmp_path / "own.py"), *wrong])
+    assert "--processes is at least 1, and --val needs --train" in capsys.readouterr().err
+
+
 def test_a_configuration_on_other_data_is_refused(own, tmp_path):
     voc = CONFIGS / "voc" / "dino_4scale_cbinternimage_h_objects365_voc07.py"
     with pytest.raises(UserError, match="not on CocoDataset"):

@@ -284,6 +284,13 @@ def test_faults_of_label_maps_are_counted_with_the_first_example(tmp_path):
         assert f"stops: {line}" in str(error.value)
 
 
+def test_two_images_cannot_have_one_label_map(tmp_path):
+    root, _ = make(tmp_path / "own", "label-maps")
+    Image.open(root / "images/2.png").save(root / "images/2.bmp")
+    with pytest.raises(UserError, match="one name with different endings, for one label map: 1, first .*images/2$"):
+        read(root, "label-maps", maps=True)
+
+
 def test_a_colour_that_the_table_lacks_is_named(tmp_path):
     root, _ = make(tmp_path / "own", "cvat")
     table = root / "labelmap.txt"

@@ -79,27 +79,19 @@ optim_wrapper = dict(optimizer=dict(lr={rate * batch * processes / total:.4g}))
 auto_scale_lr = dict(base_batch_size={batch * processes})
 
 '''
-    lines = [
-        *lines,
-        *(
-            f"{name} = {pprint.pformat(steps, 1, 110, compact=True, sort_dicts=False)}"
-            for name, steps in pipelines.items()
-        ),
-    ]
+    layout = {"width": 110, "compact": True, "sort_dicts": False}
+    lines = [*lines, *(f"{name} = {pprint.pformat(steps, **layout)}" for name, steps in pipelines.items())]
     for half, dataset in datasets.items():
         size = f"batch_size={batch}, " if half == "train" else ""
         dataset = f"dict(\n    {dataset},\n    pipeline={names[half]},\n)"
         lines.append(f"{half}_dataloader = dict({size}dataset={dataset})")
-    lines += [
-        "test_dataloader = val_dataloader",
-        f"load_from = {options.get('load_from') or config.get('load_from')!r}",
-    ]
+    lines.append(
+        f"test_dataloader = val_dataloader\nload_from = {options.get('load_from') or config.get('load_from')!r}"
+    )
     return text + "\n".join(lines) + "\n"
 
 
-def run(
-    own_config: Callable[..., str], task: str, order: tuple[str, str], argv: Sequence[str] | None, *flags: str
-) -> None:
+def run(own_config: Callable, task: str, order: tuple[str, str], argv: Sequence[str] | None, *flags: str) -> None:
     """The command line of a task's `own_config`; `order` names the values of --train, `flags` are the task's own."""
     parser = ArgumentParser(description=f"Write a configuration for your own data: {', '.join(READERS)}.")
     parser.add_argument("base", help="configuration to start from")
@@ -113,6 +105,8 @@ def run(
     parser.add_argument("--load-from", help="trained model to start from (defaults to the base's own)")
     parser.add_argument("--output", "--out", dest="out", type=Path, required=True, help="configuration to write")
     options = vars(parser.parse_args(argv))
+    if options["processes"] < 1 or (options["val"] and not options["train"]):
+        parser.error("--processes is at least 1, and --val needs --train")
     check_writable(options["out"])
     halves = [half for half in (options.pop("train"), options.pop("val")) if half]
     base, out, root = options.pop("base"), options.pop("out"), options.pop("data_root")

@@ -68,6 +68,9 @@ def load(
     elif maps and not BACKGROUNDS & {*classes}:
         classes = ["background", *classes]
     _check(both, classes, problems, masks)
+    for name, count in Counter(image.with_suffix("") for image in {scene.image for scene in both}).items():
+        if maps and count > 1:
+            problems.add("stops", "images of one name with different endings, for one label map", name)
     if not any(scene.present for scene in scenes["train"]):
         problems.add("stops", "training sets without any object", places["train"][0])
     if stops := problems.lines("stops"):
