@@ -95,14 +95,14 @@ def run(own_config: Callable, task: str, order: tuple[str, str], argv: Sequence[
     """The command line of a task's `own_config`; `order` names the values of --train, `flags` are the task's own."""
     parser = ArgumentParser(description=f"Write a configuration for your own data: {', '.join(READERS)}.")
     parser.add_argument("base", help="configuration to start from")
-    parser.add_argument("--data-root", required=True, help="folder of the data set")
+    parser.add_argument("--data-path", "--data-root", dest="data_root", required=True, help="folder of the data set")
     parser.add_argument("--train", nargs=2, metavar=order, help="relative to --data-root; defaults to its data.yaml")
     parser.add_argument("--val", nargs=2, metavar=order, help="defaults to a fifth of the training images")
     parser.add_argument("--format", choices=READERS, help="of the annotations; defaults to what the files show")
     parser.add_argument("--processes", type=int, default=1, help="that will train: the learning rate is for them")
     for flag in flags:
         parser.add_argument(flag, action="store_true", help="learn boxes without masks")
-    parser.add_argument("--load-from", help="trained model to start from (defaults to the base's own)")
+    parser.add_argument("--pretrained", "--load-from", dest="load_from", help="model to start from, not the base's")
     parser.add_argument("--output", "--out", dest="out", type=Path, required=True, help="configuration to write")
     options = vars(parser.parse_args(argv))
     if options["processes"] < 1 or (options["val"] and not options["train"]):
