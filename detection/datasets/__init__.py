@@ -2,7 +2,7 @@
 
 Importing this registers `VOCTestDataset` and `VOCResultFiles` and lets `LVISMetric` run on current numpy; the
 configurations that need it name it in `custom_imports`. The converters are scripts: `crowd_human.py`, `openimages.py`
-and, for your own data in COCO's format, `own_data.py`.
+and, for your own data, `own_data.py`.
 """
 
 import internimage.mm  # noqa: F401 - before mmdet is imported

@@ -1,7 +1,7 @@
 """Data sets and loading steps that mmseg does not have.
 
 Importing this registers them; the configurations name it in `custom_imports`. `own_data.py` is also a script that
-writes a configuration for your own label maps.
+writes a configuration for your own data.
 """
 
 import internimage.mm  # noqa: F401 - before mmseg is imported

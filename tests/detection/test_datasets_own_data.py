@@ -1,12 +1,13 @@
-"""Configurations for data of one's own: class names from the annotations, and what is refused."""
+"""Configurations of detectors for own data: classes, loaders, learning rate, boxes only."""
 
 import json
 import shutil
 
 import pytest
+from own_formats import ANNOTATIONS, copy_as_val, make, objects
 from tiny_coco import CLASSES, make_data
 
-from detection.datasets.own_data import main, own_config, read_annotations
+from detection.datasets.own_data import main, own_config
 from internimage.errors import UserError
 from mm_recipes.detection import CONFIGS
 
@@ -32,10 +33,6 @@ def rewrite(path, change):
     coco = json.loads(path.read_text())
     change(coco)
     path.write_text(json.dumps(coco))
-
-
-def test_class_names_come_in_the_order_of_the_file(own):
-    assert read_annotations(own / "instances.json", own / "images", masks=True) == CLASSES
 
 
 @pytest.mark.parametrize(
@@ -77,31 +74,59 @@ def test_the_labels_of_the_data_set_are_those_of_the_names(own, tmp_path):
     assert len(data[0]["data_samples"].gt_instances.masks) == 2
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda coco: coco["categories"].clear(), "no categories"),
-        (lambda coco: coco["categories"].append({"id": 9, "name": "green"}), "one twice"),
-        (lambda coco: coco["annotations"][0].update(category_id=99), "category 99, which the file does not list"),
-        (lambda coco: coco["annotations"][0].update(image_id=99), "image 99, which the file does not list"),
-        (lambda coco: coco["annotations"][0].pop("segmentation"), "have no segmentation, first 1"),
-        (lambda coco: coco["images"][0].update(file_name="lost.jpg"), "1 of 4 images are missing, first .*lost.jpg"),
-        (lambda coco: coco.pop("images"), "not in COCO's format .KeyError.'images'"),
-    ],
-)
-def test_mistakes_in_the_annotations_are_named(change, message, own):
-    path = own / "instances.json"
-    rewrite(path, change)
-    with pytest.raises(UserError, match=message):
-        read_annotations(path, own / "images", masks=True)
-
-
 def test_training_and_validation_must_have_the_same_categories(own, tmp_path, capsys):
     rewrite(own / "val.json", lambda coco: coco["categories"].reverse())
     command = [str(CONFIGS / "coco" / "mask_rcnn_internimage_t_fpn_1x_coco.py"), "--data-root", str(own)]
     with pytest.raises(SystemExit, match="2"):
         main([*command, "--train", *TRAIN, "--val", *VAL, "--out", str(tmp_path / "own.py")])
     assert "training and validation have different categories" in capsys.readouterr().err
+
+
+def test_other_formats_are_written_as_coco_beside_the_configuration(tmp_path, capsys):
+    from mmdet.registry import DATASETS
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+
+    register_all_modules()
+    root, content = make(tmp_path / "own", "yolo", images=6)
+    before = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
+    out = tmp_path / "yolo.py"
+    base = CONFIGS / "coco/mask_rcnn_internimage_t_fpn_1x_coco.py"
+    main([str(base), "--data-root", str(root), "--processes", "4", "--output", str(out)])
+    assert "yolo, 2 classes, train 4 images, val 2 images" in capsys.readouterr().out
+    assert sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*")) == before
+    config = Config.fromfile(out, import_custom_modules=False)
+    assert config.optim_wrapper.optimizer.lr == pytest.approx(1e-4 * 4 * 2 / 16)
+    assert config.auto_scale_lr.base_batch_size == 8 and not config.auto_scale_lr.enable
+    assert config.train_dataloader.batch_size == 2 and config.train_pipeline[2].scale == (1333, 800)
+    expected = dict(objects(content))
+    seen = set()
+    for half in ("train", "val"):
+        data = DATASETS.build(config[f"{half}_dataloader"].dataset)
+        for index in range(len(data)):
+            info = data.get_data_info(index)
+            name = info["img_path"].rpartition("/")[2]
+            seen.add(name)
+            found = [(CLASSES[one["bbox_label"]], one["bbox"], one["mask"]) for one in info["instances"]]
+            for (label, box, outline), (known, (x, y, w, h), polygon) in zip(found, expected[name], strict=True):
+                assert label == known and box == pytest.approx([x, y, x + w, y + h])
+                assert outline[0] == pytest.approx(polygon)
+    assert seen == {*expected}
+    assert (tmp_path / "yolo_converted/val.json").is_file()
+
+
+def test_a_batch_is_not_larger_than_the_data(own, tmp_path):
+    demo = CONFIGS / "demo/mask_rcnn_internimage_demo.py"  # 8 images, and drop_last
+    (tmp_path / "own.py").write_text(own_config(demo, tmp_path / "own.py", own, TRAIN, VAL))
+    text = (tmp_path / "own.py").read_text()
+    assert "batch_size=4" in text and "lr=0.001)" in text
+
+
+@pytest.mark.parametrize("wrong", [["--val", *VAL], ["--processes", "0"]])
+def test_options_that_do_not_go_together_are_refused(wrong, own, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["base.py", "--data-root", str(own), "--output", str(tmp_path / "own.py"), *wrong])
+    assert "--processes is at least 1, and --val needs --train" in capsys.readouterr().err
 
 
 def test_a_configuration_on_other_data_is_refused(own, tmp_path):
@@ -128,15 +153,21 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_own_data_train_and_validate_by_the_documented_commands(own, tmp_path, capsys):
-    from internimage.mm.runner import DETECTION, train
+@pytest.mark.parametrize("format", ["coco", "voc"])
+def test_own_data_train_and_validate_by_the_documented_commands(format, tmp_path, capsys):
+    from internimage.mm.runner import DETECTION, test, train
 
     config, base = tmp_path / "own.py", CONFIGS / "coco" / "mask_rcnn_internimage_t_fpn_1x_coco.py"
-    main([str(base), "--data-root", str(own), "--train", *TRAIN, "--val", *VAL, "--out", str(config)])
+    root, _ = make(tmp_path / "own", format)
+    options = ["--data-root", str(root), "--train", ANNOTATIONS[format], "images", "--out", str(config)]
+    options += ["--val", *copy_as_val(root, format)] if format == "coco" else ["--boxes-only"]
+    main([str(base), *options])
     assert f"train with: python detection/train.py {config}" in capsys.readouterr().out
     work = tmp_path / "work"
-    train(DETECTION, [str(config), "--work-dir", str(work), "--cfg-options", *SMALL])
-    assert (work / "epoch_1.pth").exists()
+    small = [option for option in SMALL if format == "coco" or "mask" not in option]
+    train(DETECTION, [str(config), "--work-dir", str(work), "--cfg-options", *small])
     log = next(work.glob("*/*.log")).read_text()
-    assert "coco/bbox_mAP" in log and "coco/segm_mAP" in log
+    assert "coco/bbox_mAP" in log and ("coco/segm_mAP" in log) is (format == "coco") is ("loss_mask" in log)
     assert all(name in log for name in CLASSES)  # classwise results
+    if format == "voc":  # boxes alone are augmented in testing too
+        test(DETECTION, [str(work / "epoch_1.pth"), "--tta", "--work-dir", str(work / "test")])

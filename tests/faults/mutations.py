@@ -82,9 +82,9 @@ def _read_checkpoint(path: Path) -> None:
 
 
 def _read_coco(path: Path) -> None:
-    from detection.datasets.own_data import read_annotations
+    from internimage.mm.own_data.readers import READERS, Problems
 
-    read_annotations(path, path.parent)
+    READERS["coco"](path, path.parent, Problems())
 
 
 def _yaml() -> bytes:

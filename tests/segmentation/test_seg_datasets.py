@@ -167,7 +167,13 @@ def test_the_own_configuration_changes_data_and_heads_only(base, tmp_path):
     train, val = ([*pair] for pair in FOLDERS)
     main([str(base), "--data-root", str(data), "--train", *train, "--val", *val, "--out", str(out)])
     own, old = Config.fromfile(out), Config.fromfile(base)
-    assert own.optim_wrapper == old.optim_wrapper and own.model.backbone == old.model.backbone
+    assert own.model.backbone == old.model.backbone
+    batch = min(old.train_dataloader.batch_size, 4)  # of four images
+    share = batch / old.auto_scale_lr.base_batch_size  # of one process
+    assert own.optim_wrapper.optimizer.lr == pytest.approx(old.optim_wrapper.optimizer.lr * share, rel=1e-3)
+    assert own.auto_scale_lr.base_batch_size == own.train_dataloader.batch_size == batch
+    assert own.optim_wrapper.paramwise_cfg == old.optim_wrapper.paramwise_cfg
+    assert own.model.data_preprocessor.seg_pad_val == 255
     assert own.model.decode_head.num_classes == 3
     if "auxiliary_head" in old.model:
         assert own.model.auxiliary_head.num_classes == 3
@@ -176,7 +182,6 @@ def test_the_own_configuration_changes_data_and_heads_only(base, tmp_path):
             assert not loss.get("class_weight")  # they belong to the classes of the base
     else:
         assert own.model.decode_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
-    assert own.train_dataloader.batch_size == old.train_dataloader.batch_size
     init_default_scope("mmseg")
     item = DATASETS.build(own.train_dataloader.dataset)[0]
     assert tuple(item["inputs"].shape[1:]) <= tuple(own.crop_size)
@@ -217,12 +222,12 @@ def _no_images(data):
     ("change", "message"),
     [
         (_too_few_colours, r"palette must have one \[red, green, blue\] \(0 to 255\) for each of 2 classes"),
-        (_a_name_twice, "classes must be names, at least one, each of them once"),
+        (_a_name_twice, "classes must be names, 1 to 255, each of them once"),
         (_no_json, 'must be JSON with "classes"'),
         (_no_classes, "no classes at .*classes.json; write"),
         (
             _no_label_map,
-            "1 of 4 images have no label map, first .*images/train/1.jpg: it should be .*labels/train/1.png",
+            "stops: images without label map: 1, first .*images/train/1.jpg: it should be .*labels/train/1.png",
         ),
         (_no_images, "images/val has no images"),
     ],

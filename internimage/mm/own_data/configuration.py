@@ -1,0 +1,114 @@
+"""The configuration for own data: what both tasks write into it, and their command line."""
+
+import os
+import pprint
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from ...errors import ArgumentParser, UserError
+from ...files import check_writable
+from .loading import OwnData
+from .readers import READERS
+
+__all__ = ["config_text", "read_base", "replaced", "run"]
+
+
+def read_base(base: Path) -> dict:
+    """The content of the configuration to start from. Raises `UserError` if there is no such file."""
+    if not base.is_file():
+        raise UserError(f"no configuration at {base}; choose one from detection/configs or segmentation/configs")
+    return Config.fromfile(base, import_custom_modules=False).to_dict()
+
+
+def replaced(node: object, key: str, value: object) -> object:
+    """A part of a configuration in which every `key` has this value."""
+    if isinstance(node, dict):
+        return {name: value if name == key else replaced(inner, key, value) for name, inner in node.items()}
+    return [replaced(inner, key, value) for inner in node] if isinstance(node, list) else node
+
+
+def _class_numbers(node: object, path: str, new: int, old: int = 0, *, in_list: bool = False) -> str | None:
+    """The override, as text, of every number below `path` that depends on the classes; None if there is none."""
+    if isinstance(node, list):
+        texts = [_class_numbers(item, f"{path}[{i}]", new, old, in_list=True) for i, item in enumerate(node)]
+        return f"[{', '.join(text or f'{path}[{i}]' for i, text in enumerate(texts))}]" if any(texts) else None
+    if not isinstance(node, dict):
+        return None
+    old = node.get("num_classes", old)
+    inner = {key: _class_numbers(value, f"{path}.{key}", new, old, in_list=in_list) for key, value in node.items()}
+    parts = [f"{key}={text}" for key, text in inner.items() if text]
+    parts += [f"num_classes={new}"] * ("num_classes" in node)
+    if weights := node.get("class_weight"):  # those of Mask2Former end in that of "no object"
+        parts.append(f"class_weight={f'[1.0] * {new} + [{weights[-1]}]' if len(weights) == old + 1 else None}")
+    return f"dict({', '.join([path] * in_list + parts)})" if parts else None
+
+
+def config_text(
+    base: Path, out: Path, data: OwnData, lines: Sequence[str], datasets: dict[str, str], edits: dict, **options: object
+) -> str:
+    """The text of a configuration that trains `base` on a data set.
+
+    Args:
+        base, out: configuration to inherit, and path of the new one.
+        data: the data set.
+        lines: of the task, after the model.
+        datasets: arguments of the data sets of `train` and `val`, as text, without their pipelines.
+        edits: keys of the pipelines' steps with their new values.
+        options: `processes`, their number, which the learning rate is for; `load_from`, weights to start from.
+    """
+    config, count, processes = read_base(base), len(data.classes), options.get("processes", 1)
+    batch = min(config["train_dataloader"]["batch_size"], len(data.scenes["train"]))  # an incomplete one is dropped
+    rate = config["optim_wrapper"]["optimizer"]["lr"]
+    total = config.get("auto_scale_lr", {}).get("base_batch_size", batch * processes)
+    names = {"train": "train_pipeline", "val": "test_pipeline"}  # mmseg's functions look for this name
+    pipelines = {name: config[f"{half}_dataloader"]["dataset"]["pipeline"] for half, name in names.items()}
+    pipelines |= {key: config[key] for key in ("tta_pipeline",) if key in config}
+    for key, value in edits.items():
+        pipelines = replaced(pipelines, key, value)
+    text = f'''"""{base.stem} on own data ({data.format}), {count} classes. Written by own_data.py."""
+
+_base_ = {os.path.relpath(base.resolve(), out.resolve().parent)!r}
+
+# The numbers that depend on the classes.
+model = {_class_numbers(config["model"], "_base_.model", count)}
+
+# For {processes} x {batch} images; the base has {rate} for {total}. After another choice train with --auto-scale-lr.
+optim_wrapper = dict(optimizer=dict(lr={rate * batch * processes / total:.4g}))
+auto_scale_lr = dict(base_batch_size={batch * processes})
+
+'''
+    layout = {"width": 110, "compact": True, "sort_dicts": False}
+    lines = [*lines, *(f"{name} = {pprint.pformat(steps, **layout)}" for name, steps in pipelines.items())]
+    for half, dataset in datasets.items():
+        size = f"batch_size={batch}, " if half == "train" else ""
+        dataset = f"dict(\n    {dataset},\n    pipeline={names[half]},\n)"
+        lines.append(f"{half}_dataloader = dict({size}dataset={dataset})")
+    lines.append(
+        f"test_dataloader = val_dataloader\nload_from = {options.get('load_from') or config.get('load_from')!r}"
+    )
+    return text + "\n".join(lines) + "\n"
+
+
+def run(own_config: Callable, task: str, order: tuple[str, str], argv: Sequence[str] | None, *flags: str) -> None:
+    """The command line of a task's `own_config`; `order` names the values of --train, `flags` are the task's own."""
+    parser = ArgumentParser(description=f"Write a configuration for your own data: {', '.join(READERS)}.")
+    parser.add_argument("base", help="configuration to start from")
+    parser.add_argument("--data-path", "--data-root", dest="data_root", required=True, help="folder of the data set")
+    parser.add_argument("--train", nargs=2, metavar=order, help="relative to --data-root; defaults to its data.yaml")
+    parser.add_argument("--val", nargs=2, metavar=order, help="defaults to a fifth of the training images")
+    parser.add_argument("--format", choices=READERS, help="of the annotations; defaults to what the files show")
+    parser.add_argument("--processes", type=int, default=1, help="that will train: the learning rate is for them")
+    for flag in flags:
+        parser.add_argument(flag, action="store_true", help="learn boxes without masks")
+    parser.add_argument("--pretrained", "--load-from", dest="load_from", help="model to start from, not the base's")
+    parser.add_argument("--output", "--out", dest="out", type=Path, required=True, help="configuration to write")
+    options = vars(parser.parse_args(argv))
+    if options["processes"] < 1 or (options["val"] and not options["train"]):
+        parser.error("--processes is at least 1, and --val needs --train")
+    check_writable(options["out"])
+    halves = [half for half in (options.pop("train"), options.pop("val")) if half]
+    base, out, root = options.pop("base"), options.pop("out"), options.pop("data_root")
+    out.write_text(own_config(base, out, root, *halves, **options), encoding="utf-8")
+    print(f"wrote {out}; train with: python {task}/train.py {out}")
