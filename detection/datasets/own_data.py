@@ -22,6 +22,7 @@ from internimage.errors import UserError, exit_on_user_error
 from internimage.mm.own_data.configuration import config_text, read_base, run
 from internimage.mm.own_data.loading import OwnData, Pair, load, to_rle
 
+_FEW_IMAGES = Path(__file__).parents[1] / "configs/_base_/few_images.py"
 __all__ = ["own_config"]
 
 
@@ -54,7 +55,7 @@ def own_config(
         data_root: folder of the data set, as seen from where `train.py` will be run.
         halves: annotations and folder of images for training and validation, relative to `data_root`; see `load`.
         boxes_only: learn boxes without masks.
-        options: `format`, `processes` and `load_from`, as on the command line.
+        options: `format`, `processes`, `few_images` and `load_from`, as on the command line.
 
     Raises:
         UserError: as `load`; `base` is not on COCO.
@@ -81,7 +82,8 @@ def own_config(
     lines.append("test_evaluator = val_evaluator")
     if boxes_only and "mask_head" in config["model"].get("roi_head", {}):
         lines.insert(0, "model['roi_head'].update(mask_head=None, mask_roi_extractor=None)")
-    return config_text(base, out, data, lines, datasets, {"with_mask": False} if boxes_only else {}, **options)
+    edits = {"with_mask": False} if boxes_only else {}
+    return config_text(base, out, data, lines, datasets, edits, preset=_FEW_IMAGES, **options)
 
 
 @exit_on_user_error

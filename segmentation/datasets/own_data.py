@@ -28,6 +28,7 @@ from internimage.mm.own_data.loading import OwnData, Pair, label_map, load
 from internimage.mm.own_data.readers import Problems, read_classes
 from internimage.sources import image_files
 
+_FEW_IMAGES = Path(__file__).parents[1] / "configs/_base_/few_images.py"
 __all__ = ["OwnDataset", "own_config", "read_classes"]
 
 
@@ -86,7 +87,7 @@ def own_config(base: str | Path, out: str | Path, data_root: str | Path, *halves
         data_root: folder of the data set, as seen from where `train.py` will be run.
         halves: folder of images, and label maps or other annotations, for training and validation, relative to
             `data_root`; see `load`.
-        options: `format`, `processes` and `load_from`, as on the command line.
+        options: `format`, `processes`, `few_images` and `load_from`, as on the command line.
 
     Raises:
         UserError: as `load`; `base` trains on several data sets.
@@ -109,9 +110,13 @@ def own_config(base: str | Path, out: str | Path, data_root: str | Path, *halves
         for half, (images, labels) in places.items()
     }
     lines = [f"data_root = {prefix!r}"]
+    preprocessor = {"size": 2 * (options["few_images"],)} if options.get("few_images") else {}
     if config["model"]["data_preprocessor"].get("seg_pad_val", 255) != 255:
-        lines.insert(0, "model['data_preprocessor'] = dict(seg_pad_val=255)  # the base pads with its first class")
-    return config_text(base, out, data, lines, datasets, {"num_classes": len(data.classes)}, **options)
+        preprocessor["seg_pad_val"] = 255  # the base pads with its first class
+    if preprocessor:
+        lines.insert(0, f"model['data_preprocessor'] = {preprocessor}")
+    edits = {"num_classes": len(data.classes)}
+    return config_text(base, out, data, lines, datasets, edits, preset=_FEW_IMAGES, **options)
 
 
 @exit_on_user_error

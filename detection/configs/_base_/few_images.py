@@ -1,17 +1,17 @@
-"""For few images (tens to some hundreds): an average of the weights, early stopping, repeated sampling, scale jitter.
+"""What `detection/datasets/own_data.py --few-images SIZE` writes for few images (tens to some hundreds).
 
-A configuration of your own data adds this file to `_base_` and takes from it, as docs/detection.md shows,
-
-- `few_images.hooks`: the average of the weights is evaluated, and the training ends when it gets no better;
-- `few_images.times`: how often an epoch shows each image (`RepeatDataset`), so that the schedule of 12 epochs remains;
-- `few_images.ratio_range`: of `RandomResize`, before a `RandomCrop` to the scale.
+The average of the weights is evaluated, and the training ends when it gets no better. An epoch shows each image `times`
+times, so that the schedules in epochs remain. `steps` stand between loading and packing; SIZE replaces their sizes.
+`lr_factor` multiplies the learning rate that is in proportion to the batch.
 """
 
-few_images = dict(
-    hooks=[
-        dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=0.005, gamma=200, update_buffers=True, priority=49),
-        dict(type="EarlyStoppingHook", monitor="coco/bbox_mAP", min_delta=0.001, patience=5),  # validations
-    ],
-    times=5,
-    ratio_range=(0.6, 1.4),
-)
+batch_size, lr_factor, times = 4, 1.5, 5  # at most 4 images
+steps = [
+    dict(type="RandomResize", scale=None, ratio_range=(0.6, 1.4), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=None, allow_negative_crop=True),
+    dict(type="RandomFlip", prob=0.5),
+]
+hooks = [
+    dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=0.005, gamma=200, update_buffers=True, priority=49),
+    dict(type="EarlyStoppingHook", monitor="coco/bbox_mAP", min_delta=0.001, patience=5),  # validations
+]
