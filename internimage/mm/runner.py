@@ -166,7 +166,7 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
     config.shard = "none"
     config.model.backbone.pop("init_cfg", None)
     if args.tta:
-        if config.model.get("roi_head", {}).get("mask_head"):
+        if config.model.get("roi_head", {}).get("mask_head"):  # None in detectors of boxes
             raise UserError("mmdet cannot merge the masks of augmented images; omit --tta")
         if task is DETECTION:
             task.add_tta(config)

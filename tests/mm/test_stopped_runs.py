@@ -89,7 +89,7 @@ def same(first: object, second: object) -> bool:
     return first == second
 
 
-LAST = {"detection": "epoch_2.pth", "segmentation": "iter_6.pth", "early": "epoch_3.pth"}
+LAST = {"detection": "epoch_2.pth", "segmentation": "iter_6.pth"}
 
 
 def assert_same_end(folder: Path, name: str, whole: str, stopped: str) -> None:
@@ -137,7 +137,7 @@ def test_if_one_of_two_processes_is_killed_the_other_ends_and_says_so(folder, mo
     monkeypatch.setattr(peers, "_LAUNCHER", 0)
     monkeypatch.setenv("STOP_AT", "3 SIGKILL")
     options = ["--launcher", "pytorch", "--cfg-options", "train_dataloader.batch_size=1"]
-    for name in ("detection", "segmentation"):
+    for name in LAST:
         assert in_two_processes(lambda: run(folder, name, "killed", *options)) == [1, -signal.SIGKILL]  # noqa: B023
         assert capfd.readouterr().err.count("process 1 of 2 (") == 1
     monkeypatch.delenv("STOP_AT")
@@ -157,14 +157,14 @@ def test_a_validation_begins_after_a_checkpoint_and_is_made_up_for(folder, monke
     assert_same_end(folder, "segmentation", "whole", "validation")
 
 
-def test_early_stopping_with_an_average_of_weights_counts_validations_across_stops(folder, monkeypatch):
+def test_early_stopping_counts_validations_across_stops_and_stays_stopped(folder, monkeypatch):
     (folder / "early").mkdir()
     (folder / "early/config.py").write_text((folder / "detection/config.py").read_text() + EARLY)
-    assert run(folder, "early", "whole") == 0
-    assert not (folder / "early/whole/epoch_4.pth").exists()
     monkeypatch.setenv("STOP_AT", "4 SIGTERM")  # in epoch 3, after two validations
     assert run(folder, "early", "stopped") == EXIT_CODE
     monkeypatch.delenv("STOP_AT")
     for _ in range(2):  # the second time everything is done
         assert run(folder, "early", "stopped") == 0
-        assert_same_end(folder, "early", "whole", "stopped")
+        last = load_file(folder / "early/stopped/epoch_3.pth")
+        assert last["message_hub"]["runtime_info"]["early_stopping"][1] == 1 and "ema_state_dict" in last
+        assert sorted(path.name for path in (folder / "early/stopped").glob("epoch_*.pth"))[-1] == "epoch_3.pth"
