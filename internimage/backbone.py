@@ -323,7 +323,9 @@ class InternImage(nn.Module):
         like = self.patch_embed.conv1.weight
         head = nn.Linear(channels, self.num_classes, device=like.device) if self.num_classes > 0 else nn.Identity()
         self._init_weights(head)
-        return head.to(like.dtype).train(self.training)
+        if getattr(head, "weight", like).dtype != like.dtype:  # fake tensors, as in `planning`, cannot be converted
+            head = head.to(like.dtype)
+        return head.train(self.training)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str] | Callable[[str], int]:

@@ -100,6 +100,8 @@ def read_image(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
         return decode_rgb(file, name or str(file))
     except FileNotFoundError:
         raise UserError(f"no image at {file}; check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{file} is a folder; give one image here, and folders to `internimage predict`") from None
     except Exception as error:  # Pillow raises many types for damaged files
         raise UserError(f"{name or file} cannot be read as an image ({error}); choose another image") from None
 

@@ -51,7 +51,7 @@ def write_report(
             if rows:
                 with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                     csv.writer(file).writerows(map(_cell, row) for row in rows)
-        log(f"curves, tables and pictures are in {folder}")
+        log(f"tables and pictures are in {folder}")
     except Exception as error:
         log(f"the report in {folder} is incomplete ({type(error).__name__}: {error})")
 
@@ -66,12 +66,13 @@ def curves(records: Sequence[dict[str, float]], x: str, panels: dict[str, dict[s
     figure = Figure(figsize=(5.2 * len(panels), 4), layout="constrained")
     for axes, (label, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
         for (key, name), color in zip(lines.items(), _COLORS):
-            points = [(record[x], record[key]) for record in records if key in record]
+            if not (points := [(record[x], record[key]) for record in records if key in record]):
+                continue
             axes.plot(*np.reshape(points, (-1, 2)).T, "." if len(points) < 50 else "", ls="-", label=name, color=color)
         axes.set(xlabel=x, ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if lines:
+        if axes.lines:
             axes.legend(fontsize=8)
     keys = list(dict.fromkeys([x, *(key for record in records for key in record)]))
     return "curves", figure, [keys, *([record.get(key, "") for key in keys] for record in records)]
@@ -119,7 +120,7 @@ def _cell(value: object) -> object:
 
 def _label(name: str, length: int = 24) -> str:
     """A name for a picture: short, and without what matplotlib takes for mathematics or for "not in the legend"."""
-    short = name if len(name) <= length else f"{name[: length - 1]}…"
+    short = name if len(name) <= length else f"{name[: length // 2]}…{name[length // 2 + 1 - length :]}"
     return " " * short.startswith("_") + short.replace("$", r"\$")
 
 
@@ -164,7 +165,7 @@ def _classes(unit: str, names: Sequence[str], confusion: np.ndarray, scores: dic
 
     name, values = next(iter(columns.items()))
     order = np.argsort(values)[: np.isfinite(values).sum()]  # NaN is last
-    title = f"{name} of each class (mean {values[order].mean() if len(order) else np.nan:.1f}), {what}"
+    title = f"{name} of each class (mean {values[order].mean() if len(order) else np.nan:.1f})\n{what}"
     if len(order) > _MOST_BARS:
         title += f"\nthe {_MOST_BARS // 2} best and worst of {len(order)} classes"
         order = np.r_[order[: _MOST_BARS // 2], order[-_MOST_BARS // 2 :]]
@@ -215,11 +216,11 @@ def _precision_recall(names: Sequence[str], values: np.ndarray, title: str) -> P
         axes.plot(100 * _RECALL, values[:, label], color=color, label=name)
     if len(known) > len(_COLORS):
         middle = np.percentile(values[:, known], [10, 90], axis=1)
-        axes.fill_between(100 * _RECALL, *middle, color=_SKY, alpha=0.4, label="80% of the classes")
+        axes.fill_between(100 * _RECALL, *middle, color=_SKY, alpha=0.4, label="middle 80% of the classes")
     axes.plot(100 * _RECALL, mean, color="black", linewidth=2.5, label=f"mean of the classes ({mean.mean():.1f})")
     axes.set(xlim=(0, 101), ylim=(0, 103), xlabel="recall (%)", ylabel="precision (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="class (mean precision)", title_fontsize=8, loc="lower left")
+    axes.legend(fontsize=8, title="(mean precision)", title_fontsize=8)
     columns = mean.tolist(), *values.T.tolist()
     return "precision_recall", figure, [["recall (%)", "mean", *names], *zip(range(101), *columns)]
 

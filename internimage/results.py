@@ -1,14 +1,17 @@
 """What a model found in one image: plain arrays that can be drawn, written as JSON and given to `supervision`."""
 
 import colorsys
+import functools
+import importlib.util
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .errors import UserError
 
@@ -40,10 +43,18 @@ def _canvas(pixels: np.ndarray) -> tuple[Image.Image, int]:
     return Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1)), factor
 
 
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans, if matplotlib is installed, which has it; Pillow's font lacks letters such as ß."""
+    found = importlib.util.find_spec("matplotlib")
+    path = Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if found else Path()
+    return ImageFont.truetype(path, size) if path.is_file() else ImageFont.load_default(size)
+
+
 def _write(image: Image.Image, place: tuple[float, float], text: str) -> None:
     """White text with a black edge, which is readable on any picture."""
     size = max(11, min(image.size) // 30)
-    ImageDraw.Draw(image).text(place, text, fill="white", stroke_width=2, stroke_fill="black", font_size=size)
+    ImageDraw.Draw(image).text(place, text, "white", _font(size), stroke_width=2, stroke_fill="black")
 
 
 def _rle(mask: np.ndarray) -> dict[str, list[int]]:
@@ -63,7 +74,7 @@ class Result(ABC):
         frame: number of the frame in a video, from 0; None for images.
     """
 
-    image: np.ndarray
+    image: np.ndarray = field(repr=False)
     source: str
     frame: int | None = field(default=None, kw_only=True)
 

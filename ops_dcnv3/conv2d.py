@@ -86,6 +86,8 @@ class DCNv3Conv2d(nn.Module):
             raise ValueError(f"groups must divide in_channels and out_channels; got {groups} for {sizes}")
         if deform_groups is None:
             deform_groups = next(g for g in range(max(in_channels // 16, 1), 0, -1) if in_channels % g == 0)
+        if deform_groups < 1 or in_channels % deform_groups:
+            raise ValueError(f"deform_groups must divide in_channels; got {deform_groups} for {in_channels}")
         window = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
         kernel_size, *others = (_square(name, value) for name, value in window.items())
         self.in_channels, self.out_channels = sizes

@@ -1,5 +1,6 @@
 """mmengine's runner with strict and safe checkpoints, training that can stop at any step, and several CPU processes."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
+from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
@@ -94,6 +96,12 @@ class CheckedRunner(Runner):
             if isinstance(hook, dict) and hook.get("type") in (theirs, theirs.__name__, f"mmengine.{theirs.__name__}"):
                 hook = {**hook, "type": ours}
         super().register_hook(hook, priority)
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """Build a visualizer under a name of its own; mmengine would take that of an earlier run, with its folder."""
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, "name": f"{self._log_dir} {os.getpid()}"}
+        return super().build_visualizer(visualizer)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for several processes, also without a GPU, where mmengine does not."""

@@ -49,7 +49,7 @@ def ours(released, tmp_path):
 def test_a_pipeline_classifies_from_a_released_folder_and_from_our_own(small, released, ours):
     found = []
     for folder in (released, ours):
-        classify = pipeline("image-classification", model=str(folder))
+        classify = pipeline("image-classification", model=str(folder), trust_remote_code=False)
         assert classify.image_processor.crop_size["height"] == 64
         found.append(classify(picture(80, 64), top_k=2))
     assert type(classify.image_processor) is hf.InternImageImageProcessor
@@ -93,7 +93,7 @@ def test_checkpoints_become_folders_and_folders_checkpoints(small, released, tmp
     torch.testing.assert_close(again.state_dict(), model.state_dict())
     scores = {
         found["label"]: found["score"]
-        for found in pipeline("image-classification", tmp_path / "again")(picture(90, 70))
+        for found in pipeline("image-classification", tmp_path / "again", trust_remote_code=False)(picture(90, 70))
     }
     result = predictor.predict(picture(90, 70))[0]
     assert scores == pytest.approx(dict(zip(result.names, result.scores.tolist())), rel=1e-5)

@@ -29,7 +29,7 @@ def write(folder, rows, names, **options):
 def test_the_tables_count_what_the_rows_say(tmp_path):
     rows = [(0, 0, 0.9, 6), (0, 1, 0.8, 2), (1, 1, 0.7, 3), (1, 3, 0.6, 1), (3, 1, 0.5, 1)]  # 3: none of the classes
     lines, shown = write(tmp_path / "new", rows, ["cat", "dog", "cow"])
-    assert lines == [f"curves, tables and pictures are in {tmp_path / 'new'}"]
+    assert lines == [f"tables and pictures are in {tmp_path / 'new'}"]
     drawn = ("classes", "confusion_matrix", "precision_recall", "predictions")
     assert [name for name, _ in shown] == [f"new/{name}" for name in drawn]
     cat, dog, cow = read(tmp_path / "new/classes.csv")

@@ -77,7 +77,7 @@ def test_channels_of_other_groups_only_move_the_samples():
 def test_arguments_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         DCNv3Conv2d(*arguments)
-    with pytest.raises(ValueError, match="group must divide channels; got 3 groups for 8"):
+    with pytest.raises(ValueError, match="deform_groups must divide in_channels; got 3 for 8"):
         DCNv3Conv2d(8, 8, 3, deform_groups=3)
     with pytest.raises(ValueError, match=r"shape \(N, 8, H, W\); got \(1, 6, 6, 8\)"):
         DCNv3Conv2d(8, 8, 3)(torch.zeros(1, 6, 6, 8))
