@@ -16,7 +16,7 @@ from .errors import CheckpointError, UserError
 from .variants import list_models
 from .zoo import local_checkpoint, releases
 
-__all__ = ["ModelSource", "find_config", "find_model"]
+__all__ = ["ModelSource", "checkpoint_file", "find_config", "find_model"]
 
 _ROOT = Path(__file__).resolve().parents[1]  # of the repository, or of an installation, which also has the tasks
 _YAML = (".yaml", ".yml")
@@ -76,7 +76,7 @@ def find_config(name: str | os.PathLike) -> ModelSource:
     return _by_name(str(name))[0]
 
 
-def _file_of(text: str) -> Path:
+def checkpoint_file(text: str) -> Path:
     """The file of a path or URL; of a training's folder the best checkpoint, else the newest one."""
     folder = Path(text).expanduser()
     sharded = [path.parent for path in folder.glob("*/.metadata")]
@@ -107,7 +107,7 @@ def find_model(source: str | os.PathLike, config: str | os.PathLike | None = Non
         if not weights:
             raise UserError(f"{text} has no released weights; give a checkpoint, and this name as its configuration")
         return (named if config is None else find_config(config))._replace(checkpoint=local_checkpoint(weights))
-    path = _file_of(text)
+    path = checkpoint_file(text)
     rest = path / "rest.pth"  # of a sharded checkpoint: its configuration, without most weights
     content = load_file(rest if rest.is_file() else path)
     content = content if isinstance(content, Mapping) else {}

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..checkpoint import extract_state_dict, load_exact, load_file
 from ..errors import CheckpointError, UserError
-from ..model_source import ModelSource, find_model
+from ..model_source import ModelSource, checkpoint_file, find_model
 from ..predictor import Predictor
 from ..results import Result
 from ..sources import Picture
@@ -65,6 +65,7 @@ def resolve_model(args: argparse.Namespace, *, random_weights: bool = False) -> 
         raise UserError("give the checkpoint: [CONFIG] CHECKPOINT, or --checkpoint FILE")
     if config is not None:
         args.config = config
+        checkpoint = str(checkpoint_file(checkpoint)) if checkpoint and Path(checkpoint).is_dir() else checkpoint
         given = read_config(config, args.cfg_options)
         if checkpoint is not None:
             _note_other_settings(given, config, checkpoint)

@@ -310,6 +310,12 @@ def test_a_colour_that_the_table_lacks_is_named(tmp_path):
         ),
         ("yolo", "labels/0.txt", "7 0.5 0.5 0.1 0.1\n", "classes that are not listed: 1, first class 7, line 1 of"),
         ("yolo", "labels/0.txt", "red 0.5 0.5 0.1 0.1\n", "lines of neither 4 numbers nor at least 3 points: 1"),
+        (
+            "yolo",
+            "labels/0.txt",
+            "0 40 30 10 10\n",
+            "coordinates in pixels, not as fractions of the image: 1, first line 1",
+        ),
         ("yolo", "data.yaml", "names: [red, green]\nkpt_shape: [5, 3]\n", "keypoints .kpt_shape.: export boxes"),
         ("yolo", "data.yaml", "names: [red", "data.yaml is not readable"),
         ("yolo", "data.yaml", "train: images\n", "no class names: write classes.txt"),
@@ -330,6 +336,13 @@ def test_broken_annotation_files_are_named(format, file, text, message, tmp_path
     (root / file).write_text(text)
     with pytest.raises(UserError, match=message):
         read(root, format)
+
+
+def test_annotations_without_image_are_counted(tmp_path, capsys):
+    root, _ = make(tmp_path / "own", "yolo")
+    (root / "labels/lost.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    read(root, "yolo")
+    assert "note: annotations without image: 1, first" in capsys.readouterr().out
 
 
 def test_places_that_are_missing_or_ambiguous_are_named(tmp_path):
@@ -354,7 +367,7 @@ def test_places_that_are_missing_or_ambiguous_are_named(tmp_path):
 
 # Segmentation's configurations
 
-UPERNET = Path(__file__).parents[2] / "segmentation/configs/ade20k/upernet_internimage_t_512_160k_ade20k.py"
+UPERNET = "upernet_internimage_t_512_160k_ade20k"
 
 
 @pytest.mark.parametrize("format", ["cvat", "labelme", "label-maps"])
@@ -362,9 +375,7 @@ def test_other_formats_and_a_split_become_label_maps_that_train(format, tmp_path
     root, content = make(tmp_path / "own", format, images=6)
     before = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
     out = tmp_path / "own.py"
-    own_data.main(
-        [str(UPERNET), "--data-root", str(root), "--train", "images", ANNOTATIONS[format], "--output", str(out)]
-    )
+    own_data.main([UPERNET, "--data-root", str(root), "--train", "images", ANNOTATIONS[format], "--output", str(out)])
     assert f"{format}, 3 classes, train 4 images, val 2 images" in capsys.readouterr().out
     assert sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*")) == before
     init_default_scope("mmseg")

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from ...errors import ArgumentParser, UserError
 from ...files import check_writable
+from ...model_source import find_config
 from .loading import OwnData
 from .readers import READERS
 
@@ -123,7 +124,7 @@ auto_scale_lr = dict(base_batch_size={batch * processes})
 def run(own_config: Callable, task: str, order: tuple[str, str], argv: Sequence[str] | None, *flags: str) -> None:
     """The command line of a task's `own_config`; `order` names the values of --train, `flags` are the task's own."""
     parser = ArgumentParser(description=f"Write a configuration for your own data: {', '.join(READERS)}.")
-    parser.add_argument("base", help="configuration to start from")
+    parser.add_argument("base", help="configuration to start from, or its name")
     parser.add_argument("--data-path", "--data-root", dest="data_root", required=True, help="folder of the data set")
     parser.add_argument("--train", nargs=2, metavar=order, help="relative to --data-root; defaults to its data.yaml")
     parser.add_argument("--val", nargs=2, metavar=order, help="defaults to a fifth of the training images")
@@ -142,6 +143,6 @@ def run(own_config: Callable, task: str, order: tuple[str, str], argv: Sequence[
         parser.error("--few-images is the size of the images in pixels, at least 32, such as 224")
     check_writable(options["out"])
     halves = [half for half in (options.pop("train"), options.pop("val")) if half]
-    base, out, root = options.pop("base"), options.pop("out"), options.pop("data_root")
+    base, out, root = find_config(options.pop("base")).config, options.pop("out"), options.pop("data_root")
     out.write_text(own_config(base, out, root, *halves, **options), encoding="utf-8")
     print(f"wrote {out}; train with: python {task}/train.py {out}")

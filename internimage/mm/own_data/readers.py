@@ -150,6 +150,11 @@ def _read_yolo(path: Path, images: Path | str, problems: Problems) -> Found:
         texts = {Path("".join(part)): Path(part[0] + (part[1] and "/labels/") + part[2]) for part in parts}
     else:
         texts = {image: path / image.relative_to(images) for image in image_files(images)}
+    for labels, folder in {text.parent: image.parent for image, text in texts.items()}.items():
+        stems = {file.stem for file in folder.iterdir()} | {"classes", "_darknet", "train", "val", "test"}
+        for file in sorted(labels.glob("*.txt")):
+            if file.stem not in stems:
+                problems.add("note", "annotations without image", file)
     objects = {image: _yolo_objects(text.with_suffix(".txt"), classes, problems) for image, text in texts.items()}
     return classes, [Scene(image, None, [*found], normalized=True) for image, found in objects.items()]
 
@@ -161,7 +166,9 @@ def _yolo_objects(file: Path, classes: list[str], problems: Problems) -> Iterato
             label, *values = [float(word) for word in line.split()] or [0.0]
         except ValueError:
             label, values = 0.0, [0.0]
-        if len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0):
+        if max(values, default=0) > 2:
+            problems.add("stops", "coordinates in pixels, not as fractions of the image", f"line {number} of {file}")
+        elif len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0):
             name = classes[int(label)] if label in range(len(classes)) else f"class {label:g}"
             x, y, width, height = values[:4]
             box = (x - width / 2, y - height / 2, width, height) if len(values) == 4 else None
