@@ -8,6 +8,7 @@ from mmengine.dist import barrier, get_rank, master_only
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
 from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
@@ -89,6 +90,11 @@ class CheckedRunner(Runner):
     saved_iter = 0
     _testing = _stopping = False
     _stop_request: StopRequest | None = None  # while it trains
+
+    def __init__(self, *args, **kwargs) -> None:
+        # mmengine names scopes by configuration and second: one of the other task may have this run's name.
+        DefaultScope._instance_dict.clear()
+        super().__init__(*args, **kwargs)
 
     def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
         """Register a hook; `SafeCheckpointHook` and `ResumableEarlyStopping` replace mmengine's."""
