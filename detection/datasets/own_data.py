@@ -83,7 +83,7 @@ def own_config(
     if boxes_only and "mask_head" in config["model"].get("roi_head", {}):
         lines.insert(0, "model['roi_head'].update(mask_head=None, mask_roi_extractor=None)")
     edits = {"with_mask": False} if boxes_only else {}
-    return config_text(base, out, data, lines, datasets, edits, preset=_FEW_IMAGES, **options)
+    return config_text(base, config, out, data, lines, datasets, edits, preset=_FEW_IMAGES, **options)
 
 
 @exit_on_user_error

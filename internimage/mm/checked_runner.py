@@ -1,6 +1,7 @@
 """mmengine's runner with strict and safe checkpoints, training that can stop at any step, and several CPU processes."""
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -8,7 +9,6 @@ from mmengine.dist import barrier, get_rank, master_only
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DefaultScope
 from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
@@ -92,9 +92,9 @@ class CheckedRunner(Runner):
     _stop_request: StopRequest | None = None  # while it trains
 
     def __init__(self, *args, **kwargs) -> None:
-        # mmengine names scopes by configuration and second: one of the other task may have this run's name.
-        DefaultScope._instance_dict.clear()
-        super().__init__(*args, **kwargs)
+        # mmengine finds scopes, loggers and visualizers again by this name; two runs of one second would share them.
+        name = kwargs.get("experiment_name") or Path(getattr(kwargs.get("cfg"), "filename", None) or "run").stem
+        super().__init__(*args, **{**kwargs, "experiment_name": f"{name}_{os.getpid()}_{time.time_ns()}"})
 
     def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
         """Register a hook; `SafeCheckpointHook` and `ResumableEarlyStopping` replace mmengine's."""
@@ -104,9 +104,9 @@ class CheckedRunner(Runner):
         super().register_hook(hook, priority)
 
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
-        """Build a visualizer under a name of its own; mmengine would take that of an earlier run, with its folder."""
+        """Build a visualizer under this run's name; mmengine would take that of an earlier run, with its folder."""
         if isinstance(visualizer, dict):
-            visualizer = {**visualizer, "name": f"{self._log_dir} {os.getpid()}"}
+            visualizer = {**visualizer, "name": self.experiment_name}
         return super().build_visualizer(visualizer)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

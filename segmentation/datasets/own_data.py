@@ -116,7 +116,7 @@ def own_config(base: str | Path, out: str | Path, data_root: str | Path, *halves
     if preprocessor:
         lines.insert(0, f"model['data_preprocessor'] = {preprocessor}")
     edits = {"num_classes": len(data.classes)}
-    return config_text(base, out, data, lines, datasets, edits, preset=_FEW_IMAGES, **options)
+    return config_text(base, config, out, data, lines, datasets, edits, preset=_FEW_IMAGES, **options)
 
 
 @exit_on_user_error

@@ -61,12 +61,19 @@ def _class_numbers(node: object, path: str, new: int, old: int = 0, *, in_list: 
 
 
 def config_text(
-    base: Path, out: Path, data: OwnData, lines: Sequence[str], datasets: dict[str, str], edits: dict, **options: object
+    base: Path,
+    config: dict,
+    out: Path,
+    data: OwnData,
+    lines: Sequence[str],
+    datasets: dict[str, str],
+    edits: dict,
+    **options: object,
 ) -> str:
     """The text of a configuration that trains `base` on a data set.
 
     Args:
-        base, out: configuration to inherit, and path of the new one.
+        base, config, out: configuration to inherit, its content, and path of the new one.
         data: the data set.
         lines: of the task, after the model.
         datasets: arguments of the data sets of `train` and `val`, as text, without their pipelines.
@@ -77,7 +84,7 @@ def config_text(
     Raises:
         UserError: `few_images`, and the test pipeline of the base has no scale.
     """
-    config, count, processes = read_base(base), len(data.classes), options.get("processes", 1)
+    count, processes = len(data.classes), options.get("processes", 1)
     few = read_base(options["preset"]) if (size := options.get("few_images")) else {}
     batch = min(config["train_dataloader"]["batch_size"], len(data.scenes["train"]))  # an incomplete one is dropped
     batch, factor = min(batch, few.get("batch_size", batch)), few.get("lr_factor", 1)

@@ -199,19 +199,21 @@ def _numbers(values: object) -> int:
 
 def _split(scenes: list[Scene]) -> tuple[list[Scene], list[Scene]]:
     """Training and validation: the same at every call, and every class in both if two images have it."""
-    order, val = sorted(scenes, key=lambda scene: str(scene.image)), []
+    order, val, covered = sorted(scenes, key=lambda scene: str(scene.image)), {}, set()
     np.random.default_rng(0).shuffle(order)
     left = Counter(name for scene in order for name in scene.present)  # images of each class in training
     for name in [*sorted(left, key=lambda name: (left[name], name)), None]:  # the rarest first, then any
         for scene in order:
-            wanted = len(val) * 5 < len(order) if name is None else not any(name in taken.present for taken in val)
-            fits = scene not in val and all(left[other] > 1 for other in scene.present) and len(val) < len(order) // 2
-            if wanted and fits and (name is None or name in scene.present):
+            if name in covered or len(val) >= len(order) // 2 or (name is None and len(val) * 5 >= len(order)):
+                break
+            fits = scene not in val and all(left[other] > 1 for other in scene.present)
+            if fits and (name is None or name in scene.present):
                 left.subtract(scene.present)
-                val.append(scene)
+                val[scene] = None
+                covered |= scene.present
     if not val:
         raise UserError(f"{len(order)} images are too few to split a validation set off; give one by --val")
-    return [scene for scene in order if scene not in val], val
+    return [scene for scene in order if scene not in val], [*val]
 
 
 def to_rle(outline: list[list[float]] | dict, size: tuple[int, int]) -> dict:
