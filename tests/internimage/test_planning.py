@@ -42,13 +42,16 @@ SIZE = 64
 
 
 def measured_peak(build: Callable[[], nn.Module], batch: int, amp: str, wrap: Callable = lambda model: model) -> int:
-    """The most bytes allocated at once in the second step."""
+    """The most bytes allocated at once in a step after the first.
+
+    The least of three: threads of gloo free buffers late on a busy machine, which adds a fifth now and then.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = wrap(build().train())
         # As on a GPU: without the temporary tensors of the plain optimizer.
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         images, labels = torch.randn(batch, 3, SIZE, SIZE), torch.zeros(batch, dtype=torch.long)
-        for _ in range(2):
+        for _ in range(4):
             with torch.profiler.record_function("one step"):
                 optimizer.zero_grad(set_to_none=True)
                 with torch.autocast("cpu", DTYPES[amp], enabled=amp != "fp32"):
@@ -64,8 +67,8 @@ def measured_peak(build: Callable[[], nn.Module], batch: int, amp: str, wrap: Ca
             now += event.nbytes()
             if peaks:
                 peaks[-1] = max(peaks[-1], now)
-    assert len(peaks) == 2
-    return peaks[1]
+    assert len(peaks) == 4
+    return min(peaks[1:])
 
 
 def sharded(model: nn.Module, amp: str) -> nn.Module:
