@@ -4,7 +4,8 @@ mmcv-lite is mmcv without its compiled module, which `mmcv.ops` imports. This mo
 one is installed. `nms` and `roi_align_*` (all that Mask R-CNN and Cascade need) call torchvision's kernels,
 `bbox_overlaps`, for mmdet's analysis tools, mmcv's PyTorch code. mmcv calls
 `ms_deform_attn_*` and `sigmoid_focal_loss_*` on a GPU only: the first are CUDA kernels of `ops_dcnv3`, or without its
-CUDA library the DCNv3 operator (`ms_deform_attn.py`), the second PyTorch. Any other operator raises an error when it is
+CUDA library the DCNv3 operator (`ms_deform_attn.py`), the second PyTorch. mmdet3d's camera detectors also need
+`nms_rotated` (`rotated.py`) and `modulated_deform_conv_*` (torchvision). Any other operator raises an error when it is
 called. Arguments and results are those of mmcv 2.1's compiled functions: outputs are written in place.
 """
 
@@ -24,6 +25,7 @@ from ops_dcnv3 import attention
 
 from ..errors import UserError
 from ..ms_deform_attn import has_kernel, ms_deform_attn
+from . import rotated
 
 __all__ = ["install", "speed_up_attention"]
 
@@ -161,6 +163,64 @@ def sigmoid_focal_loss_backward(
     grad_input.copy_(_gradients(loss_of, (input,), torch.ones_like(input))[0])
 
 
+def nms_rotated(
+    dets: Tensor, scores: Tensor, order: Tensor, dets_sorted: Tensor, labels: Tensor, iou_threshold: float, multi: bool
+) -> Tensor:
+    """Return the indices of the boxes `(N, 5)`, or `(N, 6)` with labels, that are kept, by falling score."""
+    boxes = dets[:, :5]
+    if multi:  # boxes of two labels are moved apart
+        apart = boxes[:, :2].abs().max() * 2 + boxes[:, 2:4].max() * 2
+        boxes = torch.cat([boxes[:, :1] + dets[:, 5:] * apart, boxes[:, 1:]], 1)
+    return rotated.nms_rotated(boxes, scores, iou_threshold)
+
+
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    **settings: int,
+) -> None:
+    """DCNv2 (Zhu et al., 2019) of `input` `(N, C, H, W)` into `output`; torchvision has mmcv's order of offsets."""
+    bias = bias if settings["with_bias"] else weight.new_zeros(len(weight))
+    output.copy_(torch.ops.torchvision.deform_conv2d(input, weight, offset, mask, bias, *_convolution(settings)))
+
+
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    **settings: int,
+) -> None:
+    """Gradients of `modulated_deform_conv_forward`, into the `grad_*` tensors."""
+    tensors = grad_output, input, weight, offset, mask, bias
+    grads = torch.ops.torchvision._deform_conv2d_backward(*tensors, *_convolution(settings))
+    for target, grad in zip((grad_input, grad_weight, grad_offset, grad_mask), grads):
+        target.copy_(grad)
+    if settings["with_bias"]:
+        grad_bias.copy_(grad_output.sum((0, 2, 3)))
+
+
+def _convolution(settings: dict[str, int]) -> tuple[int | bool, ...]:
+    """mmcv's arguments of a convolution in torchvision's order, the last of which says that there is a mask."""
+    steps = [settings[f"{name}_{side}"] for name in ("stride", "pad", "dilation") for side in "hw"]
+    return *steps, settings["group"], settings["deformable_group"], True
+
+
 _OPERATORS = {
     function.__name__: function
     for function in (
@@ -172,6 +232,9 @@ _OPERATORS = {
         ms_deform_attn_backward,
         sigmoid_focal_loss_forward,
         sigmoid_focal_loss_backward,
+        nms_rotated,
+        modulated_deform_conv_forward,
+        modulated_deform_conv_backward,
     )
 } | {
     # mmengine and mmdet print these in their logs.
