@@ -108,7 +108,7 @@ def make_tiny_nuscenes(root: Path, frames: int = 2, seed: int = 0) -> None:
             pose = add("ego_pose", timestamp=sample["timestamp"], rotation=[1.0, 0, 0, 0], translation=list(position))
             for name, turn, place, calibrated in sensors:
                 ending = "pcd.bin" if name == "LIDAR_TOP" else "jpg"
-                file = f"samples/{name}/{scene['name']}_{frame}.{ending}"
+                file = f"samples/{name}/{scene['name']}__{name}__{frame}.{ending}"
                 (root / file).parent.mkdir(parents=True, exist_ok=True)
                 if name == "LIDAR_TOP":
                     (root / file).write_bytes(b"")

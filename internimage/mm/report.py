@@ -215,4 +215,8 @@ def _evaluate_pixels(rows: list[dict], dataset: Dataset, what: str) -> Iterator[
     return evaluation(what, "pixels", names, units, _tiles(pictures), len(pictures))
 
 
-_TASKS = {"detection": (_collect_objects, _evaluate_objects), "segmentation": (_collect_pixels, _evaluate_pixels)}
+_TASKS = {
+    "detection": (_collect_objects, _evaluate_objects),
+    "segmentation": (_collect_pixels, _evaluate_pixels),
+    "3D detection": (lambda *_: {}, None),  # curves alone: nuScenes' devkit prints its own tables
+}

@@ -7,7 +7,7 @@ __all__ = ["nms_rotated", "rotated_iou"]
 
 
 def _corners(boxes: Tensor) -> Tensor:
-    """The corners `(N, 4, 2)` of boxes `(N, 5)`: centre, width, height and angle in radians, in one turning sense."""
+    """The corners `(N, 4, 2)` of boxes `(N, 5)`: centre, width, height and angle in radians, turning one way."""
     centre, size, angle = boxes[:, None, :2], boxes[:, None, 2:4], boxes[:, 4, None]
     x, y = (size * boxes.new_tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])).unbind(-1)
     sin, cos = angle.sin(), angle.cos()
@@ -19,13 +19,13 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _clipped_edges(of: Tensor, by: Tensor, closed: bool) -> Tensor:
-    """Twice the area that the edges of `of` inside `by` sweep from the origin; both `(..., 4, 2)`, one sense of turning.
+    """Twice the area that the edges of `of` inside `by` sweep from the origin; both `(..., 4, 2)`, turning one way.
 
     An edge that lies on one of `by` counts only if `closed` and both run the same way.
     """
     start, along = of[..., :, None, :], (of.roll(-1, -2) - of)[..., :, None, :]
     side = (by.roll(-1, -2) - by)[..., None, :, :]
-    # The signed distance from a side of `by` along an edge is inside + t * slope: the edge is cut to first <= t <= last.
+    # Along an edge the signed distance from a side of `by` is inside + t * slope: it is cut to first <= t <= last.
     inside, slope = _cross(side, start - by[..., None, :, :]), _cross(side, along)
     cut = -inside / torch.where(slope == 0, 1, slope)
     first = torch.where(slope > 0, cut, 0).amax(-1).clamp(0, 1)

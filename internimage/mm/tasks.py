@@ -15,7 +15,7 @@ from ..predictor import Predictor
 from ..results import DetectionResult, SegmentationResult
 from ..sources import Picture
 
-__all__ = ["DETECTION", "SEGMENTATION", "PicturesHook", "Task", "find_task"]
+__all__ = ["DETECTION", "SEGMENTATION", "PicturesHook", "Task", "find_task", "is_mmdet3d"]
 
 
 _TTA_SCALES = (0.8, 1.0, 1.2)
@@ -31,6 +31,8 @@ class PicturesHook(Hook):
         """Draw the annotations and the predictions of a batch."""
         for sample in outputs:
             image, path = mmcv.imread(sample.img_path, channel_order="rgb"), Path(sample.img_path)
+            if is_mmdet3d(runner.cfg):  # which draws on the image that the camera's scaled intrinsics belong to
+                image = {"img": mmcv.imresize(image, sample.img_shape[:2][::-1])}
             runner.visualizer.add_datasample(path.stem, image, sample, out_file=str(self.folder / path.name))
 
 
@@ -108,9 +110,16 @@ Task = _Detection | _Segmentation
 DETECTION, SEGMENTATION = _Detection(), _Segmentation()
 
 
+def is_mmdet3d(config: Config) -> bool:
+    """Whether a configuration is one of mmdet3d: a task of `DETECTION`, for training and testing only."""
+    return config.get("default_scope") == "mmdet3d"
+
+
 def find_task(config: Config) -> Task:
     """The task of a configuration. Raises `UserError` if it is not one of mmdet or mmseg."""
     scope = config.get("default_scope")
+    if is_mmdet3d(config):
+        raise UserError("a configuration of mmdet3d can be trained and tested here; predict with mmdet3d.apis")
     if scope not in ("mmdet", "mmseg"):
         raise UserError(f"the configuration has default_scope={scope!r}; expected 'mmdet' or 'mmseg'")
     return DETECTION if scope == "mmdet" else SEGMENTATION

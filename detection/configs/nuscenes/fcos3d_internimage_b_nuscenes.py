@@ -1,4 +1,4 @@
-"""FCOS3D (Wang et al., 2021) with InternImage-B on nuScenes, 12 epochs, one camera at a time. Ours; none was released."""
+"""FCOS3D (Wang et al., 2021) with InternImage-B on nuScenes, 12 epochs, one camera at a time. Ours, not released."""
 
 _base_ = "./fcos3d_internimage_t_nuscenes.py"
 

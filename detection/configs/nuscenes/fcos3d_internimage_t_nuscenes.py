@@ -1,4 +1,4 @@
-"""FCOS3D (Wang et al., 2021) with InternImage-T on nuScenes, 12 epochs, one camera at a time. Ours; none was released."""
+"""FCOS3D (Wang et al., 2021) with InternImage-T on nuScenes, 12 epochs, one camera at a time. Ours, not released."""
 
 _base_ = ["mmdet3d::_base_/models/fcos3d.py", "../_base_/nuscenes.py"]
 
