@@ -186,8 +186,8 @@ def modulated_deform_conv_forward(
     **settings: int,
 ) -> None:
     """DCNv2 (Zhu et al., 2019) of `input` `(N, C, H, W)` into `output`; torchvision has mmcv's order of offsets."""
-    bias = bias if settings["with_bias"] else weight.new_zeros(len(weight))
-    output.copy_(torch.ops.torchvision.deform_conv2d(input, weight, offset, mask, bias, *_convolution(settings)))
+    tensors = input, weight, offset, mask, _bias(bias, weight)
+    output.copy_(torch.ops.torchvision.deform_conv2d(*tensors, *_convolution(settings)))
 
 
 def modulated_deform_conv_backward(
@@ -207,12 +207,17 @@ def modulated_deform_conv_backward(
     **settings: int,
 ) -> None:
     """Gradients of `modulated_deform_conv_forward`, into the `grad_*` tensors."""
-    tensors = grad_output, input, weight, offset, mask, bias
+    tensors = grad_output, input, weight, offset, mask, _bias(bias, weight)
     grads = torch.ops.torchvision._deform_conv2d_backward(*tensors, *_convolution(settings))
     for target, grad in zip((grad_input, grad_weight, grad_offset, grad_mask), grads):
         target.copy_(grad)
     if settings["with_bias"]:
         grad_bias.copy_(grad_output.sum((0, 2, 3)))
+
+
+def _bias(bias: Tensor, weight: Tensor) -> Tensor:
+    """The bias; zeros where mmcv passes an empty tensor."""
+    return bias if len(bias) else weight.new_zeros(len(weight))
 
 
 def _convolution(settings: dict[str, int]) -> tuple[int | bool, ...]:

@@ -1,19 +1,23 @@
 """The stand-in for mmcv's compiled module, called through mmcv's own functions where these run on a CPU."""
 
 import importlib.util
+import math
 import sys
 
 import detection.models  # noqa: F401 - isort: skip - before mmcv.ops
 import mmcv.ops
 import pytest
+import shapely
 import torch
 import torchvision
 from mmcv.ops.focal_loss import SigmoidFocalLossFunction
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+from shapely import Polygon, affinity
 from torch import Tensor
 
 from internimage.errors import UserError
 from internimage.mm import mmcv_ext
+from internimage.mm.rotated import rotated_iou
 
 
 def boxes(count: int, size: float = 60, seed: int = 0) -> Tensor:
@@ -153,3 +157,93 @@ def test_a_missing_mmcv_names_the_requirements(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", no_parent)
     with pytest.raises(UserError, match=r"\[mm\]"):
         mmcv_ext.install()
+
+
+# Rotated boxes: shapely computes what is expected
+
+
+def rotated(count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centre, size = 3 * torch.rand(count, 2, generator=generator), 0.3 + 3 * torch.rand(count, 2, generator=generator)
+    return torch.cat([centre, size, 7 * torch.rand(count, 1, generator=generator)], 1).double()
+
+
+def shape(box: Tensor) -> Polygon:
+    x, y, width, height, angle = box.tolist()
+    rectangle = shapely.box(-width / 2, -height / 2, width / 2, height / 2)
+    return affinity.translate(affinity.rotate(rectangle, angle, (0, 0), use_radians=True), x, y)
+
+
+def shared(first: Polygon, second: Polygon) -> float:
+    return first.intersection(second).area / first.union(second).area
+
+
+def test_the_iou_of_rotated_boxes_is_that_of_their_shapes():
+    first, second = rotated(300), rotated(300, seed=1)
+    expected = torch.tensor([shared(shape(a), shape(b)) for a, b in zip(first, second)], dtype=torch.float64)
+    assert 0.3 < (expected > 0).double().mean() < 1
+    torch.testing.assert_close(rotated_iou(first, second), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ([0, 0, 4, 2, 0], 1),  # every edge coincides
+        ([0, 0, 2, 4, math.pi / 2], 1),
+        ([0, 0, 4, 2, math.pi], 1),
+        ([0, 0, 2, 2, 0], 1 / 2),  # inside, two edges coincide
+        ([1, 0, 2, 2, 0], 1 / 2),
+        ([4, 0, 4, 2, 0], 0),  # side by side
+        ([4, 2, 4, 2, 0], 0),  # touches at a corner
+        ([0, 0, 1, 1, 0.3], 1 / 8),
+        ([90, 0, 1, 1, 0], 0),
+    ],
+    ids=str,
+)
+def test_edges_that_coincide_count_once(other, expected):
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 2.0, 0.0], other], dtype=torch.float64)
+    for pair in (boxes, boxes + torch.tensor([500.0, -300.0, 0, 0, 0])):
+        assert rotated_iou(pair[:1], pair[1:]).item() == pytest.approx(expected, abs=1e-12)
+        assert rotated_iou(pair[1:], pair[:1]).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+def test_rotated_nms_keeps_what_the_greedy_rule_keeps(threshold):
+    boxes, scores = rotated(120).float(), torch.rand(120, generator=torch.Generator().manual_seed(2))
+    shapes, left, expected = [shape(box) for box in boxes], scores.argsort(descending=True).tolist(), []
+    while left:
+        expected.append(left.pop(0))
+        left = [i for i in left if shared(shapes[expected[-1]], shapes[i]) <= threshold]
+    kept, indices = mmcv.ops.nms_rotated(boxes, scores, threshold)
+    assert indices.tolist() == expected and 5 < len(expected) < 115
+    torch.testing.assert_close(kept, torch.cat([boxes, scores[:, None]], 1)[indices])
+
+
+def test_rotated_boxes_of_two_labels_do_not_suppress_each_other():
+    boxes, scores = rotated(1).repeat(3, 1).float(), torch.tensor([0.9, 0.8, 0.7])
+    indices = mmcv.ops.nms_rotated(boxes, scores, 0.5, labels=torch.tensor([0.0, 1.0, 1.0]))[1]
+    assert indices.tolist() == [0, 1]
+
+
+# DCNv2
+
+
+@pytest.mark.parametrize(("bias", "groups"), [(True, 1), (False, 2)])
+def test_modulated_deformable_convolution_is_torchvisions(bias, groups):
+    torch.manual_seed(0)
+    layer = mmcv.ops.ModulatedDeformConv2d(
+        4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=groups, deform_groups=2, bias=bias
+    )
+    x = torch.randn(2, 4, 9, 11, requires_grad=True)
+    rows, columns = 5, 7
+    offset = torch.randn(2, 2 * 2 * 15, rows, columns, requires_grad=True)
+    mask = torch.rand(2, 2 * 15, rows, columns, requires_grad=True)
+    if bias:
+        torch.nn.init.normal_(layer.bias)
+    inputs = [x, offset, mask, *layer.parameters()]
+    output = layer(x, offset, mask)
+    expected = torchvision.ops.deform_conv2d(x, offset, layer.weight, layer.bias, (2, 1), (1, 2), (1, 2), mask)
+    torch.testing.assert_close(output, expected)
+    weights = torch.randn_like(output)
+    for ours, theirs in zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (output, expected))):
+        torch.testing.assert_close(ours, theirs)
