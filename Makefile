@@ -29,7 +29,8 @@ demo-detection: $(VENV)/.installed-mm
 demo-segmentation: $(VENV)/.installed-mm
 	$(RUN) -m segmentation.demo
 
-# In the order of the folders: by numbers of tests, files of few slow tests came last and kept one core waiting.
+# In the order of collection, long files first: by numbers of tests, files of few slow tests came last and kept one core
+# waiting.
 test: setup
 	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 

@@ -1,8 +1,12 @@
 """Settings of the whole suite."""
 
+import functools
 import gc
+import inspect
 import os
+import re
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
@@ -15,6 +19,19 @@ import torch
 if not torch.cuda.is_available():
     # Tests that build the package build its CPU kernels; those of CUDA have tests of their own.
     os.environ.setdefault("OPS_DCNV3_NO_CUDA", "1")
+
+
+@functools.cache
+def _forks(module: ModuleType) -> bool:
+    return re.search("fork|two_processes", inspect.getsource(module)) is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that fork, so that no child inherits the process groups and threads of an earlier file.
+
+    Most of the long ones are among them, for which none should wait at the end.
+    """
+    items.sort(key=lambda item: not _forks(item.module))
 
 
 def pytest_collection_finish() -> None:

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from ports import free_port
 from torch import nn
 
 from classification import train
@@ -112,9 +112,7 @@ def two_processes(
     folder: Path, *arguments: str, main: Callable[..., None] = train.main, slurm: bool = False, count: int = 2
 ) -> list[tuple[int, str]]:
     """Exit code and output of `main(arguments)` in two (or `count`) processes, as torchrun or srun would start them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     size, rank, local = "WORLD_SIZE", "RANK", "LOCAL_RANK"
     if slurm:
         size, rank, local = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"

@@ -1,17 +1,16 @@
 """Two processes of one training, forked from the test: starting them anew would take longer than the training."""
 
 import os
-import socket
 from collections.abc import Callable
+
+from ports import free_port
 
 __all__ = ["in_two_processes"]
 
 
 def in_two_processes(work: Callable[[], int]) -> list[int]:
     """The exit codes of two processes of one training."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     children = []
     for rank in range(2):
         children.append(os.fork())

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ import torch._dynamo  # DTensor imports it: once here, before the forks
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from ports import free_port
 from processes import in_two_processes
 from small_detectors import small
 from torch import distributed
@@ -71,15 +71,6 @@ TASKS = {
 }
 
 
-def free_ports(count: int) -> list[str]:
-    """One for each process group, since the last one's may still be in use."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def start(case: SimpleNamespace, config: Path, run: str, *options: str) -> int:
     """Train; return the exit code."""
     command = [str(config), "--work-dir", str(config.parent / run), "--launcher", "pytorch", *options]
@@ -125,7 +116,7 @@ def test_processes_that_share_a_model_train_stop_and_go_on(name, mode, tmp_path,
     ]
     if mode == "zero":  # the checkpoint of another mode
         runs.append(("moved", 0, ["fsdp", "--resume", str(tmp_path / "whole" / case.first)]))
-    ports = free_ports(len(runs))
+    ports = [free_port() for _ in runs]  # the last group's may still be in use
 
     def work() -> int:
         for (run, expected, options), port in zip(runs, ports):

@@ -1,9 +1,12 @@
 """The CUDA kernels as nvcc makes them: every architecture, registers, spills and instruction counts. Nothing is run."""
 
+import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -19,6 +22,27 @@ static_cuda = importlib.util.module_from_spec(spec)
 first_path = sys.path[0]
 spec.loader.exec_module(static_cuda)
 sys.path[0] = first_path
+compile_anew = static_cuda.compiled
+
+
+def compiled(source: str, capability: str) -> dict[str, static_cuda.Code]:
+    """What the compiler made of sources; it stays in a temporary folder under a hash of all that it depends on."""
+    toolkit = build.find_toolkit()
+    digest = hashlib.sha256(repr([source, capability, toolkit.version, toolkit.nvcc.stat().st_mtime]).encode())
+    own = [Path(build.__file__), Path(static_cuda.__file__)]
+    for file in sorted([*own, *(build.CSRC / "cuda").iterdir(), *build.CSRC.glob("*.h")]):
+        digest.update(file.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"dcnv3_cuda_static_{os.getuid()}"
+    target = folder / f"{Path(source).stem}_{capability}_{digest.hexdigest()[:16]}.json"
+    if not target.exists():
+        folder.mkdir(exist_ok=True)
+        partial = Path(f"{target}.{os.getpid()}")
+        partial.write_text(json.dumps(compile_anew(source, capability)))
+        os.replace(partial, target)
+    return {symbol: static_cuda.Code(*figures) for symbol, figures in json.loads(target.read_text()).items()}
+
+
+static_cuda.compiled = compiled
 
 
 def missing() -> str | None:
