@@ -278,6 +278,10 @@ def read_classes(path: str | Path) -> dict[str, list]:
 def _read_maps(path: Path, images: Path, problems: Problems) -> Found:
     """Images, and label maps `.png` of the same names whose values are the classes."""
     names = [file.relative_to(images) for file in image_files(images)]
+    stems = {name.with_suffix("") for name in names}
+    for file in sorted(path.rglob("*.png")):
+        if file.relative_to(path).with_suffix("") not in stems:
+            problems.add("note", "label maps without image", file)
     return None, [Scene(images / name, labels=path / name.with_suffix(".png")) for name in names]
 
 
@@ -286,8 +290,11 @@ def _read_cvat(path: Path, images: Path, problems: Problems) -> Found:
     table, stems = color_table(path.parent / "labelmap.txt"), _by_stem(images)
     colors = {red << 16 | green << 8 | blue: label for label, (red, green, blue) in enumerate(table.values())}
     colors.setdefault(224 << 16 | 224 << 8 | 192, 255)  # VOC's border between objects is ignored
-    labels = _by_stem(path).items()
-    return [*table], [Scene(stems.get(key, images / f"{key}.jpg"), labels=file, colors=colors) for key, file in labels]
+    labels = _by_stem(path)
+    for key in sorted(stems.keys() - labels):
+        problems.add("note", "images without label map, left out", stems[key])
+    scenes = [Scene(stems.get(key, images / f"{key}.jpg"), labels=file, colors=colors) for key, file in labels.items()]
+    return [*table], scenes
 
 
 READERS = {
