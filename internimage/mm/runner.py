@@ -24,6 +24,7 @@ from .checkpoints import find_checkpoints, on_main
 from .checks import add_config, check_classes, check_data_files, explained, explained_empty, read_config
 from .predictor import add_model_arguments, resolve_model
 from .report import ReportHook
+from .schedule import ScheduleHook
 from .sharding import MODES, configure_sharding
 from .tasks import DETECTION, SEGMENTATION, PicturesHook, Task
 
@@ -82,6 +83,7 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
     runner = CheckedRunner.from_cfg(config)
     if "train" in phases:
         on_main(lambda: lock_run(runner.work_dir))
+        runner.register_hook(ScheduleHook())
     if config.get("report", True):
         runner.register_hook(ReportHook(task.name))
     for phase in phases:
