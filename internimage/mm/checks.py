@@ -243,6 +243,8 @@ def explained() -> Iterator[None]:
             raise
         raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
     except RuntimeError as error:
+        if "negative dimension" in str(error):
+            raise UserError(f"a size of the model is negative, such as num_classes; correct it ({error})") from error
         if not str(error).startswith("DataLoader timed out"):
             raise
         raise UserError(

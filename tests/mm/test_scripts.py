@@ -388,6 +388,8 @@ def test_a_wrong_class_count_names_head_and_data(trained, tmp_path, capsys):
     name = head.removeprefix("model.").removesuffix(".num_classes")
     classes = names.count(",") + 1
     assert f"{name} has num_classes={count}, train_dataloader has {classes} classes ({names})" in message
+    message = fails(capsys, train, trained.task, trained.config, *options[:-1], f"{head}=-3")
+    assert "a size of the model is negative, such as num_classes; correct it" in message
 
 
 def without_an_image(data):
