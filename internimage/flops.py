@@ -26,8 +26,8 @@ def count_parameters(model: nn.Module) -> int:
 
 def describe_size(parameters: int, operations: int) -> str:
     """Both numbers in millions or billions, such as `29.95 M parameters, 4.9 GFLOPs`."""
-    unit, letter = (1e9, "G") if operations >= 1e9 else (1e6, "M")
-    return f"{parameters / 1e6:.2f} M parameters, {operations / unit:.1f} {letter}FLOPs"
+    size = f"{operations / 1e9:.1f} G" if operations >= 1e9 else f"{operations / 1e6:.1f} M"
+    return f"{parameters / 1e6:.2f} M parameters, {size}FLOPs"
 
 
 @torch.no_grad()

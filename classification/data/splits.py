@@ -92,11 +92,10 @@ def _open_both(config: CfgNode, root: Path, train: bool, report: Report) -> Spli
 
 def _unsplit(root: Path) -> Path | None:
     """The folder of class folders, `train/` or the root, of a data set without evaluation images; else None."""
-    names = [name.lower() for name in class_folders(root)]
     folder = root / "train" if (root / "train").is_dir() else root
-    split = any(name.startswith(("train", "val", "test")) for name in names if folder == root or name != "train")
-    lists = [name for both in _LISTS.values() for name in both if (root / name).is_file()]
-    return None if split or lists or len(class_folders(folder)) < 2 else folder
+    others = any(name.lower().startswith(("train", "val", "test")) for name in {*class_folders(root)} - {"train"})
+    lists = any((root / name).is_file() for names in _LISTS.values() for name in names)
+    return None if others or lists or len(class_folders(folder)) < 2 else folder
 
 
 def _split(folder: Path, train: bool, report: Report) -> Splits:
@@ -109,12 +108,9 @@ def _split(folder: Path, train: bool, report: Report) -> Splits:
     val = np.sort(np.concatenate([mine[: max(len(mine) > 1, round(len(mine) / 5))] for mine in classes]))
     if not len(val):
         raise UserError(f"{folder} has one image in each class, too few to split some off for evaluation; add images")
-    halves = np.setdiff1d(order, val), val
-    both = [Samples(folder, samples.names[half], samples.labels[half]) for half in halves]
-    report(
-        f"{folder} has no evaluation images beside it: {len(val)} of its {len(samples)} are split off, a fifth of "
-        f"each of {len(names)} classes, the same at every start; to choose them yourself, make train/ and val/"
-    )
+    what = f"{len(val)} of its {len(samples)}, a fifth of each class, are split off, the same ones at every start"
+    report(f"{folder} has no evaluation images beside it: {what}")
+    both = [Samples(folder, samples.names[half], samples.labels[half]) for half in (np.setdiff1d(order, val), val)]
     return Splits(both[0] if train else None, both[1], len(names), names)
 
 

@@ -281,7 +281,5 @@ def explained() -> Iterator[None]:
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel when training"):
             raise
-        raise UserError(
-            "BatchNorm cannot train on a batch of one image, which a layer has pooled to one pixel; set "
-            "train_dataloader.batch_size to at least 2 (--batch-size 2), with drop_last=True if single images are left"
-        ) from error
+        hint = "set train_dataloader.batch_size to at least 2, and drop_last=True if single images are left"
+        raise UserError(f"BatchNorm cannot train on a batch of one image; {hint}") from error

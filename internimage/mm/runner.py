@@ -24,9 +24,8 @@ from .checkpoints import find_checkpoints, on_main
 from .checks import add_config, check_classes, check_data_files, explained, explained_empty, read_config
 from .predictor import add_model_arguments, resolve_model
 from .report import ReportHook
-from .schedule import ScheduleHook
 from .sharding import MODES, configure_sharding
-from .tasks import DETECTION, SEGMENTATION, PicturesHook, Task
+from .tasks import DETECTION, SEGMENTATION, PicturesHook, ScheduleHook, Task
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"]
 

@@ -63,7 +63,7 @@ def test_without_evaluation_images_a_fifth_of_each_class_is_split_off(only_train
     assert sorted(first.val.dataset.samples.labels.tolist()) == [0, 0, 1, 1, 2, 2]
     for other in (again, evaluation):
         assert other.val.dataset.samples.names.tolist() == first.val.dataset.samples.names.tolist()
-    assert f"{tmp_path / 'train'} has no evaluation images beside it: 6 of its 29 are split" in capsys.readouterr().out
+    assert f"{tmp_path / 'train'} has no evaluation images beside it: 6 of its 29, a fifth" in capsys.readouterr().out
 
 
 def test_evaluation_reads_no_training_images(folder):

@@ -26,10 +26,7 @@ def read_base(base: Path) -> dict:
 
 
 def located(path: str | Path, out: Path) -> str:
-    """A path as text of the configuration `out`, which works from anywhere.
-
-    It is relative to the configuration if it lies below its folder or was given relative: both can be moved together.
-    """
+    """A path as text of the configuration `out`: relative to it, and moved with it, if given so or below its folder."""
     path, home = Path(path), out.resolve().parent
     if path.is_absolute() and not path.is_relative_to(out.absolute().parent):
         return repr(str(path))

@@ -290,11 +290,8 @@ def _read_cvat(path: Path, images: Path, problems: Problems) -> Found:
     table, stems = color_table(path.parent / "labelmap.txt"), _by_stem(images)
     colors = {red << 16 | green << 8 | blue: label for label, (red, green, blue) in enumerate(table.values())}
     colors.setdefault(224 << 16 | 224 << 8 | 192, 255)  # VOC's border between objects is ignored
-    labels = _by_stem(path)
-    for key in sorted(stems.keys() - labels):
-        problems.add("note", "images without label map, left out", stems[key])
-    scenes = [Scene(stems.get(key, images / f"{key}.jpg"), labels=file, colors=colors) for key, file in labels.items()]
-    return [*table], scenes
+    labels = _by_stem(path).items()
+    return [*table], [Scene(stems.get(key, images / f"{key}.jpg"), labels=file, colors=colors) for key, file in labels]
 
 
 READERS = {
