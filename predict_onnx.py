@@ -10,6 +10,7 @@ be copied and used without the rest of the project.
 import argparse
 import colorsys
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -216,16 +217,22 @@ def _tint(image: Image.Image, where: np.ndarray, color: tuple[int, int, int]) ->
     return Image.fromarray(pixels)
 
 
+def _enlarged(image: Image.Image) -> tuple[Image.Image, int]:
+    """A picture to write on, and the factor by which it is enlarged: text on small ones covers everything."""
+    factor = max(1, 320 // max(image.size))
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST), factor
+
+
 def classify(model: Model, image: Image.Image, threshold: float) -> Image.Image:
-    """Print the five most probable classes; return the picture with the name of the first."""
+    """Print the five most probable classes; return the picture with them."""
     logits = model(image)[0]["logits"].astype(np.float64)
     scores = np.exp(logits - logits.max())
     scores /= scores.sum()
     order = [label for label in np.argsort(-scores)[:5] if scores[label] >= threshold]
-    for label in order:
-        print(f"{scores[label]:7.2%}  {model.name(label)}")
-    if order:
-        ImageDraw.Draw(image).text((4, 4), f"{model.name(order[0])} {scores[order[0]]:.0%}", **_LABEL)
+    text = "\n".join(f"{scores[label]:7.2%}  {model.name(label)}" for label in order)
+    print(text)
+    image, _ = _enlarged(image)
+    ImageDraw.Draw(image).text((4, 4), text, **_LABEL)
     return image
 
 
@@ -241,8 +248,9 @@ def detect(model: Model, image: Image.Image, threshold: float) -> Image.Image:
     for i in found if "masks" in outputs else ():
         mask = paste_mask(outputs["masks"][i], boxes[i], *image.size)
         image = _tint(image, mask >= model.meta["mask_threshold"], model.color(labels[i]))
-    draw = ImageDraw.Draw(image)
-    for i in found:
+    image, factor = _enlarged(image)
+    boxes, draw = factor * boxes, ImageDraw.Draw(image)
+    for i in reversed(found):  # the highest score on top
         draw.rectangle(list(boxes[i]), outline=model.color(labels[i]), width=max(1, max(image.size) // 400))
         place = boxes[i][0] + 2, max(0, boxes[i][1] - 12)
         draw.text(place, f"{model.name(labels[i])} {scores[i]:.0%}", **_LABEL)
@@ -275,7 +283,7 @@ def show(load: Callable[[], Model], path: str, image: str, out: Path | None, thr
         model = load()
         threshold = float(model.meta.get("threshold", 0)) if threshold is None else threshold
         picture = _TASKS[model.meta["task"]](model, picture, threshold)
-    except Mistake:
+    except (Mistake, BrokenPipeError):
         raise
     except Exception as error:  # a damaged model may raise any exception anywhere
         raise Mistake(f"{path} cannot be used: {_reason(error)}; export the model again") from error
@@ -301,6 +309,9 @@ def main(argv: list[str] | None = None) -> None:
             if not Path(path).is_file():
                 raise Mistake(f"no {what} at {path}")
         show(lambda: Model(args.model), args.model, args.image, args.output, args.threshold)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Mistake as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

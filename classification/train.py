@@ -100,11 +100,12 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
         weights = resume.locate(world, config.MODEL.PRETRAINED)
         resume.initialise(model, weights, tracker.log, rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD)
     trainer = Trainer(config, strategy, model, loaders, stop, predictions)
-    for line in trainer.describe_schedule():
-        tracker.log(line)
     if found is not None:
         resume.restore(trainer.state, found, tracker.log)
         tracker.log(f"resumed from {found}; the next epoch is {trainer.state.epoch + 1}")
+    if trainer.state.epoch + 1 < config.TRAIN.EPOCHS:
+        for line in trainer.describe_schedule():
+            tracker.log(line)
     distributed.run_on_main(world, lambda: write_config(folder, config.dump()))  # not of a run that was refused above
     finished = trainer.fit(tracker)
     tracker.close()

@@ -309,6 +309,8 @@ class InternImage(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier (0: none). `global_pool` as in the constructor; None: the default, if classifying."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0; got {num_classes}")
         own = "map" if self.use_clip_projector else "avg"
         pool = (own if num_classes > 0 else self.global_pool) if global_pool is None else global_pool
         if pool not in (own, ""):

@@ -10,7 +10,7 @@ from ops_dcnv3.__main__ import report
 
 from .errors import ArgumentParser, UserError
 from .export.cli import image_size
-from .flops import count_parameters
+from .flops import count_parameters, describe_size
 from .flops import flops as count
 from .loading import load
 from .model_source import ModelSource, find_config, find_model
@@ -145,7 +145,7 @@ def flops(argv: Sequence[str]) -> None:
 
         size = image_size(args, {"detection": (800, 1280), "segmentation": (512, 2048)}[task])
         parameters, operations = measure(model_config(source), size)
-    print(f"{source.name}: {parameters / 1e6:.2f} M parameters, {operations / 1e9:.1f} GFLOPs at {size[0]} x {size[1]}")
+    print(f"{source.name}: {describe_size(parameters, operations)} at {size[0]} x {size[1]}")
 
 
 def doctor(argv: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from ops_dcnv3 import DCNv3, DCNv4
 
 from .meta_former import logits_of_images
 
-__all__ = ["count_flops", "count_parameters", "flops"]
+__all__ = ["count_flops", "count_parameters", "describe_size", "flops"]
 
 _COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
 
@@ -22,6 +22,12 @@ _COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
 def count_parameters(model: nn.Module) -> int:
     """Number of elements of all parameters, without buffers."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def describe_size(parameters: int, operations: int) -> str:
+    """Both numbers in millions or billions, such as `29.95 M parameters, 4.9 GFLOPs`."""
+    size = f"{operations / 1e9:.1f} G" if operations >= 1e9 else f"{operations / 1e6:.1f} M"
+    return f"{parameters / 1e6:.2f} M parameters, {size}FLOPs"
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from .errors import CheckpointError, UserError
 from .variants import list_models
 from .zoo import local_checkpoint, releases
 
-__all__ = ["ModelSource", "checkpoint_file", "find_config", "find_model"]
+__all__ = ["ModelSource", "checkpoint_file", "find_config", "find_model", "is_transformers_folder"]
 
 _ROOT = Path(__file__).resolve().parents[1]  # of the repository, or of an installation, which also has the tasks
 _YAML = (".yaml", ".yml")
@@ -86,6 +86,12 @@ def checkpoint_file(text: str) -> Path:
     return max(found, key=lambda path: ("best" in path.name and "ema" not in path.name, path.stat().st_mtime))
 
 
+def is_transformers_folder(path: Path) -> bool:
+    """Whether a folder has an InternImage in the layout of transformers, see `internimage.hf`."""
+    file = path / "config.json"
+    return file.is_file() and '"model_type": "internimage"' in file.read_text(encoding="utf-8", errors="replace")
+
+
 def find_model(source: str | os.PathLike, config: str | os.PathLike | None = None) -> ModelSource:
     """Find a model's configuration and weights; download released weights.
 
@@ -100,6 +106,8 @@ def find_model(source: str | os.PathLike, config: str | os.PathLike | None = Non
     """
     text = os.fspath(source)
     path = Path(text).expanduser()
+    if is_transformers_folder(path):
+        raise UserError(f"{text} is for transformers; first run python -m internimage.hf.convert {text} model.pth")
     if path.suffix in (".py", *_YAML):
         raise UserError(f"{text} is a configuration; give the checkpoint, and this file as its configuration")
     if not path.exists() and "/" not in text and path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):

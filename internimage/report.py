@@ -5,14 +5,19 @@ such as the precision of a class that was never predicted.
 """
 
 import csv
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from .results import cjk_font
 
 __all__ = ["Part", "Tile", "curves", "evaluation", "write_report"]
 
@@ -40,17 +45,25 @@ def write_report(
         log: takes a line of text.
         show: takes the name of a picture and its pixels `(H, W, 3)`, RGB uint8, for TensorBoard.
     """
+    families = [*matplotlib.rcParams["font.family"]]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure, rows in parts():
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-            Image.fromarray(pixels).save(folder / f"{name}.png")
-            show(f"{folder.name}/{name}", pixels)
-            if rows:
-                with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                    csv.writer(file).writerows(map(_cell, row) for row in rows)
+        if font := cjk_font():  # for letters that the others lack
+            fontManager.addfont(font)
+            families.append(FontProperties(fname=font).get_name())
+        with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings(record=True) as found:
+            for name, figure, rows in parts():
+                canvas = FigureCanvasAgg(figure)
+                canvas.draw()
+                pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+                Image.fromarray(pixels).save(folder / f"{name}.png")
+                show(f"{folder.name}/{name}", pixels)
+                if rows:
+                    path = folder / f"{name}.csv"
+                    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                        csv.writer(file).writerows(map(_cell, row) for row in rows)
+        if any("missing from font" in str(warning.message) for warning in found):
+            log("no installed font has some letters in the pictures; for Chinese: apt install fonts-noto-cjk")
         log(f"tables and pictures are in {folder}")
     except Exception as error:
         log(f"the report in {folder} is incomplete ({type(error).__name__}: {error})")

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .errors import UserError
 
-__all__ = ["ClassificationResult", "DetectionResult", "Result", "SegmentationResult"]
+__all__ = ["ClassificationResult", "DetectionResult", "Result", "SegmentationResult", "cjk_font"]
 
 
 def _supervision() -> ModuleType:
@@ -44,17 +44,39 @@ def _canvas(pixels: np.ndarray) -> tuple[Image.Image, int]:
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def cjk_font() -> str | None:
+    """File of an installed font with Chinese, Japanese and Korean letters, which matplotlib finds; else None."""
+    from matplotlib.font_manager import findSystemFonts
+
+    names = "cjk", "wqy", "droidsansfallback", "msyh", "simhei", "pingfang", "hiragino"
+    found = [path for path in findSystemFonts() if any(name in Path(path).name.lower() for name in names)]
+    return min(found, key=lambda path: ("regular" not in path.lower(), "serif" in path.lower(), path), default=None)
+
+
+@functools.cache
+def _font(size: int, cjk: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """DejaVu Sans, if matplotlib is installed, which has it; Pillow's font lacks letters such as ß."""
     found = importlib.util.find_spec("matplotlib")
     path = Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if found else Path()
+    path = Path((found and cjk and cjk_font()) or path)
     return ImageFont.truetype(path, size) if path.is_file() else ImageFont.load_default(size)
 
 
-def _write(image: Image.Image, place: tuple[float, float], text: str) -> None:
-    """White text with a black edge, which is readable on any picture."""
-    size = max(11, min(image.size) // 30)
-    ImageDraw.Draw(image).text(place, text, "white", _font(size), stroke_width=2, stroke_fill="black")
+def _style(image: Image.Image, text: str) -> dict[str, object]:
+    """White letters with a black edge, which are readable on any picture."""
+    font = _font(max(11, min(image.size) // 30), max(text, default="") > "\u2e80")
+    return {"text": text, "font": font, "stroke_width": 2}
+
+
+def _extent(image: Image.Image, text: str) -> tuple[float, float]:
+    """Width and height of a text in a picture."""
+    return ImageDraw.Draw(image).textbbox((0, 0), **_style(image, text))[2:]
+
+
+def _write(image: Image.Image, place: Sequence[float], text: str) -> None:
+    """Write a text at its upper left corner, or as near as it is inside the picture."""
+    place = [max(0, min(at, side - size)) for at, side, size in zip(place, image.size, _extent(image, text))]
+    ImageDraw.Draw(image).text(place, **_style(image, text), fill="white", stroke_fill="black")
 
 
 def _rle(mask: np.ndarray) -> dict[str, list[int]]:
@@ -150,14 +172,22 @@ class DetectionResult(Result):
         """The image, enlarged if it is small, with masks, boxes, names and scores."""
         pixels = self.image.copy()
         colors = [_color(self.palette, label) for label in self.labels.tolist()]
-        for mask, color in zip(() if self.masks is None else self.masks, colors):
+        for mask, color in reversed([*zip(() if self.masks is None else self.masks, colors)]):
             _tint(pixels, mask, color)
         picture, factor = _canvas(pixels)
-        draw = ImageDraw.Draw(picture)
+        draw, texts = ImageDraw.Draw(picture), {}
         for box, color, name, score in zip((factor * self.boxes).tolist(), colors, self.names, self.scores):
             draw.rectangle(box, outline=color, width=max(1, max(picture.size) // 400))
             text = name if np.isnan(score) else f"{name} {score:.0%}"  # a truth has no score
-            _write(picture, (box[0] + 2, max(0, box[1])), text)
+            width, height = _extent(picture, text)
+            corners = [(x, y) for x in (box[0] + 2, box[2] - width) for y in (max(0, box[1]), box[3] - height)]
+            spots = [(x, y, x + width, y + height) for x, y in corners]
+            free = (
+                a for a in spots if all(a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3] for b in texts)
+            )
+            texts.setdefault(next(free, spots[0]), text)
+        for spot, text in reversed(texts.items()):  # the highest score on top
+            _write(picture, spot[:2], text)
         return picture
 
     def summary(self) -> str:
@@ -200,16 +230,19 @@ class SegmentationResult(Result):
         return [(label, self.names[label], self.labels == label) for label in labels]
 
     def plot(self) -> Image.Image:
-        """The image, enlarged if it is small, tinted by class, with a name near the middle of each class."""
+        """The image, enlarged if it is small, tinted by class, with each name where its class is widest."""
+        import cv2  # mmseg, which these results are from, needs it
+
         pixels = self.image.copy()
         present = self._present()
         for label, _, mask in present:
             _tint(pixels, mask, _color(self.palette, label))
         picture, factor = _canvas(pixels)
         for _, name, mask in present:
-            rows, columns = np.nonzero(mask)
-            middle = len(rows) // 2  # a pixel of the class, also if its centre of gravity is none
-            _write(picture, (factor * float(columns[middle]), factor * float(rows[middle])), name)
+            depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+            y, x = np.unravel_index(depth.argmax(), depth.shape)
+            width, height = _extent(picture, name)
+            _write(picture, (factor * x - width / 2, factor * y - height / 2), name)
         return picture
 
     def summary(self) -> str:

@@ -2,6 +2,9 @@
 
 import ast
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ def test_it_imports_onnxruntime_numpy_pillow_and_the_standard_library_only():
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module.split(".")[0])
-    standard = {"argparse", "collections", "colorsys", "json", "pathlib", "sys", "typing"}
+    standard = {"argparse", "collections", "colorsys", "json", "os", "pathlib", "sys", "typing"}
     assert imported - standard == {"numpy", "onnxruntime", "PIL"}
 
 
@@ -131,7 +134,24 @@ def test_a_classifier_names_the_likeliest_classes_first(classifier, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[:3]] == ["green", "blue", "red"]
     assert float(lines[0].split("%")[0]) > 90
-    assert Image.open(tmp_path / "out.png").size == (50, 40)
+    picture = np.asarray(Image.open(tmp_path / "out.png"))  # enlarged, with a line for each class
+    assert picture.shape == (240, 300, 3)
+    rows = (picture != (10, 250, 120)).any((1, 2))
+    assert np.count_nonzero(np.diff(rows.astype(int)) == 1) == 3
+
+
+def test_a_reader_that_has_read_enough_is_no_mistake(classifier, tmp_path):
+    PICTURE.save(tmp_path / "photo.png")
+    for unbuffered in ("", "1"):
+        command = [sys.executable, str(SCRIPT), str(classifier), str(tmp_path / "photo.png")]
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        ) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b"" and process.wait() == 0
 
 
 @pytest.mark.parametrize("case", ["no model", "no image", "not an image", "another kind", "no folder"])

@@ -19,9 +19,9 @@ ROOMS = {
     "internimage.mm": 3,
     "demo": 4,
     **dict.fromkeys(("classification", "detection", "segmentation"), 5),
-    "internimage.loading": 6,  # a model of any task by its name or checkpoint
-    "internimage.hf.convert": 6,  # the same, of classifiers
-    "internimage.commands": 7,
+    "internimage.hf.convert": 6,  # classifiers by their names or checkpoints
+    "internimage.loading": 7,  # models of any task, also in transformers' layout
+    "internimage.commands": 8,
     "tools": 7,
 }
 PACKAGES = [room for room in ROOMS if "." not in room]

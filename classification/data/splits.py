@@ -75,6 +75,8 @@ def open_splits(config: CfgNode, report: Report) -> Splits:
 
 def _open_both(config: CfgNode, root: Path, train: bool, report: Report) -> Splits:
     """Both splits of a data set with one label space."""
+    if config.DATA.DATASET == "folder" and not config.DATA.ZIP_MODE and (folder := _unsplit(root)):
+        return _split(folder, train, report)
     class_names = _class_names(config, root)
     train_samples = _open_split(config, root, "train", class_names, report) if train else None
     val_samples = _open_split(config, root, "val", class_names, report)
@@ -86,6 +88,30 @@ def _open_both(config: CfgNode, root: Path, train: bool, report: Report) -> Spli
             raise UserError(f"a list in {root} has the label {highest}, {config.DATA.DATASET} has {count} classes")
         class_names = _names_from_paths(both[0], count)
     return Splits(train_samples, val_samples, len(class_names), class_names)
+
+
+def _unsplit(root: Path) -> Path | None:
+    """The folder of class folders, `train/` or the root, of a data set without evaluation images; else None."""
+    folder = root / "train" if (root / "train").is_dir() else root
+    others = any(name.lower().startswith(("train", "val", "test")) for name in {*class_folders(root)} - {"train"})
+    lists = any((root / name).is_file() for names in _LISTS.values() for name in names)
+    return None if others or lists or len(class_folders(folder)) < 2 else folder
+
+
+def _split(folder: Path, train: bool, report: Report) -> Splits:
+    """Split a fifth of each class off, at least one image of two: the same at every start and in every process."""
+    names = class_folders(folder)
+    samples = read_folder(folder, {name: i for i, name in enumerate(names)}, report)
+    order = np.random.default_rng(0).permutation(len(samples))
+    order = order[np.argsort(samples.labels[order], kind="stable")]
+    classes = np.split(order, np.cumsum(np.bincount(samples.labels))[:-1])
+    val = np.sort(np.concatenate([mine[: max(len(mine) > 1, round(len(mine) / 5))] for mine in classes]))
+    if not len(val):
+        raise UserError(f"{folder} has one image in each class, too few to split some off for evaluation; add images")
+    what = f"{len(val)} of its {len(samples)}, a fifth of each class, are split off, the same ones at every start"
+    report(f"{folder} has no evaluation images beside it: {what}")
+    both = [Samples(folder, samples.names[half], samples.labels[half]) for half in (np.setdiff1d(order, val), val)]
+    return Splits(both[0] if train else None, both[1], len(names), names)
 
 
 def _first(root: Path, candidates: tuple[str, ...], exists: Callable[[Path], bool]) -> Path | None:

@@ -19,14 +19,14 @@ if __name__ == "__main__":
 from pycocotools import mask
 
 from internimage.errors import UserError, exit_on_user_error
-from internimage.mm.own_data.configuration import config_text, read_base, run
+from internimage.mm.own_data.configuration import config_text, located, read_base, run
 from internimage.mm.own_data.loading import OwnData, Pair, load, to_rle
 
 _FEW_IMAGES = Path(__file__).parents[1] / "configs/_base_/few_images.py"
 __all__ = ["own_config"]
 
 
-def _write_coco(path: Path, data: OwnData, root: Path) -> str:
+def _write_coco(path: Path, data: OwnData, root: Path) -> Path:
     """Write a half of a data set, the path's stem, as COCO's JSON with images relative to `root`; return the path."""
     images, annotations = [], []
     for scene in data.scenes[path.stem]:
@@ -41,7 +41,7 @@ def _write_coco(path: Path, data: OwnData, root: Path) -> str:
     categories = [{"id": number, "name": name} for number, name in enumerate(data.classes, 1)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return str(path)
+    return path
 
 
 def own_config(
@@ -52,7 +52,7 @@ def own_config(
     Args:
         base: a configuration on COCO (boxes, or boxes and masks).
         out: where the text will be saved; what is converted is written to the folder `NAME_converted` beside it.
-        data_root: folder of the data set, as seen from where `train.py` will be run.
+        data_root: folder of the data set. A relative one is written relative to `out`, see `located`.
         halves: annotations and folder of images for training and validation, relative to `data_root`; see `load`.
         boxes_only: learn boxes without masks.
         options: `format`, `processes`, `few_images` and `load_from`, as on the command line.
@@ -66,19 +66,17 @@ def own_config(
         raise UserError(f"{base} is not on CocoDataset; start from a configuration in detection/configs/coco")
     metric = "bbox" if boxes_only else config["val_evaluator"]["metric"]
     data = load(root, halves, options.pop("format", None), masks="segm" in metric)
-    prefix, places = f"{root}/", dict(zip(("train", "val"), halves))
+    places = {half: (root / file, images + "/") for half, (file, images) in zip(("train", "val"), halves)}
     if not data.as_it_is:
         folder = out.with_name(f"{out.stem}_converted")
-        prefix, places = (
-            "",
-            {half: (_write_coco(folder / f"{half}.json", data, root), str(root)) for half in data.scenes},
-        )
+        places = {half: (_write_coco(folder / f"{half}.json", data, root), "") for half in data.scenes}
+    files = {half: located(file, out) for half, (file, _) in places.items()}
     datasets = {
-        half: f"data_root=data_root, metainfo=metainfo,\n    ann_file={file!r}, data_prefix=dict(img={images + '/'!r})"
-        for half, (file, images) in places.items()
+        half: f"data_root=data_root, metainfo=metainfo,\n    ann_file={files[half]}, data_prefix=dict(img={images!r})"
+        for half, (_, images) in places.items()
     }
-    lines = [f"data_root = {prefix!r}", f"metainfo = dict(classes={tuple(data.classes)!r})"]
-    lines.append(f"val_evaluator = dict(ann_file={prefix + places['val'][0]!r}, metric={metric!r})")
+    lines = [f"data_root = {located(root, out)} + '/'", f"metainfo = dict(classes={tuple(data.classes)!r})"]
+    lines.append(f"val_evaluator = dict(ann_file={files['val']}, metric={metric!r})")
     lines.append("test_evaluator = val_evaluator")
     if boxes_only and "mask_head" in config["model"].get("roi_head", {}):
         lines.insert(0, "model['roi_head'].update(mask_head=None, mask_roi_extractor=None)")

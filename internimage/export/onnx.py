@@ -16,7 +16,6 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from onnxscript import opset19 as op
-from torch.export import Dim
 
 from internimage.errors import UserError
 from ops_dcnv3.reference import Geometry
@@ -65,7 +64,7 @@ def to_onnx(exportable: Exportable, core: str, half: bool) -> onnx_ir.Model:
     if exportable.dynamic:
         # The exporter takes sizes of one as constants: the batch, and from images below 64 pixels the last level.
         images = images.repeat(2, 1, *(-(-_SMALLEST_TRACED // length) for length in images.shape[2:]))[:2]
-        dynamic_shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+        dynamic_shapes = ({0: "batch", 2: "height", 3: "width"},)
     if half:
         model = _HalfInside(model.half())
     with phase("Writing the model as an ONNX graph"), quiet():

@@ -66,6 +66,8 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     mlp_fc2_bias: bool = False
 
     def __post_init__(self, num_classes: int | None = None, **kwargs) -> None:
+        if (kwargs.get("num_labels") or num_classes or 0) < 0:
+            raise ValueError(f"num_labels must be at least 0; got {kwargs.get('num_labels') or num_classes}")
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 1000 if num_classes is None else num_classes
             if "auto_map" in kwargs and (names := class_names(kwargs["num_labels"])):

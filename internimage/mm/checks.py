@@ -231,8 +231,8 @@ def _late_workers() -> str:
 def explained() -> Iterator[None]:
     """Turn the errors of bad data and settings, in this process or in a loader's workers, into `UserError`.
 
-    These are image and annotation files that are missing or cannot be read, workers that die or give no batch, and
-    types and arguments that mmengine's registries do not have.
+    These are image and annotation files that are missing or cannot be read, workers that die or give no batch, batches
+    of one image for BatchNorm, and types and arguments that mmengine's registries do not have.
     """
     try:
         with explained_worker_death("--cfg-options train_dataloader.num_workers"):
@@ -243,6 +243,8 @@ def explained() -> Iterator[None]:
             raise
         raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
     except RuntimeError as error:
+        if "negative dimension" in str(error):
+            raise UserError(f"a size of the model is negative, such as num_classes; correct it ({error})") from error
         if not str(error).startswith("DataLoader timed out"):
             raise
         raise UserError(
@@ -276,3 +278,8 @@ def explained() -> Iterator[None]:
         raise
     except json.JSONDecodeError as error:
         raise UserError(f"an annotation file is not valid JSON ({error}); check the ann_file entries") from error
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        hint = "set train_dataloader.batch_size to at least 2, and drop_last=True if single images are left"
+        raise UserError(f"BatchNorm cannot train on a batch of one image; {hint}") from error

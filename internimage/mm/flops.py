@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentParser, exit_on_user_error
 from ..export.cli import image_size
-from ..flops import count_flops, count_parameters
+from ..flops import count_flops, count_parameters, describe_size
 from .checks import add_config, read_config
 
 __all__ = ["get_flops", "measure"]
@@ -88,4 +88,4 @@ def get_flops(default_shape: tuple[int, int], argv: Sequence[str] | None = None)
     config = read_config(args.config, args.cfg_options)
     height, width = image_size(args, default_shape)
     parameters, flops = measure(config, (height, width))
-    print(f"{args.config}: {parameters / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOPs at {height} x {width}")
+    print(f"{args.config}: {describe_size(parameters, flops)} at {height} x {width}")

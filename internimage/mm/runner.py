@@ -25,7 +25,7 @@ from .checks import add_config, check_classes, check_data_files, explained, expl
 from .predictor import add_model_arguments, resolve_model
 from .report import ReportHook
 from .sharding import MODES, configure_sharding
-from .tasks import DETECTION, SEGMENTATION, PicturesHook, Task, is_mmdet3d
+from .tasks import DETECTION, SEGMENTATION, PicturesHook, ScheduleHook, Task, is_mmdet3d
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"]
 
@@ -82,6 +82,7 @@ def _build(config: Config, task: Task, phases: Sequence[str]) -> CheckedRunner:
     runner = CheckedRunner.from_cfg(config)
     if "train" in phases:
         on_main(lambda: lock_run(runner.work_dir))
+        runner.register_hook(ScheduleHook())
     if config.get("report", True) and ("train" in phases or not is_mmdet3d(config)):
         runner.register_hook(ReportHook("3D detection" if is_mmdet3d(config) else task.name))
     for phase in phases:

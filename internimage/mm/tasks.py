@@ -15,7 +15,7 @@ from ..predictor import Predictor
 from ..results import DetectionResult, SegmentationResult
 from ..sources import Picture
 
-__all__ = ["DETECTION", "SEGMENTATION", "PicturesHook", "Task", "find_task", "is_mmdet3d"]
+__all__ = ["DETECTION", "SEGMENTATION", "PicturesHook", "ScheduleHook", "Task", "find_task", "is_mmdet3d"]
 
 
 _TTA_SCALES = (0.8, 1.0, 1.2)
@@ -34,6 +34,21 @@ class PicturesHook(Hook):
             if is_mmdet3d(runner.cfg):  # which draws on the image that the camera's scaled intrinsics belong to
                 image = {"img": mmcv.imresize(image, sample.img_shape[:2][::-1])}
             runner.visualizer.add_datasample(path.stem, image, sample, out_file=str(self.folder / path.name))
+
+
+class ScheduleHook(Hook):
+    """Log the learning rate that the optimizer gets and the number of updates, unless the training is finished."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Log it, and a warning if the updates are few."""
+        loop, config = runner.train_loop, runner.cfg
+        steps = config.optim_wrapper.get("accumulative_counts", 1)
+        images, total = config.train_dataloader.get("batch_size", 1) * runner.world_size, loop.max_iters // steps
+        rate = max(group.get("initial_lr", group["lr"]) for group in runner.optim_wrapper.param_groups)
+        if loop.iter < loop.max_iters:
+            text = f"learning rate {rate:.3g} (optim_wrapper.optimizer.lr {config.optim_wrapper.optimizer.lr:.3g}), "
+            text += f"{images * steps} images per update; {total} updates"
+            runner.logger.info(text + ", too few to learn much: train longer" * (total < 200))
 
 
 class _Detection:

@@ -23,7 +23,7 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from internimage.errors import UserError, exit_on_user_error
-from internimage.mm.own_data.configuration import config_text, read_base, run
+from internimage.mm.own_data.configuration import config_text, located, read_base, run
 from internimage.mm.own_data.loading import OwnData, Pair, label_map, load
 from internimage.mm.own_data.readers import Problems, read_classes
 from internimage.sources import image_files
@@ -84,7 +84,7 @@ def own_config(base: str | Path, out: str | Path, data_root: str | Path, *halves
     Args:
         base: a configuration of segmentation/configs with one training set, for example on ADE20K.
         out: where the text will be saved; what is converted is written to the folder `NAME_converted` beside it.
-        data_root: folder of the data set, as seen from where `train.py` will be run.
+        data_root: folder of the data set. A relative one is written relative to `out`, see `located`.
         halves: folder of images, and label maps or other annotations, for training and validation, relative to
             `data_root`; see `load`.
         options: `format`, `processes`, `few_images` and `load_from`, as on the command line.
@@ -97,19 +97,19 @@ def own_config(base: str | Path, out: str | Path, data_root: str | Path, *halves
     if "datasets" in config["train_dataloader"]["dataset"] or "decode_head" not in config["model"]:
         raise UserError(f"{base} trains on several data sets; start from another, such as one of configs/ade20k")
     data = load(root, [pair[::-1] for pair in halves], options.pop("format", None), masks=True, maps=True)
-    prefix, places, listed = str(root), dict(zip(("train", "val"), halves)), ""
+    places, listed = {half: [*map(repr, pair)] for half, pair in zip(("train", "val"), halves)}, ""
     if not data.as_it_is:
         folder = out.with_name(f"{out.stem}_converted")
-        pair = tuple(root / part for part in halves[0]) if data.format == "label-maps" else (root, folder / "labels")
-        _write_converted(folder, data, pair[0])
-        prefix, places = "", dict.fromkeys(data.scenes, tuple(map(str, pair)))
-        listed = f", class_file={f'{folder}/classes.json'!r}, ann_file={f'{folder}/{{}}.txt'!r}"
-    datasets = {
-        half: f"_delete_=True, type='OwnDataset', data_root=data_root{listed.format(half)},\n"
-        f"    data_prefix=dict(img_path={images!r}, seg_map_path={labels!r})"
-        for half, (images, labels) in places.items()
-    }
-    lines = [f"data_root = {prefix!r}"]
+        plain = data.format == "label-maps"
+        _write_converted(folder, data, root / halves[0][0] if plain else root)
+        pair = [*map(repr, halves[0])] if plain else ["''", located(folder / "labels", out)]
+        places, listed = dict.fromkeys(data.scenes, pair), f", class_file={located(folder / 'classes.json', out)}"
+    datasets = {}
+    for half, (images, labels) in places.items():
+        names = f"{listed}, ann_file={located(folder / f'{half}.txt', out)}" if listed else ""
+        datasets[half] = f"_delete_=True, type='OwnDataset', data_root=data_root{names},\n"
+        datasets[half] += f"    data_prefix=dict(img_path={images}, seg_map_path={labels})"
+    lines = [f"data_root = {located(root, out)}"]
     preprocessor = {"size": 2 * (options["few_images"],)} if options.get("few_images") else {}
     if config["model"]["data_preprocessor"].get("seg_pad_val", 255) != 255:
         preprocessor["seg_pad_val"] = 255  # the base pads with its first class

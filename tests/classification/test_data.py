@@ -51,6 +51,21 @@ def test_a_class_count_that_the_folder_overrides_is_reported(folder, capsys):
     assert capsys.readouterr().out.strip() == f"{folder} has 3 classes instead of 7: the model gets as many outputs"
 
 
+@pytest.mark.parametrize("only_train", [True, False])
+def test_without_evaluation_images_a_fifth_of_each_class_is_split_off(only_train, tmp_path, capsys):
+    root = make_folder(tmp_path, train=10)
+    shutil.rmtree(root / "val")
+    (root / "train/eel/0.png").rename(root / "eel.png")  # 9 are left
+    root = root if only_train else root / "train"
+    first, again, evaluation = (build_loaders(configure(root, flags=flags)) for flags in ((), (), ("--eval",)))
+    train, val = (set(loader.dataset.samples.names.tolist()) for loader in (first.train, first.val))
+    assert (len(train), len(val)) == (23, 6) and not train & val and first.class_names == ["cat", "dog", "eel"]
+    assert sorted(first.val.dataset.samples.labels.tolist()) == [0, 0, 1, 1, 2, 2]
+    for other in (again, evaluation):
+        assert other.val.dataset.samples.names.tolist() == first.val.dataset.samples.names.tolist()
+    assert f"{tmp_path / 'train'} has no evaluation images beside it: 6 of its 29, a fifth" in capsys.readouterr().out
+
+
 def test_evaluation_reads_no_training_images(folder):
     loaders = build_loaders(configure(folder, flags=["--eval"]))
     assert loaders.train is None and loaders.mixup is None

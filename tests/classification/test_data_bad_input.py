@@ -43,8 +43,13 @@ def test_a_missing_data_folder_is_named(tmp_path):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_missing_split_is_named(folder, split):
     (folder / split).rename(folder / "elsewhere")
-    message = message_of(lambda: build_loaders(configure(folder)))
+    message = message_of(lambda: build_loaders(configure(folder, dataset="imagenet")))
     assert f"{folder} has no {split}/" in message
+
+
+def test_one_image_in_each_class_cannot_be_split(tmp_path):
+    root = make_folder(tmp_path, train=1, val=0) / "train"
+    assert "too few to split some off" in message_of(lambda: build_loaders(configure(root)))
 
 
 def test_a_split_of_a_longer_name_is_to_be_renamed(folder):

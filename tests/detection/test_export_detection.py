@@ -298,6 +298,7 @@ def test_the_file_has_standard_operators_only_and_agrees_with_pytorch(exported):
 
 def test_the_file_takes_any_batch_and_size(exported):
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     images = padded((64, 128), (100, 128), (128, 128), whole=(128, 128)).numpy()
     boxes, labels, masks = session.run(None, {"images": images})
     assert boxes.shape == (3, 30, 5) and labels.shape == (3, 30) and masks.shape == (3, 30, 28, 28)

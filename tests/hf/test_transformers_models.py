@@ -137,6 +137,8 @@ def test_activation_checkpointing_recomputes_blocks_and_changes_no_gradient(rele
     ("class_", "values", "message"),
     [
         (hf.InternImageModel, {"core_op": "DCNv9"}, "core_op must be one of DCNv3"),
+        (hf.InternImageModel, {"num_classes": -3}, "num_labels must be at least 0; got -3"),
+        (hf.InternImageModel, {"num_labels": -3}, "num_labels must be at least 0; got -3"),
         (hf.InternImageModel, {"depths": [1, 1]}, "depths and groups must have one entry per level"),
         (hf.InternImageBackbone, {"out_features": ["stage9"]}, "out_features must be a subset of stage_names"),
         (hf.InternImageBackbone, {"out_features": ["stage2", "stage1"]}, "must be in the same order"),

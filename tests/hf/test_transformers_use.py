@@ -97,6 +97,8 @@ def test_checkpoints_become_folders_and_folders_checkpoints(small, released, tmp
     }
     result = predictor.predict(picture(90, 70))[0]
     assert scores == pytest.approx(dict(zip(result.names, result.scores.tolist())), rel=1e-5)
+    direct = internimage.load(tmp_path / "tuned").predict(picture(90, 70))[0]
+    assert direct.names == result.names and np.array_equal(direct.scores, result.scores)
     assert "wrote" in capsys.readouterr().out
 
 
@@ -115,6 +117,9 @@ def test_what_cannot_be_converted_says_so(released, tmp_path, capsys):
     )
     torch.save({"x": torch.ones(1)}, tmp_path / "x.pth")
     assert "does not say how to build its model" in error(tmp_path / "x.pth", tmp_path / "folder")
+    assert "features is for transformers; first run python -m internimage.hf.convert" in error(
+        tmp_path / "features", tmp_path / "folder"
+    )
     assert not (tmp_path / "folder").exists()
 
 

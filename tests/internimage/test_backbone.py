@@ -133,6 +133,8 @@ def test_wrong_arguments_are_named():
         small(drop_path_type="cosine")
     with pytest.raises(ValueError, match="core_op"):
         small(core_op="DCNv2")
+    with pytest.raises(ValueError, match="num_classes must be at least 0; got -3"):
+        small(num_classes=-3)
     with pytest.raises(ValueError, match="FlashInternImage has none"):
         FlashInternImage(**SMALL, center_feature_scale=True)
     with pytest.raises(ValueError, match="levels 0 to 3"):

@@ -16,7 +16,7 @@ from internimage.errors import CheckpointError, UserError
 from internimage.model_source import find_config, find_model
 from internimage.predictions import PredictionFiles
 from internimage.predictor import choose_device
-from internimage.results import ClassificationResult, DetectionResult, SegmentationResult
+from internimage.results import ClassificationResult, DetectionResult, SegmentationResult, cjk_font
 from internimage.sources import iter_images
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -147,6 +147,37 @@ def test_pictures_show_masks_and_boxes_in_the_colours_of_the_palette():
     small["segmentation"].labels[0] = 255  # ignored
     assert [label for label, _, _ in small["segmentation"]._present()] == [0, 1, 2]
     assert np.asarray(small["detection"].plot())[90, 80].tolist() == [255, 0, 0]  # the edge of the first box
+
+
+def test_the_label_of_the_highest_score_is_on_top_and_labels_avoid_each_other(monkeypatch):
+    written = []
+    monkeypatch.setattr("internimage.results._write", lambda image, place, text: written.append((text, *place)))
+    boxes = np.array([[100, 50, 300, 300]] * 4 + [[104, 52, 300, 300]], np.float32)
+    scores, labels = np.linspace(0.9, 0.5, 5, dtype=np.float32), np.zeros(5, int)
+    DetectionResult(np.zeros((400, 400, 3), np.uint8), "", boxes, scores, labels, ["red"] * 5).plot()
+    texts, x, y = zip(*written)
+    assert texts == ("red 50%", "red 60%", "red 70%", "red 80%", "red 90%")
+    assert len({*zip(x, y)}) == 5 and (x[4], y[4]) == (102, 50) and (x[3], y[3] > 250) == (102, True)
+
+
+def test_the_name_of_a_class_lies_inside_its_region(monkeypatch):
+    written = {}
+    monkeypatch.setattr("internimage.results._write", lambda image, place, text: written.update({text: place}))
+    labels = np.zeros((400, 400), int)
+    labels[:, 100:] = 1
+    labels[150:, 150:] = 2  # what is left of class 1 is an angle
+    SegmentationResult(np.zeros((400, 400, 3), np.uint8), "", labels, ["aa", "bb", "cc"]).plot()
+    for name, (x, y) in written.items():
+        assert labels[round(y) + 9, round(x) + 9] == ["aa", "bb", "cc"].index(name)
+    assert written["bb"][1] < 130 < written["cc"][0]
+
+
+def test_chinese_names_are_drawn_with_a_font_that_has_them():
+    if not cjk_font():
+        pytest.skip("no font with Chinese letters is installed")
+    names, image = ["狗", "猫"], np.zeros((200, 200, 3), np.uint8)
+    dog, cat = (ClassificationResult(image, "", np.zeros(1, int), np.ones(1), [name]).plot() for name in names)
+    assert dog.tobytes() != cat.tobytes()  # a font without them draws the same box for both
 
 
 def test_supervision_gets_boxes_masks_scores_and_names(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from internimage import report
+from internimage.results import cjk_font
 
 UNIT = np.array([1.0])
 
@@ -81,6 +82,15 @@ def test_curves_have_a_row_for_each_record_and_gaps_where_nothing_was_measured(t
     report.write_report(tmp_path, lambda: [(name, figure, rows)], print)
     assert read(tmp_path / "curves.csv")[0] == {"epoch": "1", "loss": "2", "top1": ""}
     report.curves([], "epoch", {"loss": {"loss": "training"}, "accuracy": {}})  # neither lines nor a legend
+
+
+def test_letters_that_no_font_has_are_one_line_which_names_a_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "cjk_font", lambda: None)
+    lines, _ = write(tmp_path, [(0, 0, 0.9, 6), (1, 0, 0.8, 2)], ["狗", "猫"])
+    assert [line for line in lines if "apt install fonts-noto-cjk" in line] == lines[:1]
+    if font := cjk_font():
+        monkeypatch.setattr(report, "cjk_font", lambda: font)
+        assert "no installed font" not in write(tmp_path, [(0, 0, 0.9, 6)], ["狗", "cat"])[0][0]
 
 
 def test_an_error_while_drawing_or_writing_is_a_line_and_not_the_end(tmp_path):

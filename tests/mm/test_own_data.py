@@ -3,10 +3,12 @@
 import segmentation.datasets  # noqa: F401 - isort: skip - before mmseg
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mmdet.registry import DATASETS as DETECTION_DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
@@ -15,6 +17,7 @@ from own_formats import ANNOTATIONS, copy_as_val, label_maps, make, objects, rew
 from PIL import ExifTags, Image
 from pycocotools import mask
 
+import detection.datasets.own_data
 from internimage.errors import UserError
 from internimage.mm.own_data.loading import label_map, load, to_rle
 from internimage.mm.own_data.readers import Problems
@@ -338,11 +341,18 @@ def test_broken_annotation_files_are_named(format, file, text, message, tmp_path
         read(root, format)
 
 
-def test_annotations_without_image_are_counted(tmp_path, capsys):
-    root, _ = make(tmp_path / "own", "yolo")
-    (root / "labels/lost.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    read(root, "yolo")
-    assert "note: annotations without image: 1, first" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("format", "file", "line"),
+    [
+        ("yolo", "labels/lost.txt", "note: annotations without image: 1, first"),
+        ("label-maps", "labels/lost.png", "note: label maps without image: 1, first"),
+    ],
+)
+def test_files_without_a_partner_are_counted(format, file, line, tmp_path, capsys):
+    root, _ = make(tmp_path / "own", format)
+    shutil.copy((root / file).with_stem("0"), root / file)
+    read(root, format, maps=format != "yolo")
+    assert f"{line} {root / file}" in capsys.readouterr().out
 
 
 def test_places_that_are_missing_or_ambiguous_are_named(tmp_path):
@@ -391,3 +401,25 @@ def test_other_formats_and_a_split_become_label_maps_that_train(format, tmp_path
     assert sorted(seen) == sorted(expected)
     steps = config.test_pipeline  # what mmseg's functions read
     assert [step.num_classes for step in steps if step.type == "LoadLabelMap"] == [3]
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo", "cvat", "label-maps"])
+def test_the_configuration_works_from_anywhere_and_moves_with_its_data(format, tmp_path, monkeypatch):
+    module, base, order = detection.datasets.own_data, "mask_rcnn_internimage_t_fpn_1x_coco", 1
+    if format in ("cvat", "label-maps"):
+        module, base, order = own_data, UPERNET, -1
+    root, _ = make(tmp_path / "first/own", format, images=6)
+    halves = ["--train", *(ANNOTATIONS[format], "images")[::order]]
+    if format in ("coco", "label-maps"):  # used as they are
+        halves += ["--val", *(copy_as_val(root, format) if format == "coco" else halves[1:])]
+    monkeypatch.chdir(root.parent)
+    module.main([base, "--data-path", "own", *halves, "--output", "own.py"])
+    root.parent.rename(tmp_path / "second")
+    monkeypatch.chdir("/")
+    config = Config.fromfile(tmp_path / "second/own.py")
+    init_default_scope("mmdet" if order == 1 else "mmseg")
+    registry = DETECTION_DATASETS if order == 1 else DATASETS
+    for half in ("train", "val"):
+        data = registry.build(config[f"{half}_dataloader"].dataset)
+        assert data[0]["inputs"].shape[0] == 3 and Path(data.get_data_info(0)["img_path"]).is_relative_to(tmp_path)
+    assert order == -1 or Path(config.test_evaluator.ann_file).is_file()

@@ -108,7 +108,9 @@ def test_training_writes_checkpoints_metrics_and_the_configuration(trained):
     log = last_log(trained.run)
     if trained.task is DETECTION:
         assert "loss_mask" in log and "coco/bbox_mAP_50" in log
+        assert "optimizer.lr 0.001), 2 images per update; 2 updates, too few to learn much: train longer\n" in log
     else:
+        assert "learning rate 0.01 (optim_wrapper.optimizer.lr 0.01), 2 images per update; 80 updates" in log
         assert "decode.loss_ce" in log and "aux.loss_ce" in log and list(trained.run.glob("best_mIoU_*.pth"))
         assert float(re.findall(r"mIoU: ([\d.]+)", log)[-1]) > 70  # it has learnt
 
@@ -330,7 +332,9 @@ def test_the_same_command_goes_on_instead_of_starting_over(detection):
     time.sleep(1.01 - time.time() % 1)  # runs of one process in the same second share a logger
     train(DETECTION, [str(detection.config), "--work-dir", str(detection.run), "--cfg-options", *detection.options])
     assert detection.checkpoint.read_bytes() == before
-    assert f"resuming from {detection.checkpoint}; to start anew" in last_log(detection.run)
+    log = last_log(detection.run)
+    assert f"resuming from {detection.checkpoint}; to start anew" in log
+    assert "images per update" not in log  # nothing is left to do
 
 
 def test_mixed_precision_needs_a_gpu(detection, capsys):
@@ -383,6 +387,8 @@ def test_a_wrong_class_count_names_head_and_data(trained, tmp_path, capsys):
     name = head.removeprefix("model.").removesuffix(".num_classes")
     classes = names.count(",") + 1
     assert f"{name} has num_classes={count}, train_dataloader has {classes} classes ({names})" in message
+    message = fails(capsys, train, trained.task, trained.config, *options[:-1], f"{head}=-3")
+    assert "a size of the model is negative, such as num_classes; correct it" in message
 
 
 def without_an_image(data):
@@ -433,6 +439,14 @@ def test_bad_data_ends_in_one_line(task, change, workers, message, request, tmp_
         options.append("train_dataloader.dataset.filter_cfg.filter_empty_gt=True")
     found = fails(capsys, train, trained.task, trained.config, "--work-dir", tmp_path, "--cfg-options", *options)
     assert re.search(message, found), found
+
+
+def test_batchnorm_with_one_image_names_the_batch_size(segmentation, tmp_path, capsys):
+    norm = 'model = dict(decode_head=dict(norm_cfg=dict(_delete_=True, type="BN")))'
+    (tmp_path / "one.py").write_text(f"_base_ = {str(segmentation.config)!r}\n{norm}\n")
+    options = ["--work-dir", tmp_path, "--batch-size", "1"]
+    found = fails(capsys, train, SEGMENTATION, tmp_path / "one.py", *options)
+    assert re.search("a batch of one image; set train_dataloader.batch_size to at least 2", found), found
 
 
 # Processes

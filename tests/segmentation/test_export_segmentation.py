@@ -108,6 +108,7 @@ def exported(tmp_path_factory):
 def test_the_file_has_standard_operators_only_and_takes_any_batch_and_size(exported):
     assert {node.domain for node in onnx.load(exported).graph.node} == {""}
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     labels, scores = session.run(None, {"images": photographs(70, 101).numpy()})
     assert labels.shape == scores.shape == (2, 70, 101) and labels.max() < 6
 

@@ -13,7 +13,9 @@ from ...model_source import find_config
 from .loading import OwnData
 from .readers import READERS
 
-__all__ = ["config_text", "read_base", "replaced", "run"]
+__all__ = ["config_text", "located", "read_base", "replaced", "run"]
+
+_PROJECT = Path(__file__).resolve().parents[3]
 
 
 def read_base(base: Path) -> dict:
@@ -21,6 +23,14 @@ def read_base(base: Path) -> dict:
     if not base.is_file():
         raise UserError(f"no configuration at {base}; choose one from detection/configs or segmentation/configs")
     return Config.fromfile(base, import_custom_modules=False).to_dict()
+
+
+def located(path: str | Path, out: Path) -> str:
+    """A path as text of the configuration `out`: relative to it, and moved with it, if given so or below its folder."""
+    path, home = Path(path), out.resolve().parent
+    if path.is_absolute() and not path.is_relative_to(out.absolute().parent):
+        return repr(str(path))
+    return f'"{{{{ fileDirname }}}}/{os.path.relpath(path.absolute(), home)}"'  # mmengine fills in the first part
 
 
 def replaced(node: object, key: str, value: object) -> object:
@@ -84,6 +94,7 @@ def config_text(
     Raises:
         UserError: `few_images`, and the test pipeline of the base has no scale.
     """
+    home, base = out.resolve().parent, base.resolve()
     count, processes = len(data.classes), options.get("processes", 1)
     few = read_base(options["preset"]) if (size := options.get("few_images")) else {}
     batch = min(config["train_dataloader"]["batch_size"], len(data.scenes["train"]))  # an incomplete one is dropped
@@ -99,7 +110,7 @@ def config_text(
     pipelines = _for_few_images(pipelines, few, size, base) if size else pipelines
     text = f'''"""{base.stem} on own data ({data.format}), {count} classes. Written by own_data.py."""
 
-_base_ = {os.path.relpath(base.resolve(), out.resolve().parent)!r}
+_base_ = {(os.path.relpath(base, home) if home.is_relative_to(_PROJECT) else str(base))!r}
 
 # The numbers that depend on the classes.
 model = {_class_numbers(config["model"], "_base_.model", count)}
@@ -122,9 +133,9 @@ auto_scale_lr = dict(base_batch_size={batch * processes})
             dataset = f"dict(_base_.train_dataloader.dataset,\n    {dataset})"
             dataset = f"_delete_=True, type='RepeatDataset', times={few['times']}, dataset={dataset}"
         lines.append(f"{half}_dataloader = dict({first}dataset=dict(\n    {dataset}))")
-    lines.append(
-        f"test_dataloader = val_dataloader\nload_from = {options.get('load_from') or config.get('load_from')!r}"
-    )
+    weights = options.get("load_from") or config.get("load_from")
+    weights = located(weights, out) if Path(weights or "").is_file() else repr(weights)
+    lines.append(f"test_dataloader = val_dataloader\nload_from = {weights}")
     return text + "\n".join(lines) + "\n"
 
 

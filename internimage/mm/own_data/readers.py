@@ -278,6 +278,10 @@ def read_classes(path: str | Path) -> dict[str, list]:
 def _read_maps(path: Path, images: Path, problems: Problems) -> Found:
     """Images, and label maps `.png` of the same names whose values are the classes."""
     names = [file.relative_to(images) for file in image_files(images)]
+    stems = {name.with_suffix("") for name in names}
+    for file in sorted(path.rglob("*.png")):
+        if file.relative_to(path).with_suffix("") not in stems:
+            problems.add("note", "label maps without image", file)
     return None, [Scene(images / name, labels=path / name.with_suffix(".png")) for name in names]
 
 
