@@ -2,10 +2,11 @@
 
 The average of the weights is evaluated, and the training ends when it gets no better. An epoch shows each image `times`
 times, so that the schedules in epochs remain. `steps` stand between loading and packing; SIZE replaces their sizes.
-`lr_factor` multiplies the learning rate that is in proportion to the batch.
+`batch_size` is small since few images underfit in a short training: many updates help more than large batches.
+`lr_factor` multiplies the learning rate that is in proportion to the batch; AdamW needs more than that for a small one.
 """
 
-batch_size, lr_factor, times = 4, 1.5, 5  # at most 4 images
+batch_size, lr_factor, times = 2, 2, 4  # at most 2 images
 steps = [
     dict(type="RandomResize", scale=None, ratio_range=(0.6, 1.4), keep_ratio=True),
     dict(type="RandomCrop", crop_size=None, allow_negative_crop=True),
