@@ -25,6 +25,7 @@ from ops_dcnv3.norm import (
     serves,
 )
 from ops_dcnv3.onednn import Linear, can_fuse, mlp
+from ops_dcnv3.schema import is_transformed
 
 __all__ = ["Block", "DownsampleLayer", "Level", "MLPLayer", "StemLayer"]
 
@@ -43,8 +44,8 @@ class StemLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.conv1.in_channels:
             raise ValueError(f"images must have shape (N, {self.conv1.in_channels}, H, W); got {tuple(x.shape)}")
-        # Channels-last, so that all later permutes are views.
-        x = x.contiguous(memory_format=torch.channels_last)
+        if torch.compiler.is_compiling() or not is_transformed(x):  # torch.func.vmap has no memory formats
+            x = x.contiguous(memory_format=torch.channels_last)  # so that all later permutes are views
         fused = fused_conv_norm_act(x, self.conv1, self.norm1, self.act)
         x = self.act(self.norm1(self.conv1(x))) if fused is None else fused.permute(0, 3, 1, 2)
         return self.norm2(self.conv2(x))
