@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,6 +30,7 @@ from ops_dcnv3.schema import is_transformed
 __all__ = ["Block", "DownsampleLayer", "Level", "MLPLayer", "StemLayer"]
 
 
+@register_notrace_module  # one node in a graph of torch.fx: its path depends on shapes and devices
 class StemLayer(nn.Module):
     """Two 3x3 convolutions of stride 2: `(N, in_chans, H, W)` to `(N, H/4, W/4, out_chans)`."""
 
@@ -104,6 +105,7 @@ def _normed(x: Tensor, pending: Pending | None, norm: LayerNorm, as_input: bool)
     return pre_norm(x, pending.branch, norm, pending.gamma, pending.keep, as_input)
 
 
+@register_notrace_module
 class Block(nn.Module):
     """DCNv3 and MLP, each in a residual branch: `(N, H, W, C)` to `(N, H, W, C)`.
 

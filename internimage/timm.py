@@ -13,18 +13,11 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
 import torch
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    load_pretrained,
-    register_model,
-    register_notrace_module,
-)
+from timm.models import build_model_with_cfg, generate_default_cfgs, load_pretrained, register_model
 from torch import Tensor, nn
 
 from .backbone import InternImage
 from .checkpoint import extract_state_dict, fit_pretrained, read_state_dict
-from .layers import Block, StemLayer
 from .meta_former import InternImageMetaFormer
 from .variants import VARIANTS, model_class
 from .zoo import checkpoint_path, releases
@@ -32,9 +25,6 @@ from .zoo import checkpoint_path, releases
 __all__ = ["checkpoint_filter_fn", "default_cfgs"]
 
 _logger = logging.getLogger(__name__)
-
-for _module in (StemLayer, Block):  # one node each in graphs of torch.fx: their forward depends on shapes and devices
-    register_notrace_module(_module)
 
 
 _URLS = {release.name: release.url(release.checkpoint) for release in releases() if release.task == "classification"}
