@@ -227,6 +227,8 @@ def _check_relations(config: CfgNode, source: str) -> None:
         raise UserError(f"{option} needs --shard fsdp; now it is --shard {config.TRAIN.SHARD}")
     if config.TRAIN.SHARD == "fsdp" and config.COMPILE != "off":
         raise UserError("--compile is not supported with --shard fsdp; omit one of them")
+    if config.TRAIN.SHARD == "fsdp" and config.TRAIN.FP16_GRADIENTS:
+        raise UserError("TRAIN.FP16_GRADIENTS is not supported with --shard fsdp; omit one of them")
     if config.COMPILE in CUDA_GRAPH_MODES and config.TRAIN.ACCUMULATION_STEPS > 1:
         # Every replay of a graph writes its gradients to the same memory (pytorch issue 169545).
         raise UserError(

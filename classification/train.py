@@ -65,7 +65,7 @@ def build_strategy(config: CfgNode, world: distributed.World) -> Strategy:
     if config.TRAIN.SHARD == "fsdp":
         options = {"cpu_offload": config.TRAIN.CPU_OFFLOAD, "folders": config.SHARDED_CHECKPOINT}
         return FullyShard(world, dtype, **options)
-    return Strategy(world, dtype)
+    return Strategy(world, dtype, config.TRAIN.FP16_GRADIENTS)
 
 
 def run_training(config: CfgNode, world: distributed.World, build_strategy: BuildStrategy, stop: StopRequest) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,10 +25,12 @@ from ops_dcnv3.norm import (
     serves,
 )
 from ops_dcnv3.onednn import Linear, can_fuse, mlp
+from ops_dcnv3.schema import is_transformed
 
 __all__ = ["Block", "DownsampleLayer", "Level", "MLPLayer", "StemLayer"]
 
 
+@register_notrace_module  # one node in a graph of torch.fx: its path depends on shapes and devices
 class StemLayer(nn.Module):
     """Two 3x3 convolutions of stride 2: `(N, in_chans, H, W)` to `(N, H/4, W/4, out_chans)`."""
 
@@ -43,8 +45,8 @@ class StemLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.conv1.in_channels:
             raise ValueError(f"images must have shape (N, {self.conv1.in_channels}, H, W); got {tuple(x.shape)}")
-        # Channels-last, so that all later permutes are views.
-        x = x.contiguous(memory_format=torch.channels_last)
+        if torch.compiler.is_compiling() or not is_transformed(x):  # torch.func.vmap has no memory formats
+            x = x.contiguous(memory_format=torch.channels_last)  # so that all later permutes are views
         fused = fused_conv_norm_act(x, self.conv1, self.norm1, self.act)
         x = self.act(self.norm1(self.conv1(x))) if fused is None else fused.permute(0, 3, 1, 2)
         return self.norm2(self.conv2(x))
@@ -103,6 +105,7 @@ def _normed(x: Tensor, pending: Pending | None, norm: LayerNorm, as_input: bool)
     return pre_norm(x, pending.branch, norm, pending.gamma, pending.keep, as_input)
 
 
+@register_notrace_module
 class Block(nn.Module):
     """DCNv3 and MLP, each in a residual branch: `(N, H, W, C)` to `(N, H, W, C)`.
 

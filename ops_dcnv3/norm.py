@@ -201,7 +201,7 @@ def _has_kernels(device: torch.device) -> bool:
 
 def is_candidate(x: Tensor) -> bool:
     """A cheap check before `serves`, for CPU tensors and compilers."""
-    return getattr(x, _IS_OURS) and not torch.compiler.is_compiling()
+    return getattr(x, _IS_OURS) is True and not torch.compiler.is_compiling()
 
 
 def serves(x: Tensor, norm: nn.LayerNorm, *parameters: Tensor | None) -> bool:

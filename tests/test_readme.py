@@ -6,6 +6,7 @@ other block stands a comment: `<!-- run by: TEST -->` with the file of the test 
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -20,6 +21,17 @@ README = ROOT / "README.md"
 CHINESE = ROOT / "README_zh-CN.md"
 PAGES = [README, CHINESE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 QUICK = re.compile(r"python (-m ops_dcnv3|-m internimage\.zoo|[\w/.]+ --help) *(#.*)?")
+TWINS = {  # Chinese page: the English pages, or their sections, that it says again
+    "README_zh-CN.md": ["README.md"],
+    "docs/zh/install.md": ["docs/install.md"],
+    "docs/zh/own_data.md": [
+        "docs/classification.md#Fine-tune on your own images",
+        "docs/detection.md#Your own data",
+        "docs/segmentation.md#Your own data",
+    ],
+    "docs/zh/faq.md": ["docs/faq.md"],
+    "docs/zh/layers.md": ["docs/layers.md"],
+}
 FOLDERS = ("benchmarks", "classification", "demo", "detection", "docs", "internimage", "ops_dcnv3", "segmentation")
 
 
@@ -36,9 +48,14 @@ class Block(NamedTuple):
         return f"{self.page}:{self.line}"
 
 
-def blocks_of(page: Path) -> list[Block]:
-    fence = re.compile(r"(?:^[ ]*<!--([^\n]*)-->\n)?^([ ]*)```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
+def text_of(page: Path, section: str = "") -> str:
     text = page.read_text(encoding="utf-8")
+    return re.search(rf"^## {section}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[0] if section else text
+
+
+def blocks_of(page: Path, section: str = "") -> list[Block]:
+    fence = re.compile(r"(?:^[ ]*<!--([^\n]*)-->\n)?^([ ]*)```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
+    text = text_of(page, section)
     return [
         Block(str(page.relative_to(ROOT)), text[: match.start()].count("\n") + 1, match[1] or "", match[3], match[4])
         for match in fence.finditer(text)
@@ -46,11 +63,11 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language in ("bash", "python")]
-RUN = [block for block in BLOCKS if not block.comment and block.page != CHINESE.name]  # has README's
+RUN = [block for block in BLOCKS if not block.comment and block.page not in TWINS]  # those have the English ones
 
 
-def without_code(page: Path) -> str:
-    return re.sub(r"^[ ]*```.*?^[ ]*```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+def without_code(page: Path, section: str = "") -> str:
+    return re.sub(r"^[ ]*```.*?^[ ]*```$", "", text_of(page, section), flags=re.MULTILINE | re.DOTALL)
 
 
 # Blocks
@@ -193,15 +210,53 @@ def test_the_readme_is_short_and_starts_with_a_command():
     assert "```bash" in lines[:30]
 
 
-def test_both_readmes_have_the_same_commands_and_tables():
-    def commands(page: Path) -> list[str]:
-        return [re.sub(r"\s*#.*", "", block.code) for block in blocks_of(page)]
-
-    assert commands(README) == commands(CHINESE)
+def test_both_readmes_have_the_same_tables():
     tables = [
         re.findall(r"^\| .*https.*$", page.read_text(encoding="utf-8"), re.MULTILINE) for page in (README, CHINESE)
     ]
     assert tables[0] == tables[1]
+
+
+# Chinese pages
+
+
+def test_every_chinese_page_names_its_english_pages():
+    assert set(TWINS) == {CHINESE.name, *(f"docs/zh/{page.name}" for page in (ROOT / "docs/zh").glob("*.md"))}
+
+
+@pytest.mark.parametrize("chinese", TWINS)
+def test_a_chinese_page_has_the_blocks_of_the_english_ones_apart_from_comments(chinese):
+    def code(blocks: list[Block]) -> list[str]:
+        return [re.sub(r"\s*#.*", "", block.code) for block in blocks]
+
+    english = [
+        block for twin in TWINS[chinese] for block in blocks_of(ROOT / twin.partition("#")[0], twin.partition("#")[2])
+    ]
+    assert code(blocks_of(ROOT / chinese)) == code(english)
+
+
+@pytest.mark.parametrize("chinese", TWINS)
+def test_a_chinese_page_writes_no_option_file_or_message_that_the_english_ones_do_not(chinese):
+    def code(page: str) -> set[str]:
+        spans = re.findall(r"`([^`]+)`", without_code(ROOT / page.partition("#")[0], page.partition("#")[2]))
+        return {" ".join(span.split()) for span in spans}
+
+    assert not code(chinese) - set.union(*map(code, TWINS[chinese]))
+
+
+@pytest.mark.parametrize("chinese", TWINS)
+def test_a_chinese_page_and_its_english_pages_link_to_each_other(chinese):
+    def links(text: str) -> set[str]:
+        return set(re.findall(r"\]\(([^)\s#]+)", text))
+
+    page = ROOT / chinese
+    for twin in TWINS[chinese]:
+        english, _, section = twin.partition("#")
+        for start, goal, text in (
+            (page, ROOT / english, text_of(page)),
+            (ROOT / english, page, text_of(ROOT / english, section)),
+        ):
+            assert os.path.relpath(goal, start.parent) in links("\n".join(text.splitlines()[:8])), start
 
 
 def test_every_page_is_in_the_index_and_in_the_navigation_of_the_site():

@@ -52,6 +52,20 @@ def test_a_row_that_names_a_configuration_which_is_not_there_is_an_error(monkeyp
         zoo.full_tables("segmentation", Path("/nowhere"))
 
 
+def test_every_figure_of_the_front_page_is_the_published_one_of_its_configuration_or_has_none():
+    page = (zoo.ROOT / "docs" / "model_zoo.md").read_text().partition("\n## Classification")[0]
+    rows = re.findall(
+        r"^\| ([^|]+) \| [^|]+ \| ([\d.]+) \| [^|]* \| (no recipe published|\[config]\((.*)\)) \|$", page, re.M
+    )
+    assert len(rows) == 18 and sum(not path for *_, path in rows) == 6
+    for data_set, figure, _, path in rows:
+        if path:
+            name = path.removeprefix("../").replace("cocostuff2ade20k_ms", "cocostuff2ade20k_ss")
+            release = next(release for release in releases() if name in release.config.split())
+            published = re.findall(r"\d+\.\d+", " ".join(release.facts.values()))
+            assert figure in {f"{float(value):.1f}" for value in published}, data_set
+
+
 def test_models_with_extra_training_data_are_marked():
     row = next(line for line in zoo.full_tables("segmentation", zoo.ROOT).splitlines() if "85.94" in line)
     assert row.startswith(r"| UperNet\* |") and zoo.NOTES["Cityscapes"].startswith(r"\* uses extra data")

@@ -2,7 +2,8 @@
 
 Names and defaults are those of the original project (OpenGVLab InternImage, MIT licence). New keys are
 `DATA.SKIP_BAD_IMAGES`, `SAVE_CKPT_NUM`, `LOGGER` and `LAUNCHER`, which mirror command-line options, `AMP`, `TF32`,
-`COMPILE`, `DATA.TIMEOUT`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, `MODEL.IN_CHANS`, `TRAIN.EARLY_STOPPING`,
+`COMPILE`, `DATA.TIMEOUT`, `DATA.IMAGES_URL`, `DATA.TRAIN_SHARDS`, `DATA.VAL_SHARDS`, `MODEL.IN_CHANS`,
+`TRAIN.FP16_GRADIENTS`, `TRAIN.EARLY_STOPPING`, `EVAL_FIRST`,
 `TRAIN.SHARD`, `TRAIN.CPU_OFFLOAD`, `SHARDED_CHECKPOINT`, `PREDICTIONS`, `REPORT`, and `AUG.CROP_SCALE`, `CROP_RATIO`,
 `HFLIP`, `VFLIP`.
 `tools/configuration_page.py` writes docs/configuration.md from this table.
@@ -146,6 +147,7 @@ SETTINGS = {
     "DATA.BATCH_SIZE": Setting(128, "images of each process and step", "[1, 1e6]"),
     "DATA.DATA_PATH": Setting("", "folder of the data set; empty: data/imagenet"),
     "DATA.DATASET": Setting("imagenet", "folder: any ImageFolder; tar: WebDataset's tar files", _DATASETS),
+    "DATA.IMAGES_URL": Setting("", "where images of list files are, s3://bucket/folder or another URL of fsspec"),
     "DATA.TRAIN_SHARDS": Setting(
         "", "train-{000000..001023}.tar, or a folder of tar files; empty: train/ or train-*.tar"
     ),
@@ -191,6 +193,7 @@ SETTINGS = {
     "TRAIN.AUTO_RESUME": Setting(True, "continue from the newest checkpoint of this run"),
     "TRAIN.ACCUMULATION_STEPS": Setting(0, "batches per optimizer step; 0: one", "[0, 1e6]"),
     "TRAIN.SHARD": Setting("none", "what is spread over the processes; zero: the optimizer's state; fsdp: all", _SHARD),
+    "TRAIN.FP16_GRADIENTS": Setting(False, "processes exchange gradients in float16; not with fsdp"),
     "TRAIN.CPU_OFFLOAD": Setting(False, "with fsdp: parameters and optimizer state in CPU memory"),
     "TRAIN.USE_CHECKPOINT": Setting(False, "gradient checkpointing: less memory, more time"),
     "TRAIN.LR_SCHEDULER.NAME": Setting("cosine", "shape of the schedule", ("cosine", "linear", "step")),
@@ -239,6 +242,7 @@ SETTINGS = {
     "SAVE_CKPT_NUM": Setting(1, "checkpoints to keep, at least 2", "[1, 1e6]"),
     "SHARDED_CHECKPOINT": Setting(False, "with fsdp: folders that all processes write while training goes on"),
     "PRINT_FREQ": Setting(10, "steps from one line of the log to the next", "[1, 1e6]"),
+    "EVAL_FIRST": Setting(False, "evaluate once before the training goes on or begins"),
     "EVAL_FREQ": Setting(1, "epochs from one evaluation to the next", "[1, 1e6]"),
     "LOGGER": Setting("tensorboard", "where figures go", ("tensorboard", "wandb")),
     "REPORT": Setting(True, "at the end of a training, write curves, tables and pictures to the folder report"),

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import fsspec
 import numpy as np
 
 from internimage.errors import UserError
@@ -16,7 +17,7 @@ from internimage.files import open_regular
 
 from .files import EXTENSIONS, ImageFiles, class_folders
 
-__all__ = ["MAX_BYTES", "Samples", "ZipSamples", "read_folder", "read_list", "read_zip"]
+__all__ = ["MAX_BYTES", "RemoteSamples", "Samples", "ZipSamples", "parse_list", "read_folder", "read_list", "read_zip"]
 
 MAX_BYTES = 1 << 28  # of an encoded image; a member of a small zip archive may be a thousand times larger than it
 _ENTRY = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
@@ -59,6 +60,31 @@ class Samples:
             if size > MAX_BYTES:
                 raise OSError(f"it has more than {MAX_BYTES >> 20} MiB")
             return file.read(size)
+
+
+class RemoteSamples(Samples):
+    """Labelled images below a URL that fsspec reads: `s3://bucket/folder` (Ceph and petrel serve it too), `gs://...`."""
+
+    def __init__(self, root: str, names: Sequence[str], labels: Sequence[int]):
+        super().__init__(root, names, labels)
+        self._store()  # an error now, not in a worker
+
+    def _store(self) -> fsspec.AbstractFileSystem:
+        try:
+            return fsspec.core.url_to_fs(self.root)[0]  # fsspec keeps one for each process
+        except (ImportError, ValueError) as error:
+            raise UserError(f"cannot open DATA.IMAGES_URL {self.root}: {error}") from None
+
+    def size(self, index: int) -> int:
+        try:
+            return self._store().size(self.name(index)) or 0
+        except OSError:
+            return 0
+
+    def read(self, index: int) -> bytes:
+        if self.size(index) > MAX_BYTES:
+            raise OSError(f"it has more than {MAX_BYTES >> 20} MiB")
+        return self._store().cat_file(self.name(index))
 
 
 class ZipSamples(Samples):
@@ -136,13 +162,19 @@ def read_folder(root: Path, class_index: dict[str, int], report: Callable[[str],
     return Samples(root, names, labels)
 
 
-def _parse_list(path: Path) -> tuple[list[str], list[int]]:
-    """Paths and labels of a list file: lines `path label` (blank or tab between), or JSON `[[path, label], ...]`."""
+def parse_list(path: Path) -> tuple[list[str], list[int]]:
+    """Paths and labels of a list file: lines `path label` (blank or tab between), or JSON `[[path, label], ...]`.
+
+    The file may be in a zip archive of its name. The labels of `22k_label.txt` are numbered by `22k_class_to_idx.json`.
+    """
+    numbers = path.with_name("22k_class_to_idx.json")
     try:
-        text = path.read_text(encoding="utf-8")
+        source = zipfile.Path(path, path.stem) if path.suffix == ".zip" else path
+        text = source.read_text(encoding="utf-8")
+        label = json.loads(numbers.read_text()).__getitem__ if path.name.startswith("22k_label") else int
         rows = json.loads(text) if text.startswith("[") else [line.rsplit(maxsplit=1) for line in text.splitlines()]
-        pairs = [(str(row[0]), int(row[1])) for row in rows if row]
-    except (OSError, UnicodeDecodeError, ValueError, IndexError, TypeError, KeyError) as error:
+        pairs = [(str(row[0]), int(label(row[1]))) for row in rows if row]
+    except (OSError, ValueError, IndexError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {path}: {error}; expected lines of `path label`") from None
     if not pairs:
         raise UserError(f"{path} lists no images; expected lines of `path label`")
@@ -154,7 +186,7 @@ def _parse_list(path: Path) -> tuple[list[str], list[int]]:
 
 def read_list(path: Path, roots: Sequence[Path]) -> Samples:
     """Samples of a list file; names are relative to the first of `roots` that contains the first image."""
-    names, labels = _parse_list(path)
+    names, labels = parse_list(path)
     for root in roots:
         if (root / names[0]).is_file():
             return Samples(root, names, labels)
@@ -167,4 +199,4 @@ def read_zip(archive: Path, map_file: Path) -> ZipSamples:
     for path in (archive, map_file):
         if not path.is_file():
             raise UserError(f"no file {path}; --zip expects train.zip, train_map.txt, val.zip, val_map.txt")
-    return ZipSamples(archive, *_parse_list(map_file))
+    return ZipSamples(archive, *parse_list(map_file))

@@ -15,7 +15,7 @@ from internimage.imagenet import in22k_to_1k
 
 from .files import class_folders
 from .inaturalist import read_inat18
-from .samples import Samples, read_folder, read_list, read_zip
+from .samples import RemoteSamples, Samples, parse_list, read_folder, read_list, read_zip
 from .tars import find_shards, read_tars
 
 __all__ = ["Splits", "open_splits"]
@@ -24,7 +24,7 @@ __all__ = ["Splits", "open_splits"]
 _CLASSES = {"imagenet": 1000, "imagenet22K": 21841}
 _FOLDERS = {"train": ("train", "fall11_whole"), "val": ("val", "test")}
 _LISTS = {
-    "train": ("meta_data/train.txt", "meta/train.txt", "ILSVRC2011fall_whole_map_train.txt"),
+    "train": ("meta_data/train.txt", "meta/train.txt", "meta_data/22k_label.txt", "ILSVRC2011fall_whole_map_train.txt"),
     "val": ("meta_data/val.txt", "meta/val.txt", "ILSVRC2011fall_whole_map_val.txt"),
 }
 
@@ -119,7 +119,8 @@ def _first(root: Path, candidates: tuple[str, ...], exists: Callable[[Path], boo
 
 
 def _list_file(config: CfgNode, root: Path, split: str) -> Path | None:
-    return _first(root, _LISTS[split], Path.is_file)
+    names = tuple(name + suffix for name in _LISTS[split] for suffix in ("", ".zip"))
+    return _first(root, names, Path.is_file)
 
 
 def _class_names(config: CfgNode, root: Path) -> list[str] | None:
@@ -141,6 +142,10 @@ def _open_split(config: CfgNode, root: Path, split: str, class_names: list[str] 
         return read_zip(root / f"{split}.zip", root / f"{split}_map.txt")
     folder = _first(root, _FOLDERS[split], Path.is_dir)
     list_file = _list_file(config, root, split)
+    if config.DATA.IMAGES_URL:
+        if list_file is None:
+            raise UserError(f"DATA.IMAGES_URL needs the lists {root}/meta_data/train.txt and val.txt, of `path label`")
+        return RemoteSamples(config.DATA.IMAGES_URL, *parse_list(list_file))
     if list_file:
         return read_list(list_file, [path for path in (folder, root, root / "fall11_whole") if path])
     if folder is None:

@@ -125,6 +125,10 @@ class Trainer:
         first_step = state.progress["step"] if state.progress else 0
         tracker.begin(first, first * self.updates + -(-first_step // self.accumulation))
         try:
+            if self.config.EVAL_FIRST:
+                with self.strategy.evaluation() as models:
+                    how = self.loaders, self.world, self.strategy.dtype, tracker.log, self._until_stopped
+                    evaluate_all(*models, *how, self.predictions and self.predictions.keep)
             for epoch in range(first, last + 1):
                 if self._stagnates(epoch):
                     last = epoch - 1

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
@@ -33,6 +34,7 @@ class Strategy:
     Args:
         world: rank, number of processes and device.
         dtype: of autocast around every forward pass; None for fp32, or if the strategy casts by itself.
+        fp16_gradients: whether processes exchange gradients in float16.
 
     Attributes:
         model: the module with the plain state-dict keys, without a wrapper.
@@ -45,8 +47,8 @@ class Strategy:
 
     suffix = ".pth"
 
-    def __init__(self, world: World, dtype: torch.dtype | None = None) -> None:
-        self.world, self.dtype = world, dtype
+    def __init__(self, world: World, dtype: torch.dtype | None = None, fp16_gradients: bool = False) -> None:
+        self.world, self.dtype, self.fp16_gradients = world, dtype, fp16_gradients
 
     def prepare(
         self,
@@ -67,7 +69,12 @@ class Strategy:
 
     def spread(self) -> nn.Module:
         """Spread `models` over the processes; return what a training step calls."""
-        return wrap_model(self.world, self.model) if self.world.size > 1 else self.model
+        if self.world.size == 1:
+            return self.model
+        network = wrap_model(self.world, self.model)
+        if self.fp16_gradients:
+            network.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        return network
 
     @property
     def models(self) -> list[nn.Module]:

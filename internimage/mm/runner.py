@@ -25,7 +25,7 @@ from .checks import add_config, check_classes, check_data_files, explained, expl
 from .predictor import add_model_arguments, resolve_model
 from .report import ReportHook
 from .sharding import MODES, configure_sharding
-from .tasks import DETECTION, SEGMENTATION, PicturesHook, ScheduleHook, Task, is_mmdet3d
+from .tasks import DETECTION, SEGMENTATION, FuseHook, PicturesHook, ScheduleHook, Task, is_mmdet3d
 
 __all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"]
 
@@ -108,6 +108,7 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
     )
+    parser.add_argument("--deterministic", action="store_true", help="use deterministic algorithms of PyTorch")
     parser.add_argument("--shard", choices=MODES, help="share the optimizer's state (zero) or the whole model (fsdp)")
     parser.add_argument(
         "--resume",
@@ -126,6 +127,8 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
         if not torch.cuda.is_available():
             raise UserError("--amp needs a GPU; omit it on the CPU")
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    if args.deterministic:
+        config.merge_from_dict({"randomness.deterministic": True})
     configure_sharding(config, args.shard)
     if args.auto_scale_lr:
         if not config.get("auto_scale_lr", {}).get("base_batch_size"):
@@ -159,6 +162,12 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--predictions", "--out", metavar="PATH", help=task.out_help)
     parser.add_argument("--show-dir", help="folder for pictures of the predictions")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation: several scales and mirror images")
+    if task is DETECTION:  # label maps have no scores
+        help = "lowest score in the pictures of --show-dir; default 0.3"
+        parser.add_argument("--threshold", "--show-score-thr", type=float, default=0.3, metavar="SCORE", help=help)
+    help = "write --predictions in the format of a benchmark's server (COCO JSON, label maps) and evaluate nothing"
+    parser.add_argument("--format-only", action="store_true", help=help)
+    parser.add_argument("--fuse-conv-bn", action="store_true", help="fold BatchNorm into convolutions: a little faster")
     args = parser.parse_args(argv)
     config, checkpoint = resolve_model(args)
     _start(config, args)
@@ -175,11 +184,21 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{args.config} has no tta_model and tta_pipeline; omit --tta")
         config.model = ConfigDict(**config.tta_model, module=config.model)
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
+    if args.format_only:
+        if not args.predictions:
+            raise UserError("--format-only needs --predictions PATH, where to write")
+        config.report = False
+        found = config.test_evaluator
+        for metric in found if isinstance(found, list) else [found]:
+            metric.update({"format_only": True, task.format_key: args.predictions})
     with _join(config), explained():
         runner = _build(config, task, ("test",))
-        if args.predictions:
+        if args.predictions and not args.format_only:
             task.save_predictions(runner, args.predictions)
+        if args.fuse_conv_bn:
+            runner.register_hook(FuseHook())
         if args.show_dir:
-            runner.register_hook(PicturesHook(args.show_dir))
+            options = {"pred_score_thr": args.threshold} if task is DETECTION else {}
+            runner.register_hook(PicturesHook(args.show_dir, **options))
         runner.test()
         close_process_group()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mmcv
 import numpy as np
+from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -15,7 +16,7 @@ from ..predictor import Predictor
 from ..results import DetectionResult, SegmentationResult
 from ..sources import Picture
 
-__all__ = ["DETECTION", "SEGMENTATION", "PicturesHook", "ScheduleHook", "Task", "find_task", "is_mmdet3d"]
+__all__ = ["DETECTION", "SEGMENTATION", "FuseHook", "PicturesHook", "ScheduleHook", "Task", "find_task", "is_mmdet3d"]
 
 
 _TTA_SCALES = (0.8, 1.0, 1.2)
@@ -24,8 +25,8 @@ _TTA_SCALES = (0.8, 1.0, 1.2)
 class PicturesHook(Hook):
     """Write a picture of every tested image to a folder, under the image's own name."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, **options: object) -> None:
+        self.folder, self.options = Path(folder), options
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: object, outputs: Sequence) -> None:
         """Draw the annotations and the predictions of a batch."""
@@ -33,7 +34,15 @@ class PicturesHook(Hook):
             image, path = mmcv.imread(sample.img_path, channel_order="rgb"), Path(sample.img_path)
             if is_mmdet3d(runner.cfg):  # which draws on the image that the camera's scaled intrinsics belong to
                 image = {"img": mmcv.imresize(image, sample.img_shape[:2][::-1])}
-            runner.visualizer.add_datasample(path.stem, image, sample, out_file=str(self.folder / path.name))
+            options = {"out_file": str(self.folder / path.name), **self.options}
+            runner.visualizer.add_datasample(path.stem, image, sample, **options)
+
+
+class FuseHook(Hook):
+    """Fold BatchNorm into the convolutions before it, once the checkpoint is loaded."""
+
+    def before_test(self, runner: Runner) -> None:
+        fuse_conv_bn(runner.model)
 
 
 class ScheduleHook(Hook):
@@ -54,7 +63,8 @@ class ScheduleHook(Hook):
 class _Detection:
     name = "detection"
     exact_classes = True  # a head must have exactly as many classes as the data
-    out_help = "pickle file for the predictions"
+    out_help = "pickle file for the predictions; with --format-only the prefix of JSON files"
+    format_key = "outfile_prefix"  # of a metric that only writes
 
     def save_predictions(self, runner: Runner, path: str) -> None:
         """Make a runner's test loop write predictions to a path."""
@@ -102,6 +112,7 @@ class _Segmentation:
     name = "segmentation"
     exact_classes = False  # released street-scene heads have more classes than the data
     out_help = "folder for the predicted label maps"
+    format_key = "output_dir"
 
     def save_predictions(self, runner: Runner, path: str) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,8 @@ def local_checkpoint(source: str | os.PathLike) -> Path:
     if release and release.checkpoint:
         return checkpoint_path(release.name)
     if remote:  # different hosts may have different files with the same name
-        return fetch(source, cache_dir() / hashlib.sha256(source.encode()).hexdigest()[:16])
+        url = source.replace("https://huggingface.co/", f"{hub_endpoint()}/", 1)  # from the mirror, if one is set
+        return fetch(url, cache_dir() / hashlib.sha256(source.encode()).hexdigest()[:16])
     raise UserError(
         f"no checkpoint at {source}; pass a path, a URL, or a released name (python -m internimage.zoo lists them)"
     )

@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import zipfile
 
+import fsspec
 import pytest
 import torch
 from image_folders import configure, epochs, fingerprint, make_folder, picture
@@ -100,6 +102,58 @@ def test_a_list_of_imagenet_means_a_thousand_classes(folder):
     for split in ("train", "val"):
         write_lines(folder / "meta" / f"{split}.txt", listing(folder, split, " "))
     assert build_loaders(configure(folder, dataset="imagenet")).num_classes == 1000
+
+
+def test_lists_may_be_in_zip_archives_of_their_names(folder):
+    expected = epochs(build_loaders(configure(folder)), 0)
+    for split in ("train", "val"):
+        (folder / "meta_data").mkdir(exist_ok=True)
+        with zipfile.ZipFile(folder / "meta_data" / f"{split}.txt.zip", "w") as archive:
+            archive.writestr(f"{split}.txt", "\n".join(listing(folder, split, " ")))
+    assert epochs(build_loaders(configure(folder)), 0) == expected
+    with zipfile.ZipFile(folder / "meta_data" / "val.txt.zip", "w") as archive:
+        archive.writestr("other.txt", "")
+    with pytest.raises(UserError, match="cannot read .*val.txt.zip: .*zip.val.txt; expected lines"):
+        build_loaders(configure(folder))
+
+
+def test_the_list_of_imagenet_22k_has_names_that_a_file_beside_it_numbers(folder):
+    (folder / "train").rename(folder / "fall11_whole")
+    names = {value: key for key, value in CLASSES.items()}
+    lines = [line.split() for line in listing(folder, "fall11_whole", " ")]
+    write_lines(folder / "meta_data" / "22k_label.txt", [f"{path} {names[int(label)]}" for path, label in lines])
+    write_lines(folder / "meta_data" / "val.txt", listing(folder, "val", " "))
+    with pytest.raises(UserError, match="cannot read .*22k_class_to_idx.json"):
+        build_loaders(configure(folder, dataset="imagenet22K"))
+    (folder / "meta_data" / "22k_class_to_idx.json").write_text(json.dumps(CLASSES))
+    loaders = build_loaders(configure(folder, dataset="imagenet22K"))
+    assert loaders.train.dataset.samples.labels.tolist() == [int(label) for _, label in lines]
+    assert loaders.num_classes == 21841
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_of_lists_come_from_any_store_of_fsspec(folder, workers):
+    expected = epochs(build_loaders(configure(folder)), 0)
+    store, url = fsspec.filesystem("memory"), f"memory://{folder.name}-{workers}"
+    for split in ("train", "val"):
+        write_lines(folder / "meta_data" / f"{split}.txt", listing(folder, split, " ", prefix=f"{split}/"))
+        for path in (folder / split).rglob("*.png"):
+            store.pipe_file(f"{url}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        shutil.rmtree(folder / split)
+    loaders = build_loaders(configure(folder, "DATA.IMAGES_URL", url, workers=workers))
+    assert epochs(loaders, 0) == expected
+    store.rm(loaders.train.dataset.samples.name(0))
+    with pytest.raises(UserError, match=f"cannot read image {url}/train/cat/0.png"):
+        epochs(build_loaders(configure(folder, "DATA.IMAGES_URL", url)), 0)
+
+
+def test_a_store_that_is_not_known_and_images_without_lists_are_errors(folder):
+    with pytest.raises(UserError, match="needs the lists .*meta_data/train.txt"):
+        build_loaders(configure(folder, "DATA.IMAGES_URL", "s3://bucket"))
+    for split in ("train", "val"):
+        write_lines(folder / "meta_data" / f"{split}.txt", listing(folder, split, " "))
+    with pytest.raises(UserError, match="cannot open DATA.IMAGES_URL petrel://bucket"):
+        build_loaders(configure(folder, "DATA.IMAGES_URL", "petrel://bucket"))
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,14 @@ def test_zero_trains_as_the_plain_optimizer_and_resumes_in_one_process(config, t
     assert len(history(tmp_path / "tiny")) == 4
 
 
+def test_gradients_may_be_exchanged_in_half_precision(config, two, tmp_path):
+    arguments = ("--cfg", str(config), "--output", str(tmp_path), "--opts", "TRAIN.FP16_GRADIENTS", "True")
+    assert_finished(two_processes(tmp_path, *arguments))
+    plain, half = loss_curve(two), loss_curve(tmp_path / "tiny")
+    assert not torch.equal(half, plain)  # it is rounded
+    torch.testing.assert_close(half, plain, rtol=0, atol=0.02)
+
+
 def test_a_failure_of_rank_0_reaches_every_process(config, tmp_path):
     (tmp_path / "file").write_text("")
     results = two_processes(tmp_path, "--cfg", str(config), "--output", str(tmp_path / "file"))

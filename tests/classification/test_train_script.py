@@ -84,6 +84,17 @@ def test_tensorboard_has_loss_rate_norm_accuracy_and_speed(finished):
     assert [event.step for event in events.Scalars("train/loss")] == [4, 8, 12, 16]
 
 
+def test_a_run_may_begin_with_an_evaluation(finished, capsys):
+    config, output, folder = finished
+    run_here(config, output, "--opts", "EVAL_FIRST", "True", "REPORT", "False")
+    printed, last = capsys.readouterr().out, history(folder)[-1]
+    assert "nothing left to do" in printed
+    assert top1_lines(printed) == [
+        ("validation", f"{last['top1']:.3f}"),
+        ("averaged weights", f"{last['top1_ema']:.3f}"),
+    ]
+
+
 def test_evaluation_prints_what_training_printed(finished, capsys):
     config, output, folder = finished
     last = history(folder)[-1]

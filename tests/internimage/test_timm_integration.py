@@ -10,12 +10,15 @@ import pytest
 import timm
 import timm.optim
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchvision.models.feature_extraction import create_feature_extractor
 from yacs.config import CfgNode
 
 import internimage
 import internimage.timm
 from internimage.errors import CheckpointError
 from internimage.imagenet import in22k_to_1k
+from internimage.layers import Block, StemLayer
 from internimage.optim import param_groups
 from internimage.variants import VARIANTS
 
@@ -268,6 +271,47 @@ def test_timms_averaging_copies_a_model_and_still_converts_layouts(images):
     average.update(model)
     torch.testing.assert_close(average.module(images), model(images))
     average.module.load_state_dict({f"model.{key}": value for key, value in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_feature_extraction_by_fx_gives_the_maps_and_gradients_of_the_model(name, images):
+    model = create(name)
+    node = "levels.2.blocks.1"
+    expected = []
+    model.levels[2].blocks[1].register_forward_hook(lambda module, inputs, output: expected.append(output))
+    logits = model(images)
+    ours = create_feature_extractor(model, [node, "head"], tracer_kwargs={"leaf_modules": [StemLayer, Block]})(images)
+    for found in (timm.models.create_feature_extractor(model, [node, "head"])(images), ours):
+        torch.testing.assert_close(found[node], expected[0])
+        torch.testing.assert_close(found["head"], logits)
+    ours["head"].sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of attention, in PyTorch
+def test_transforms_of_torch_func_agree_with_the_model(name, images):
+    model = create(name, num_classes=3)
+    parameters = dict(model.named_parameters())
+    for key in parameters:  # away from whole coordinates, where kernels and standard operators differ in the slope
+        if "offset" in key and key.endswith("bias"):
+            torch.nn.init.uniform_(parameters[key], 0.1, 0.4)
+
+    def loss(parameters, image):
+        return torch.func.functional_call(model, parameters, (image[None],))[0].square().sum()
+
+    torch.testing.assert_close(torch.func.vmap(lambda image: model(image[None])[0])(images), model(images))
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
+    for index, image in enumerate(images):
+        model.zero_grad()
+        loss(parameters, image).backward()
+        for key, parameter in parameters.items():
+            torch.testing.assert_close(found[key][index], parameter.grad, rtol=1e-4, atol=1e-5)
+    step = 1e-2 * torch.ones_like(images)
+    with sdpa_kernel(SDPBackend.MATH):
+        tangent = torch.func.jvp(model.double(), (images.double(),), (step.double(),))[1]
+    slope = (model(images.double() + 1e-3 * step) - model(images.double() - 1e-3 * step)) / 2e-3
+    torch.testing.assert_close(tangent, slope, rtol=1e-3, atol=1e-6)
 
 
 def block_with(text):

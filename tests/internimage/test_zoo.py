@@ -176,6 +176,12 @@ def test_files_of_one_name_from_different_urls_are_kept_apart(host, monkeypatch)
     assert second.read_bytes() == host.sent and zoo.local_checkpoint(f"{host.url}/b/mine.pth") == second
 
 
+def test_a_url_of_hugging_face_goes_to_the_mirror(host, tmp_path):
+    path = zoo.local_checkpoint("https://huggingface.co/OpenGVLab/DCNv4/resolve/main/flash_intern_image_l_22k_384.pth")
+    assert host.requests[0] == "/OpenGVLab/DCNv4/resolve/main/flash_intern_image_l_22k_384.pth"
+    assert path.read_bytes() == CONTENT and path.parent.parent == tmp_path  # not a released name
+
+
 def test_a_plain_web_server_that_stops_early_leaves_no_file(host, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     host.cut_at = 1000

@@ -15,6 +15,7 @@ import pytest
 import tiny_coco
 import tiny_scenes
 import torch
+from mmcv.cnn import ConvModule
 from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmdet.datasets import CocoDataset
 from mmdet.structures import DetDataSample
@@ -34,6 +35,7 @@ from internimage.mm.demo import image_demo
 from internimage.mm.flops import get_flops, measure
 from internimage.mm.runner import DETECTION, SEGMENTATION, train
 from internimage.mm.runner import test as evaluate
+from internimage.mm.tasks import FuseHook
 
 ROOT = Path(__file__).parents[2]
 TASKS = {
@@ -129,6 +131,40 @@ def test_testing_writes_metrics_predictions_and_pictures(trained, tmp_path):
         assert len(maps) == 2
         assert all(labels.shape == (48, 72) and labels.max() < 3 for labels in maps)
         assert metrics(tmp_path / "run")["mIoU"] > 70
+
+
+def test_results_for_a_server_are_written_and_not_evaluated_and_pictures_have_a_lowest_score(trained, tmp_path):
+    options = [
+        "--predictions",
+        str(tmp_path / "result"),
+        "--work-dir",
+        str(tmp_path / "run"),
+        "--format-only",
+        "--fuse-conv-bn",
+    ]
+    options += ["--show-dir", str(tmp_path / "shown")]
+    if trained.task is DETECTION:
+        options += ["--show-score-thr", "1.01"]
+    evaluate(trained.task, [str(trained.config), str(trained.checkpoint), *options])
+    if trained.task is DETECTION:
+        image, shown = (np.asarray(Image.open(folder / "0.png").convert("RGB"))
+                        for folder in ((trained.data / trained.image).parent, tmp_path / "shown"))  # fmt: skip
+        assert np.array_equal(shown[:, image.shape[1] :], image)  # no prediction beside the annotations
+        assert {"image_id", "bbox", "score"} <= json.loads((tmp_path / "result.bbox.json").read_text())[0].keys()
+    else:
+        assert len(list((tmp_path / "result").glob("*.png"))) == 2
+    assert not [path for path in (tmp_path / "run").rglob("*.json") if re.search("bbox_mAP|mIoU", path.read_text())]
+
+
+def test_folded_batch_norms_give_the_same_result():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(ConvModule(3, 3, 3, norm_cfg={"type": "BN"}) for _ in range(2)))
+    for image in torch.randn(4, 8, 3, 9, 9):
+        model(2 * image + 1)  # statistics
+    expected = model.eval()(image)
+    FuseHook().before_test(SimpleNamespace(model=model))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    torch.testing.assert_close(model(image), expected)
 
 
 def test_a_picture_is_drawn_from_an_image_of_any_size(trained, tmp_path, capsys):
@@ -273,12 +309,14 @@ def test_options_of_training_change_the_configuration(trained, tmp_path, capsys,
 
     monkeypatch.setattr(runner, "_build", build)
     words = ["--config", trained.config, "--output", tmp_path, "--batch-size", 3, "--lr", 0.5, "--seed", 7]
+    words += ["--deterministic"]
     words += ["--pretrained", trained.checkpoint, "--opts", "val_dataloader.num_workers", 0, "default_scope=none"]
     assert "built" in fails(capsys, train, trained.task, *words)
     (config,) = configs
     assert (config.work_dir, config.load_from) == (str(tmp_path), str(trained.checkpoint))
     assert (config.train_dataloader.batch_size, config.val_dataloader.num_workers) == (3, 0)
     assert (config.optim_wrapper.optimizer.lr, config.randomness.seed, config.default_scope) == (0.5, 7, "none")
+    assert config.randomness.deterministic
     if trained.task is SEGMENTATION:
         assert "counts steps; use --opts train_cfg.max_iters=N" in fails(
             capsys, train, trained.task, *words, "--epochs", 2
@@ -311,6 +349,7 @@ def test_mistakes_in_the_command_line_name_what_is_wrong(trained, tmp_path, caps
         (train, [config, "--resume", "none.pth"], "no checkpoint at none.pth"),
         (train, [config, "--cfg-options", "load_from=none.pth"], "no checkpoint at none.pth"),
         (evaluate, [config, "none.pth"], "no checkpoint at none.pth"),
+        (evaluate, [config, checkpoint, "--format-only"], "--format-only needs --predictions PATH"),
         (image_demo, ["none.jpg", config, checkpoint], "no image at none.jpg"),
         (image_demo, [image, config, "none.pth"], "no checkpoint at none.pth"),
     ):
