@@ -12,7 +12,7 @@ from mmengine.logging import HistoryBuffer
 
 __all__ = ["FORGED", "write"]
 
-POINTER = b"AAAAAAAA"  # eight bytes that are an address, if numpy takes them for an object
+POINTER = b"AAAAAAAA"  # eight bytes, a pointer if numpy takes them for an object
 _reconstruct = np.empty(0).__reduce__()[0]
 _scalar = np.float64(0).__reduce__()[0]
 

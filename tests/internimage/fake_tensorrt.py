@@ -279,7 +279,7 @@ def _set_mode(node: onnx.NodeProto, mode: str) -> None:
 
 
 def _array(address: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """The memory at an address."""
+    """An array over memory that another library holds."""
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer((ctypes.c_char * count).from_address(address), dtype).reshape(shape)
 
