@@ -358,6 +358,7 @@ def test_use_zero_is_the_older_name_of_shard_zero(options, expected, config):
         (("--cpu-offload",), ("--cpu-offload needs --shard fsdp",)),
         (("--sharded-checkpoint", "--use-zero"), ("--sharded-checkpoint needs --shard fsdp", "now it is --shard zero")),
         (("--compile", "--shard", "fsdp"), ("--compile is not supported with --shard fsdp",)),
+        (("--shard", "fsdp", "--opts", "TRAIN.FP16_GRADIENTS", "True"), ("FP16_GRADIENTS is not supported with",)),
     ],
 )
 def test_options_that_do_not_fit_together_are_errors(options, words, config, tmp_path, capsys):
