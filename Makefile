@@ -17,9 +17,9 @@ $(VENV)/.installed-%: requirements.txt pyproject.toml $(SOURCES)
 	$(RUN) -m pip install --quiet --requirement requirements.txt
 	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[$*]"
 	$(RUN) -m ops_dcnv3
-	touch $@ $(if $(filter test,$*),$(VENV)/.installed-train $(VENV)/.installed-mm)
+	touch $@ $(if $(filter test,$*),$(VENV)/.installed-visualize $(VENV)/.installed-mm)
 
-demo: $(VENV)/.installed-train
+demo: $(VENV)/.installed-visualize
 	$(RUN) -m classification.demo
 
 demo-detection: $(VENV)/.installed-mm

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from .figures import render
 
 __all__ = ["Part", "Tile", "curves", "evaluation", "write_report"]
 
@@ -43,11 +44,9 @@ def write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure, rows in parts():
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-            Image.fromarray(pixels).save(folder / f"{name}.png")
-            show(f"{folder.name}/{name}", pixels)
+            picture = render(figure)
+            picture.save(folder / f"{name}.png")
+            show(f"{folder.name}/{name}", np.asarray(picture))
             if rows:
                 with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                     csv.writer(file).writerows(map(_cell, row) for row in rows)
