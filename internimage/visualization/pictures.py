@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
@@ -60,7 +59,8 @@ def visualize(
     backbone, pictures, seen = getattr(model.model, "backbone", model.model), {}, []
     if not isinstance(backbone, InternImage):
         raise UserError(f"visualize needs a model with InternImage or FlashInternImage; got {type(backbone).__name__}")
-    given = list(iter_images(images))
+    if not (given := list(iter_images(images))):
+        raise UserError("no images to visualize; give at least one")
     for number, picture in enumerate(given):
         inputs = []
         with backbone.patch_embed.register_forward_pre_hook(lambda stem, args, to=inputs: to.append(args[0])):
@@ -77,9 +77,8 @@ def visualize(
 
 
 def sampling_points(seen: Seen) -> Figure:
-    return sampling_figure(
-        seen.rgb, collect_points(seen.backbone, seen.input[0]), seen.queries or pick_queries(seen.rgb)
-    )
+    queries = seen.queries or pick_queries(seen.rgb)
+    return sampling_figure(seen.rgb, collect_points(seen.backbone, seen.input[0]), queries)
 
 
 def mask_weights(seen: Seen) -> Figure:
@@ -171,7 +170,7 @@ def _panels(title: str, rgb: Tensor, levels: int, rows: int = 1) -> tuple[Figure
     return figure, axes[:, 1:]
 
 
-def _draw_map(axis: Axes, rgb: Tensor, values: Tensor, number: int, **options: object) -> AxesImage:
+def _draw_map(axis: Axes, rgb: Tensor, values: Tensor, number: int, **options: object) -> object:
     """Draw a map `(H', W')` or `(H', W', 3)` of a level where it lies in the image: pixel p is at `stride` * p."""
     stride, (height, width) = STEM_STRIDE * 2**number, rgb.shape[:2]
     pixels = np.pad(values.cpu(), ((0, 1), (0, 1), *[(0, 0)] * (values.ndim - 2)), "edge")  # to the image's edges

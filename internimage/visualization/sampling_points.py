@@ -4,7 +4,8 @@ Like the receptive-field figures of InternImage (Wang et al., CVPR 2023), but ex
 reads for one output pixel of one layer, not a composition over layers.
 """
 
-import math
+import re
+from argparse import ArgumentTypeError
 from typing import NamedTuple
 
 import torch
@@ -124,10 +125,9 @@ def pick_queries(rgb: Tensor, count: int = 3) -> list[tuple[int, int]]:
 
 def query_pixel(text: str) -> tuple[float, float]:
     """The type of an option that names a pixel as X,Y."""
-    x, y = map(float, text.split(","))
-    if not math.isfinite(x + y):
-        raise ValueError(text)
-    return x, y
+    if not re.fullmatch(r"\d{1,6}(\.\d*)?,\d{1,6}(\.\d*)?", text):
+        raise ArgumentTypeError(f"{text} is not a pixel; give X,Y, as in 20,30")
+    return tuple(map(float, text.split(",")))
 
 
 def sampling_figure(rgb: Tensor, levels: list[SamplingPoints], queries: list[tuple[float, float]]) -> Figure:

@@ -140,3 +140,8 @@ def test_the_command_writes_the_pictures_and_refuses_a_missing_image(image, blan
     with pytest.raises(SystemExit) as stop:
         main(["visualize", str(tmp_path / "none.png"), "--model", "internimage_t_1k_224"])
     assert stop.value.code == 2 and "no image at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--query", "20"])
+    assert "20 is not a pixel; give X,Y" in capsys.readouterr().err
+    with pytest.raises(internimage.UserError, match="no images to visualize"):
+        internimage.visualize(predictor(tiny_model()), [])
