@@ -18,9 +18,9 @@ $(VENV)/.installed-%: requirements.txt pyproject.toml $(SOURCES)
 	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[$*]"
 	$(if $(filter test,$*),$(RUN) -m pip install --quiet --no-deps mmdet3d==1.4.0 nuscenes-devkit==1.2.0 lyft_dataset_sdk==0.0.8)
 	$(RUN) -m ops_dcnv3
-	touch $@ $(if $(filter test,$*),$(VENV)/.installed-train $(VENV)/.installed-mm)
+	touch $@ $(if $(filter test,$*),$(VENV)/.installed-visualize $(VENV)/.installed-mm)
 
-demo: $(VENV)/.installed-train
+demo: $(VENV)/.installed-visualize
 	$(RUN) -m classification.demo
 
 demo-detection: $(VENV)/.installed-mm

@@ -55,11 +55,6 @@ class Classifier(NamedTuple):
         """Logits `(N, classes)` of normalised images `(N, 3, H, W)`, on the CPU; unknown metadata counts as zeros."""
         return logits_of_images(self.model, images.to(self.device)).float().cpu()
 
-    def to_rgb(self, image: Tensor) -> Tensor:
-        """The image that the model sees, normalised `(C, H, W)`, as `(H, W, 3)` with values 0 to 1."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in channel_statistics(self.config))
-        return (image * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
-
 
 class ClassificationPredictor(Predictor):
     """A classifier behind the interface of all tasks."""
@@ -69,6 +64,10 @@ class ClassificationPredictor(Predictor):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__(classifier.model, classifier.class_names)
         self.classifier = classifier
+
+    def to_rgb(self, image: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values)[:, None, None] for values in channel_statistics(self.classifier.config))
+        return (image * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
     def _predict(self, pictures: list[Picture], threshold: float, top: int) -> list[ClassificationResult]:
         images = torch.stack([self.classifier.transform(picture.image) for picture in pictures])

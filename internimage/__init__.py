@@ -22,11 +22,12 @@ __all__ = [
     "flops",
     "list_models",
     "load",
+    "visualize",
 ]
 
 
 def __getattr__(name: str) -> object:
-    # `load` stands above the tasks, which import this package; it is imported when it is first used.
-    if name == "load":
-        return importlib.import_module(".loading", __name__).load
+    # `load` stands above the tasks, which import this package, and drawing needs matplotlib: imported at first use.
+    if name in (modules := {"load": ".loading", "visualize": ".visualization"}):
+        return getattr(importlib.import_module(modules[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,7 @@ COMMANDS = {
     "models": ("internimage.zoo.__main__:main", "list the released models"),
     "flops": ("internimage.commands:flops", "parameters and FLOPs of a model"),
     "memory": ("internimage.planning.plan:main", "memory and communication of training on several GPUs, from shapes"),
+    "visualize": ("internimage.commands:visualize", "draw where a model looks and what it computes"),
     "doctor": ("internimage.commands:doctor", "which implementations of the operator run here"),
 }
 

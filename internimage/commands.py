@@ -16,7 +16,7 @@ from .loading import load
 from .model_source import ModelSource, find_config, find_model
 from .predictions import PredictionFiles
 
-__all__ = ["doctor", "evaluate", "export", "flops", "predict", "train"]
+__all__ = ["doctor", "evaluate", "export", "flops", "predict", "train", "visualize"]
 
 
 def _parser(command: str, description: str, *, weights: bool = True) -> ArgumentParser:
@@ -146,6 +146,24 @@ def flops(argv: Sequence[str]) -> None:
         size = image_size(args, {"detection": (800, 1280), "segmentation": (512, 2048)}[task])
         parameters, operations = measure(model_config(source), size)
     print(f"{source.name}: {describe_size(parameters, operations)} at {size[0]} x {size[1]}")
+
+
+def visualize(argv: Sequence[str]) -> None:
+    """`internimage visualize IMAGE --model NAME`: write pictures of what the model sees."""
+    from .figures import save_figure  # needs matplotlib
+    from .visualization import visualize as draw
+    from .visualization.sampling_points import query_pixel
+
+    parser = _parser("visualize", "Draw sampling points, mask weights, features, class activation, receptive field.")
+    parser.add_argument("images", nargs="+", help="images, folders, patterns, videos, URLs")
+    parser.add_argument("--output", type=Path, default=Path("pictures"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda, ...; defaults to the GPU if there is one")
+    help = "pixels of the model's input whose sampling points are drawn"
+    parser.add_argument("--query", metavar="X,Y", type=query_pixel, nargs="+", default=(), help=help)
+    args = parser.parse_args(argv)
+    model = load(args.checkpoint or args.model, config=args.config, device=args.device)
+    for name, picture in draw(model, args.images, queries=args.query).items():
+        save_figure(picture, args.output / f"{name}.png")
 
 
 def doctor(argv: Sequence[str]) -> None:

@@ -3,12 +3,14 @@
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from .errors import UserError
 
-__all__ = ["picture_path", "save_figure"]
+__all__ = ["picture_path", "render", "save_figure"]
 
 
 def picture_path(text: str) -> Path:
@@ -17,6 +19,13 @@ def picture_path(text: str) -> Path:
     if Image.registered_extensions().get(Path(text).suffix.lower()) not in Image.SAVE:
         raise ArgumentTypeError(f"{text} cannot be written; use a suffix of a picture format, as in picture.png")
     return Path(text)
+
+
+def render(figure: Figure) -> Image.Image:
+    """The picture of a figure."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def save_figure(figure: Figure | Image.Image, path: Path) -> None:

@@ -82,5 +82,9 @@ class Predictor(ABC):
             raise UserError("a classifier looks at whole images; omit the tile")
 
     @abstractmethod
+    def to_rgb(self, image: torch.Tensor) -> torch.Tensor:
+        """The input of the model, normalised `(C, H, W)`, as `(H, W, 3)` with values 0 to 1."""
+
+    @abstractmethod
     def _predict(self, pictures: list[Picture], threshold: float, top: int) -> list[Result]:
         """The results of at most `batch_size` images."""

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from .figures import render
 from .results import cjk_font
 
 __all__ = ["Part", "Tile", "curves", "evaluation", "write_report"]
@@ -53,11 +53,9 @@ def write_report(
             families.append(FontProperties(fname=font).get_name())
         with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings(record=True) as found:
             for name, figure, rows in parts():
-                canvas = FigureCanvasAgg(figure)
-                canvas.draw()
-                pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-                Image.fromarray(pixels).save(folder / f"{name}.png")
-                show(f"{folder.name}/{name}", pixels)
+                picture = render(figure)
+                picture.save(folder / f"{name}.png")
+                show(f"{folder.name}/{name}", np.asarray(picture))
                 if rows:
                     path = folder / f"{name}.csv"
                     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:

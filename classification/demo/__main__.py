@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     run("classification/train.py", *config, "--output", args.output, *opts)
     run("classification/train.py", *config, "--eval", "--resume", best, *opts)
     images = sorted(IMAGES.glob("*/0000.png"))[::3]
-    run("classification/pictures.py", "--checkpoint", best, "--output", folder / "pictures", "--image", *images)
+    run("-m", "internimage", "visualize", *images, "--checkpoint", best, "--output", folder / "pictures")
     minutes = (time.perf_counter() - started) / 60
     print(
         f"\ndone in {minutes:.1f} minutes; pictures are in {folder}, in report and pictures, all curves in TensorBoard:"

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint import extract_state_dict, load_exact, load_file
 from ..errors import CheckpointError, UserError
@@ -142,6 +142,10 @@ class MMPredictor(Predictor):
         self.task = find_task(model.cfg)
         palette = model.dataset_meta["palette"]
         self.palette = [] if palette is None or isinstance(palette, str) else [tuple(color) for color in palette]
+
+    def to_rgb(self, image: Tensor) -> Tensor:
+        mean, std = (getattr(self.model.data_preprocessor, name).to(image) for name in ("mean", "std"))
+        return ((image * std + mean) / 255).clamp(0, 1).permute(1, 2, 0)
 
     def _check_tiles(self, tile: int | None, overlap: float) -> None:
         if tile is not None and (tile < 32 or not 0 <= overlap < 1):

@@ -5,17 +5,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from classification.figures.sampling_points import (
+from classification.trainer.tracking import read_history
+from internimage import InternImage
+from internimage.errors import UserError
+from internimage.figures import save_figure
+from internimage.visualization.sampling_points import (
     collect_points,
     layer_points,
     nearest_pixel,
     pick_queries,
     sampling_figure,
 )
-from classification.trainer.tracking import read_history
-from internimage import InternImage
-from internimage.errors import UserError
-from internimage.figures import save_figure
 from ops_dcnv3 import DCNv3
 
 
@@ -121,7 +121,7 @@ def test_chosen_queries_lie_on_the_object_and_apart():
 
 def test_the_sampling_figure_has_a_panel_per_query_and_level(tmp_path):
     levels = collect_points(tiny_model(), torch.rand(3, 64, 64))
-    figure = sampling_figure(torch.rand(64, 64, 3), levels, [(3, 4), (30, 31)], "title")
+    figure = sampling_figure(torch.rand(64, 64, 3), levels, [(3, 4), (30, 31)])
     assert len(figure.axes) == 8
     save_figure(figure, tmp_path / "new" / "points.png")
     assert (tmp_path / "new" / "points.png").stat().st_size > 10000

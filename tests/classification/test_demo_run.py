@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from classification import pictures, train
+from classification import train
 from classification.config import get_config, parse_args
 from classification.data import build_transform
 from classification.demo import __main__ as demo
 from classification.models import build_model
 from demo.steps import ROOT
 from demo.unpack import SHEETS, unpack
+from internimage.__main__ import main as internimage
 from ops_dcnv3 import DCNv3
 
 CONFIG = "classification/configs/demo.yaml"
@@ -42,13 +43,15 @@ def test_the_demo_model_is_an_internimage_with_dcnv3_in_every_block_of_four_leve
 
 
 def test_the_demo_trains_evaluates_and_draws(small_data, tmp_path, monkeypatch, capsys):
-    scripts = {"train.py": train.main, "pictures.py": pictures.main, "unpack.py": lambda arguments: None}
+    scripts = {"train.py": train.main, "-m": lambda words: internimage(words[1:]), "unpack.py": lambda words: None}
 
     def run_in_this_process(script, *arguments):
         print(f"$ {script}")
         scripts[Path(script).name]([str(argument) for argument in arguments])
 
     monkeypatch.setattr(demo, "run", run_in_this_process)
+    # Most of the time goes into 17 figures.
+    monkeypatch.setattr("internimage.visualization.pictures.render", lambda figure: Image.new("RGB", (1, 1)))
     monkeypatch.setattr(demo, "IMAGES", small_data / "val")
     monkeypatch.chdir(ROOT)
     options = ["--output", str(tmp_path), "--opts", "DATA.DATA_PATH", str(small_data), "TRAIN.EPOCHS", "1"]
@@ -59,8 +62,10 @@ def test_the_demo_trains_evaluates_and_draws(small_data, tmp_path, monkeypatch, 
     assert (
         f"top-1 {record['top1']:.3f}%" in printed.rpartition("$ classification/train.py")[2]
     )  # --eval reproduces what training reported
-    assert {path.name for path in (tmp_path / "demo/pictures").iterdir()} == {
-        f"sampling_points_{name}_0000.png" for name in ("Ankle-boot", "Dress", "Shirt", "Trouser")
+    names = ("sampling_points", "mask_weights", "feature_pca", "class_activation")
+    assert {path.stem for path in (tmp_path / "demo/pictures").iterdir()} == {
+        "effective_receptive_field",
+        *(f"{number}_0000_{name}" for number in range(4) for name in names),
     }
     assert len(list((tmp_path / "demo/report").glob("*.png"))) == 5
 

@@ -103,6 +103,17 @@ def test_the_command_writes_pictures_and_json(case, tmp_path, capsys):
     assert (tmp_path / "0.jpg").is_file() and "1 results" in capsys.readouterr().out
 
 
+def test_what_the_backbone_sees_is_drawn_over_the_input_that_it_gets(case, monkeypatch, capsys):
+    monkeypatch.setattr("internimage.visualization.pictures.render", lambda figure: None)
+    model = internimage.load(case.run, device="cpu")
+    pictures = internimage.visualize(model, case.image)
+    assert list(pictures) == ["sampling_points", "mask_weights", "feature_pca", "effective_receptive_field"]
+    assert "no picture class_activation: it needs a classifier" in capsys.readouterr().out
+    pixels = torch.rand(3, 4, 5)
+    (normalized,) = model.model.data_preprocessor({"inputs": [pixels.flip(0) * 255]}, False)["inputs"]
+    assert torch.allclose(model.to_rgb(normalized)[:4, :5], pixels.permute(1, 2, 0), atol=1e-5)
+
+
 def test_one_tile_of_the_whole_image_predicts_what_the_image_predicts(case, tmp_path):
     model = internimage.load(case.run, device="cpu")
     (whole,) = model.predict(case.image, threshold=0.05)

@@ -4,6 +4,8 @@ Like the receptive-field figures of InternImage (Wang et al., CVPR 2023), but ex
 reads for one output pixel of one layer, not a composition over layers.
 """
 
+import re
+from argparse import ArgumentTypeError
 from typing import NamedTuple
 
 import torch
@@ -13,11 +15,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
-from internimage.errors import UserError
 from ops_dcnv3 import DCNv3, DCNv3_pytorch
 from ops_dcnv3.reference import Geometry, sampling_locations
 
-__all__ = ["SamplingPoints", "layer_points", "collect_points", "nearest_pixel", "pick_queries", "sampling_figure"]
+from ..errors import UserError
+
+__all__ = [
+    "SamplingPoints",
+    "collect_points",
+    "layer_points",
+    "nearest_pixel",
+    "pick_queries",
+    "query_pixel",
+    "sampling_figure",
+]
 
 STEM_STRIDE = 4
 
@@ -112,18 +123,22 @@ def pick_queries(rgb: Tensor, count: int = 3) -> list[tuple[int, int]]:
     return [(int(x[i]), int(y[i])) for i in chosen]
 
 
-def sampling_figure(
-    rgb: Tensor, levels: list[SamplingPoints], queries: list[tuple[float, float]], title: str = ""
-) -> Figure:
+def query_pixel(text: str) -> tuple[float, float]:
+    """The type of an option that names a pixel as X,Y."""
+    if not re.fullmatch(r"\d{1,6}(\.\d*)?,\d{1,6}(\.\d*)?", text):
+        raise ArgumentTypeError(f"{text} is not a pixel; give X,Y, as in 20,30")
+    return tuple(map(float, text.split(",")))
+
+
+def sampling_figure(rgb: Tensor, levels: list[SamplingPoints], queries: list[tuple[float, float]]) -> Figure:
     """One row per query, one column per level; the grid without offsets is drawn as small crosses.
 
     Args:
         rgb: the input image, `(H, W, 3)`, values 0 to 1.
         levels: from `collect_points`.
         queries: `(x, y)` image pixels; each level shows the nearest of its own pixels.
-        title: above the figure.
     """
-    figure = Figure(figsize=(3.1 * len(levels), 3.1 * len(queries) + 0.9), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(levels), 3.1 * len(queries) + 0.9), dpi=150, layout="constrained")
     axes = figure.subplots(len(queries), len(levels), squeeze=False)
     for row, query in enumerate(queries):
         for col, points in enumerate(levels):
@@ -141,7 +156,6 @@ def sampling_figure(
     ]
     labels = ["query pixel", "sampled point (colour: group, area: weight)", "kernel without offsets"]
     figure.legend(marks, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(title)
     return figure
 
 
