@@ -157,7 +157,7 @@ def build_exportable(classifier: Classifier, args: argparse.Namespace) -> tuple[
     model, metadata, names = Logits(classifier.model), _metadata(classifier, size), ("logits",)
     if args.sampling_points:
         model = LogitsAndPoints(classifier.model)
-        metadata, names = metadata | model.metadata(), model.output_names
+        metadata, names = metadata | model.metadata, model.output_names
     exportable = Exportable(model.eval(), samples[0], names, metadata, dynamic=not args.static)
     return exportable, Check(samples, source), images
 

@@ -6,46 +6,41 @@ import torch
 from torch import Tensor, nn
 
 from internimage.errors import UserError
+from internimage.export.cores import layer_geometry
 from internimage.meta_former import logits_of_images
 from ops_dcnv3 import DCNv3, DCNv3_pytorch
-from ops_dcnv3.reference import Geometry, sampling_locations
+from ops_dcnv3.reference import sampling_locations
 
 __all__ = ["LogitsAndPoints"]
 
-_STEM_STRIDE = 4
-
 
 class _Recorder(nn.Module):
-    """A forward hook of a layer's `dw_conv`, from whose output its offsets and mask are predicted.
+    """A forward hook of a layer's `dw_conv`, which predicts offsets and mask; exporting keeps it, but not the layer."""
 
-    Not a hook of the layer: exporting replaces the layer, but keeps its `dw_conv`.
-    """
-
-    def __init__(self, layer: DCNv3, stride: int, found: list[Tensor]) -> None:
+    def __init__(self, layer: DCNv3, pixels: int, found: list[Tensor]) -> None:
         super().__init__()
-        self.offset, self.mask, self.found, self.stride = layer.offset, layer.mask, found, stride * layer.stride
-        self.scale = stride  # image pixels from one input pixel of the layer to the next
-        square = (layer.kernel_size, layer.stride, layer.pad, layer.dilation)
-        sizes = (size for size in square for _ in range(2))
-        self.geometry = Geometry(*sizes, layer.group, layer.offset_scale, layer.remove_center, True)
+        self.offset, self.mask, self.found, self.pixels = layer.offset, layer.mask, found, pixels
+        self.geometry = layer_geometry(layer, mask_is_logits=True)
+
+    def _locations(self, offset: Tensor) -> Tensor:
+        return torch.stack(sampling_locations(offset.float(), self.geometry), -1) * self.pixels
 
     def forward(self, dw_conv: nn.Module, args: tuple, features: Tensor) -> None:
-        x, y = sampling_locations(self.offset(features).float(), self.geometry)
-        weight = self.mask(features).float().reshape(x.shape).softmax(-1)
-        self.found.append(torch.stack([x * self.scale, y * self.scale, weight], -1))
+        points = self._locations(self.offset(features))
+        weight = self.mask(features).float().reshape(points.shape[:-1]).softmax(-1)
+        self.found.append(torch.cat([points, weight[..., None]], -1))
 
-    def grid(self) -> list[list[float]]:
-        """The points without offsets, (x, y) in image pixels from the output pixel."""
-        offset = self.offset.weight.new_zeros(1, 1, 1, self.geometry.groups * self.geometry.points * 2)
-        x, y = sampling_locations(offset, self.geometry)
-        return (torch.stack([x, y], -1)[0, 0, 0, 0] * self.scale).tolist()
+    def level(self) -> dict:
+        """Image pixels from one output pixel to the next, and the points without offsets relative to it."""
+        grid = self._locations(torch.zeros(1, 1, 1, self.offset.out_features))[0, 0, 0, 0]
+        return {"stride": self.pixels * self.geometry.stride_w, "grid": grid.tolist()}
 
 
 class LogitsAndPoints(nn.Module):
     """Images `(N, C, H, W)` to logits and the points of the last block of each level, `(N, Ho, Wo, G, P, 3)`.
 
-    The last axis holds column and row in pixels of the input (0 is the centre of the first pixel) and the weight; these
-    are the numbers of `classification.figures.sampling_points.collect_points`.
+    Column and row, in pixels of the input as in `classification.figures.sampling_points`, and weight. The metadata
+    hold the levels' strides and undeformed points as JSON.
 
     Raises:
         UserError: a model with another operator than DCNv3.
@@ -57,20 +52,13 @@ class LogitsAndPoints(nn.Module):
         if other := {type(layer) for layer in layers} - {DCNv3, DCNv3_pytorch}:
             raise UserError(f"--sampling-points needs DCNv3, but this model has {other.pop().__name__} layers")
         self.model, self.found = model, []
-        self.recorders = nn.ModuleList(
-            _Recorder(layer, _STEM_STRIDE * 2**number, self.found) for number, layer in enumerate(layers)
-        )
+        self.recorders = nn.ModuleList(_Recorder(layer, 4 * 2**i, self.found) for i, layer in enumerate(layers))
         for layer, recorder in zip(layers, self.recorders):
             layer.dw_conv.register_forward_hook(recorder)
-        self.output_names = ("logits", *(f"points_{number}" for number in range(len(layers))))
+        self.output_names = ("logits", *(f"points_{i}" for i in range(len(layers))))
+        self.metadata = {"points": json.dumps([recorder.level() for recorder in self.recorders])}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits = logits_of_images(self.model, images)
-        points = tuple(self.found)
+        logits, points = logits_of_images(self.model, images), tuple(self.found)
         self.found.clear()
         return (logits, *points)
-
-    def metadata(self) -> dict[str, str]:
-        """`points`: for each level the stride in image pixels and the points of the kernel without offsets, as JSON."""
-        levels = [{"stride": recorder.stride, "grid": recorder.grid()} for recorder in self.recorders]
-        return {"points": json.dumps(levels)}

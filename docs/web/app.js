@@ -110,7 +110,7 @@ function show() {
   const large = element("picture");
   large.height = Math.round((large.width * seen.height) / seen.width);
   const view = viewOf(large, picture, [0, 0, seen.width, seen.height]);
-  star(view, [x, y], 14);
+  star(view, [x, y]);
   element("legend").hidden = !levels.length;
   element("probe").textContent = levels.length
     ? `Column ${x}, row ${y} of ${seen.width} x ${seen.height} pixels.`
@@ -123,8 +123,8 @@ function show() {
   levels.forEach((level, number) => {
     const [canvas, caption] = figures[number].children;
     const points = pointsAt(level, x, y);
-    caption.textContent = `Level ${number + 1}: every ${level.stride} pixels, `
-      + `${points.groups.length} groups of ${points.grid.length} points` + drawLevel(canvas, picture, level, points);
+    caption.textContent = `Level ${number + 1}, stride ${level.stride}: `
+      + `${points.groups.length}\u00a0×\u00a0${points.grid.length} points` + drawLevel(canvas, picture, level, points);
   });
 }
 
@@ -161,8 +161,8 @@ function drawLevel(canvas, picture, level, { center, grid, groups }) {
       context.fill();
     }
   });
-  star(view, center, 12);
-  return beyond ? `; ${Math.max(1, Math.round((100 * beyond) / total))}% of the weight is further out` : "";
+  star(view, center);
+  return beyond ? `; ${Math.max(1, Math.round((100 * beyond) / total))}% of the weight is outside of this view` : "";
 }
 
 /** Draw the part `frame` (left, top, right, bottom) of the picture; `place` takes the centre of pixel 0 as 0. */
@@ -179,20 +179,15 @@ function viewOf(canvas, picture, [left, top, right]) {
   return { context, place: ([x, y]) => [(x + 0.5 - left) * scale, (y + 0.5 - top) * scale] };
 }
 
-function star({ context, place }, pixel, radius) {
-  const [x, y] = place(pixel);
-  context.beginPath();
-  for (let corner = 0; corner < 10; corner++) {
-    const angle = (corner * Math.PI) / 5 - Math.PI / 2;
-    const length = corner % 2 ? radius * 0.45 : radius;
-    context.lineTo(x + length * Math.cos(angle), y + length * Math.sin(angle));
-  }
-  context.closePath();
-  context.lineWidth = 2;
-  context.fillStyle = "gold";
-  context.strokeStyle = "black";
-  context.fill();
-  context.stroke();
+const STAR = new Path2D("M0-13 4-5 13-4 6 2 8 11 0 7-8 11-6 2-13-4-4-5Z");
+
+function star({ context, place }, pixel) {
+  context.save();
+  context.translate(...place(pixel));
+  Object.assign(context, { lineWidth: 2, fillStyle: "gold", strokeStyle: "black" });
+  context.fill(STAR);
+  context.stroke(STAR);
+  context.restore();
 }
 
 // What the reader does
