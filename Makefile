@@ -6,7 +6,7 @@ SOURCES := $(shell find ops_dcnv3/csrc -type f) setup.py ops_dcnv3/build.py
 # Compiling CUDA kernels for every architecture takes a minute and is of no use without a GPU.
 export OPS_DCNV3_NO_CUDA ?= $(if $(shell command -v nvidia-smi),0,1)
 
-.PHONY: setup demo demo-detection demo-segmentation test lint docs faults clean
+.PHONY: setup demo demo-detection demo-segmentation test lint docs web web-page faults clean
 
 setup: $(VENV)/.installed-test
 
@@ -41,6 +41,26 @@ lint: setup
 # The documentation as a site, in site/.
 docs: setup
 	PYTHONPATH=. $(RUN) -m zensical build --clean --strict
+
+# The page that runs the demo's classifier in a browser, in $(WEB): serve it with `python -m http.server -d site/web`.
+WEB := site/web
+web: demo web-page
+	$(RUN) classification/export.py --checkpoint output/demo/ckpt_epoch_best.pth --images data/fashion_mnist/val \
+	    --sampling-points --static --repeats 0 --output $(WEB)/model.onnx
+	mkdir -p $(WEB)/samples
+	for name in $$(ls data/fashion_mnist/val); do cp data/fashion_mnist/val/$$name/0003.png $(WEB)/samples/$$name.png; done
+
+# The page without a model.
+web-page: build/web/node_modules/.package-lock.json
+	mkdir -p $(WEB)
+	cp docs/web/*.html docs/web/*.css docs/web/*.js $(WEB)
+	cd build/web/node_modules/onnxruntime-web/dist && \
+	    cp ort.wasm.bundle.min.mjs ort-wasm-simd-threaded.wasm $(abspath $(WEB))
+
+build/web/node_modules/.package-lock.json: docs/web/package.json docs/web/package-lock.json docs/web/.npmrc
+	mkdir -p build/web
+	cp $^ build/web
+	cd build/web && npm ci
 
 # Kill trainings, damage files, run odd operator calls under sanitizers: an hour or two, with a table at the end.
 faults: setup

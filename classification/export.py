@@ -26,6 +26,7 @@ from classification.config import channel_statistics, input_size
 from classification.data.files import class_folders
 from classification.data.samples import read_folder
 from classification.data.transforms import build_transform
+from classification.exported_points import LogitsAndPoints
 from classification.inference import Classifier, add_model_arguments, list_images, load_classifier, read_image
 from classification.models import build_model
 from classification.trainer.distributed import World
@@ -153,8 +154,11 @@ def build_exportable(classifier: Classifier, args: argparse.Namespace) -> tuple[
     size = image_size(args, input_size(classifier.config))
     images, source = _images(args, classifier, size)
     samples = _samples(torch.cat(images[:3]), size, args)
-    model, metadata = Logits(classifier.model).eval(), _metadata(classifier, size)
-    exportable = Exportable(model, samples[0], ("logits",), metadata, dynamic=not args.static)
+    model, metadata, names = Logits(classifier.model), _metadata(classifier, size), ("logits",)
+    if args.sampling_points:
+        model = LogitsAndPoints(classifier.model)
+        metadata, names = metadata | model.metadata, model.output_names
+    exportable = Exportable(model.eval(), samples[0], names, metadata, dynamic=not args.static)
     return exportable, Check(samples, source), images
 
 
@@ -164,6 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     add_model_arguments(parser, device=False)
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint, for tests and timing")
     parser.add_argument("--validation", metavar="FOLDER", type=Path, help="folder of class folders: print the accuracy")
+    help = "further outputs: where the last block of each level samples, for the page in docs/web"
+    parser.add_argument("--sampling-points", action="store_true", help=help)
     add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)

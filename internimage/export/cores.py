@@ -17,12 +17,13 @@ from ops_dcnv3.reference import Geometry
 
 from .sampling import SAMPLERS, Predictors
 
-__all__ = ["CORES", "prepare", "shared_copy"]
+__all__ = ["CORES", "layer_geometry", "prepare", "shared_copy"]
 
 CORES = tuple(SAMPLERS)
 
 
-def _geometry(layer: DCNv3 | DCNv4, mask_is_logits: bool) -> Geometry:
+def layer_geometry(layer: DCNv3 | DCNv4, mask_is_logits: bool) -> Geometry:
+    """The static arguments of the operator in a layer."""
     pairs = (layer.kernel_size, layer.stride, layer.pad, layer.dilation)
     return Geometry(
         *(size for size in pairs for _ in range(2)),
@@ -46,7 +47,7 @@ class CoreDCNv3(nn.Module):
         predictors = Predictors(layer.offset.weight, layer.offset.bias, layer.mask.weight, layer.mask.bias)
         self.dw_conv = layer.dw_conv
         self.input_proj, self.output_proj = layer.input_proj, layer.output_proj
-        self.sampler = SAMPLERS[core](_geometry(layer, mask_is_logits=True), predictors)
+        self.sampler = SAMPLERS[core](layer_geometry(layer, mask_is_logits=True), predictors)
         self.gate = None
         if layer.center_feature_scale:
             # Weights, not activations, are repeated for the channels of a group.
@@ -68,7 +69,7 @@ class CoreDCNv4(nn.Module):
 
     def __init__(self, layer: DCNv4, core: str) -> None:
         super().__init__()
-        geometry = _geometry(layer, mask_is_logits=False)
+        geometry = layer_geometry(layer, mask_is_logits=False)
         self.value_proj = None if layer.without_pointwise else layer.value_proj
         self.output_proj = None if layer.without_pointwise else layer.output_proj
         self.offset_mask_dw = None if layer.dw_kernel_size is None else layer.offset_mask_dw

@@ -16,9 +16,10 @@ from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from ops_dcnv3 import DCNv3, DCNv3_pytorch
-from ops_dcnv3.reference import Geometry, sampling_locations
+from ops_dcnv3.reference import sampling_locations
 
 from ..errors import UserError
+from ..export.cores import layer_geometry
 
 __all__ = [
     "SamplingPoints",
@@ -51,10 +52,7 @@ def layer_points(layer: DCNv3, x_nhwc: Tensor, stride: int) -> SamplingPoints:
     p is centred on input pixel 2p; through all of them, feature pixel p is centred on image pixel `stride` * p.
     """
     offset, mask_logits, _ = layer.sampling(x_nhwc[:1])
-    square = (layer.kernel_size, layer.stride, layer.pad, layer.dilation)
-    geometry = Geometry(
-        *(size for size in square for _ in range(2)), layer.group, layer.offset_scale, layer.remove_center, True
-    )
+    geometry = layer_geometry(layer, mask_is_logits=True)
     x, y = sampling_locations(offset.float(), geometry)
     x0, y0 = sampling_locations(torch.zeros_like(offset, dtype=torch.float), geometry)
     weight = mask_logits.float().reshape(x.shape).softmax(-1)
