@@ -22,6 +22,7 @@ ROOMS = {
     "internimage.loading": 6,  # a model of any task by its name or checkpoint
     "internimage.hf.convert": 6,  # the same, of classifiers
     "internimage.commands": 7,
+    "internimage.verify": 7,
     "tools": 7,
 }
 PACKAGES = [room for room in ROOMS if "." not in room]
