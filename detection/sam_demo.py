@@ -1,6 +1,6 @@
 """Zero-shot instance masks: the boxes of a detector are the prompts of SAM (Kirillov et al., 2023) or SAM 2.
 
-    python detection/sam_demo.py IMAGES --model dino_4scale_internimage_t_1x_coco --sam facebook/sam-vit-base
+    python detection/sam_demo.py IMAGES [CONFIG] CHECKPOINT --sam facebook/sam-vit-base
 
 Writes what `internimage predict` writes: pictures, predictions.json with masks, predictions.csv.
 """
@@ -15,9 +15,8 @@ if not __package__:  # run as a script
 import torch
 
 from internimage.errors import ArgumentParser, UserError, exit_on_user_error
-from internimage.mm.predictor import MMPredictor, load_model, model_config
+from internimage.mm.predictor import MMPredictor, add_model_arguments, load_model, resolve_model
 from internimage.mm.runner import DETECTION
-from internimage.model_source import find_model
 from internimage.predictions import PredictionFiles
 from internimage.predictor import choose_device
 from internimage.results import DetectionResult
@@ -26,15 +25,7 @@ __all__ = ["BoxPrompts", "main"]
 
 
 class BoxPrompts:
-    """SAM or SAM 2, given boxes.
-
-    Args:
-        name: of a repository on the Hugging Face Hub, or a folder of `save_pretrained` with model and processor.
-        device: to run on.
-
-    Raises:
-        UserError: transformers is not installed, or there is no such model.
-    """
+    """SAM or SAM 2 by the name of its repository or by its folder. Raises `UserError` if it cannot be loaded."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         try:
@@ -69,21 +60,18 @@ class BoxPrompts:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = ArgumentParser(description="Instance masks of SAM for the boxes of a detector.")
-    parser.add_argument("images", nargs="+", help="images, folders, patterns, videos, URLs")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", metavar="NAME", help="released detector; internimage models lists them")
-    which.add_argument("--checkpoint", metavar="FILE", help="a path, a URL, or the folder of a training")
-    parser.add_argument("--config", "--cfg", metavar="FILE", help="a file, or a name")
+    parser.add_argument("images", help="an image, folder, pattern, video or URL")
+    add_model_arguments(parser)
     help = "SAM or SAM 2 of transformers: a name or a folder; default: %(default)s"
     parser.add_argument("--sam", default="facebook/sam-vit-base", metavar="NAME", help=help)
     parser.add_argument("--output", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of an object; default: %(default)s")
     parser.add_argument("--device", help="defaults to the GPU if there is one")
     args = parser.parse_args(argv)
-    device, source = choose_device(args.device), find_model(args.checkpoint or args.model, args.config)
-    detector = MMPredictor(load_model(model_config(source), source.checkpoint, device))
+    device = choose_device(args.device)
+    detector = MMPredictor(load_model(*resolve_model(args), device))
     if detector.task is not DETECTION:
-        raise UserError(f"{source.name} has no boxes; give a detector")
+        raise UserError(f"{args.config} has no boxes; give a detector")
     sam = BoxPrompts(args.sam, device)
     with PredictionFiles(args.output) as files:
         for result in detector.stream(args.images, threshold=args.threshold):

@@ -1,13 +1,11 @@
 """`internimage verify`: evaluate the released models and compare them with the published figures."""
 
-import csv
-import difflib
 import gc
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -37,23 +35,14 @@ _IN_PERCENT = ("top1", "mIoU")  # the others are from 0 to 1
 
 @dataclass
 class Figure:
-    """One published figure: a row of the result.
+    """One published figure: a row of the result."""
 
-    Attributes:
-        name: of the configuration, or of the weights if there is none.
-        metric: column of the model zoo; ss or ms for a single scale or several ones with mirror images.
-        published: in percent.
-        measured: in percent; None if it was not measured.
-        difference: measured - published, in points.
-        status: ok, off, failed: REASON, or skipped: REASON.
-    """
-
-    name: str
-    metric: str
-    published: float | None = None
+    name: str  # of the configuration, or of the weights if there is none
+    metric: str  # column of the model zoo; ss, ms: a single scale, or several ones with mirror images
+    published: float | None = None  # in percent
     measured: float | None = None
-    difference: float | None = None
-    status: str = ""
+    difference: float | None = None  # measured - published, in points
+    status: str = ""  # ok, off, failed: REASON, or skipped: REASON
 
 
 @dataclass
@@ -88,17 +77,10 @@ def _runs(release: Release) -> Iterator[_Run]:
 
 def _select(names: Sequence[str]) -> list[Release]:
     """The rows of these names, of weights or configurations; all without a name. Raises `UserError`."""
-    known: dict[str, list[Release]] = {}
-    for release in releases():
-        for name in {release.name, *(Path(config).stem for config in release.config.split())}:
-            known.setdefault(name, []).append(release)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(near)}?" if near else "internimage models lists the names"
-            raise UserError(f"the model zoo has no {name!r}; {hint}")
-    chosen = [row for name in names for row in known[name]]
-    return [release for release in releases() if release in chosen or not names]
+    rows = [(row, {row.name, *(Path(config).stem for config in row.config.split())}) for row in releases()]
+    if unknown := set(names).difference(*(own for _, own in rows)):
+        raise UserError(f"the model zoo has no {unknown.pop()!r}; internimage models lists the names")
+    return [row for row, own in rows if not names or own & set(names)]
 
 
 def _moved(node: object, data: str, key: str) -> Iterator[tuple[str, str]]:
@@ -135,17 +117,8 @@ def _evaluate(run: _Run, data: Path, output: Path) -> Mapping[str, float]:
     return runner.evaluate(getattr(runner, release.task.upper()), argv, settings)
 
 
-def _write(folder: Path, rows: list[Figure]) -> None:
-    """`verify.json` and `verify.csv`, complete at any time."""
-    with atomic_path(folder / "verify.json") as path:
-        path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-    with atomic_path(folder / "verify.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerows([[field.name for field in fields(Figure)], *(asdict(row).values() for row in rows)])
-
-
 def _print_table(rows: list[Figure]) -> None:
-    cells = [[field.name for field in fields(Figure)]]
+    cells = [list(Figure.__annotations__)]
     cells += [["" if value is None else str(value)[:80] for value in asdict(row).values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     for line in cells:
@@ -159,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="of weights or configurations; defaults to all")
     help = "folder of all data sets, named as in the configurations: coco, imagenet, ...; default: %(default)s"
     parser.add_argument("--data-path", type=Path, default=Path("data"), metavar="DIR", help=help)
-    help = "folder for verify.json, verify.csv and the logs; default: %(default)s"
+    help = "folder for verify.json and the logs; default: %(default)s"
     parser.add_argument("--output", type=Path, default=Path("verify"), metavar="DIR", help=help)
     help = "largest difference that counts as equal, in points; default: %(default)s"
     parser.add_argument("--tolerance", type=float, default=0.1, metavar="POINTS", help=help)
@@ -187,11 +160,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"error: {name}: {reason}", file=sys.stderr, flush=True)
             for figure in run.figures.values():
                 figure.status = f"failed: {reason}"
-        _write(args.output, rows)
+        with atomic_path(args.output / "verify.json") as path:
+            path.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
         gc.collect()  # models and their hooks refer to each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    _write(args.output, rows)
     _print_table(rows)
     wrong = sum(row.status.startswith(("off", "failed")) for row in rows)
     print(f"{len(rows)} figures: {sum(row.status == 'ok' for row in rows)} ok, {wrong} off or failed; {args.output}")

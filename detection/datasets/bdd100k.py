@@ -13,6 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from detection.datasets.crowd_human import write_coco
 from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.images import upright_size
 
@@ -28,14 +29,9 @@ _IGNORED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "tr
 
 
 def to_coco(labels: str | Path, images: str | Path) -> dict:
-    """Return COCO's dictionary for a label file.
+    """Return COCO's dictionary for a label file and the folder of its images, whose sizes are read.
 
-    Args:
-        labels: a list of frames with `name` and `labels`, each with `category`, `box2d` and perhaps `attributes`.
-        images: folder with the images; their sizes are read from there.
-
-    Raises:
-        UserError: a missing file, a class that BDD100K does not have, or another format.
+    Raises `UserError`: a missing file, a class that BDD100K does not have, or another format.
     """
     labels, images = Path(labels), Path(images)
     known = {name: (name, False) for name in CLASSES} | {old: (new, False) for old, new in _OLD.items()}
@@ -75,12 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("images", help="folder with the images")
     parser.add_argument("out", type=Path, help="COCO file to write")
     args = parser.parse_args(argv)
-    coco = to_coco(args.labels, args.images)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(coco))
-    ignored = sum(annotation["iscrowd"] for annotation in coco["annotations"])
-    objects = len(coco["annotations"]) - ignored
-    print(f"{args.out}: {len(coco['images'])} images, {objects} objects, {ignored} boxes to ignore")
+    write_coco(to_coco(args.labels, args.images), args.out, "objects")
 
 
 if __name__ == "__main__":

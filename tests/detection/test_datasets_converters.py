@@ -143,7 +143,7 @@ def test_bdd100k_becomes_coco_with_crowds_and_other_classes_to_ignore(tmp_path, 
     assert first[0]["bbox"][2:] == [30, 28] and first[2]["bbox"] == [0, 0, 9.5, 8] and first[2]["area"] == 76
     assert not [one for one in coco["annotations"] if one["image_id"] == 4]  # a frame without labels
     bdd100k.main([str(labels), str(images), str(tmp_path / "new/det_val.json")])
-    assert "4 images, 6 objects, 6 boxes to ignore" in capsys.readouterr().out
+    assert "4 images, 6 objects, 6 regions to ignore" in capsys.readouterr().out
     for text, message in (
         ('[{"name": "0.png", "labels": [{"category": "car", "box2d": {"x1": 0}}]}]', "not in BDD100K's format"),
         ('[{"name": "0.png", "labels": [{"category": "boat", "box2d": {"x1": 0}}]}]', "the class 'boat'"),

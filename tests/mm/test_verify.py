@@ -1,7 +1,6 @@
 """`internimage verify` on a model zoo of tiny models, which a local host releases."""
 
 import contextlib
-import csv
 import hashlib
 import io
 import json
@@ -148,8 +147,6 @@ def test_measured_figures_stand_beside_the_published_ones_and_a_failed_row_ends_
     assert by_metric["acc@1"]["measured"] == pytest.approx(float(zoo[0].facts["acc@1"]), abs=1e-3)
     assert by_metric["mIoU (ms)"]["difference"] == pytest.approx(-3, abs=0.02)
     assert by_metric["mask mAP"]["difference"] == by_metric["mask mAP"]["measured"] - 40
-    with open(tmp_path / "out/verify.csv", newline="") as file:
-        assert [line["status"] for line in csv.DictReader(file)] == [one["status"] for one in found]
     printed = capsys.readouterr()
     assert "[5/5] " in printed.out and " left" in printed.out and "8 figures: 2 ok, 4 off or failed; out" in printed.out
     assert printed.err.count("error: other: cannot download absent.pth") == 1
@@ -165,7 +162,7 @@ def test_a_chosen_row_within_the_tolerance_ends_with_0_and_one_without_data_with
     assert stop.value.code == 1 and "failed: no data at nowhere/mmdet/instances.json" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(["verify", "clasifier"])
-    assert stop.value.code == 2 and "did you mean classifier" in capsys.readouterr().err
+    assert stop.value.code == 2 and "no 'clasifier'" in capsys.readouterr().err
 
 
 def test_every_row_of_the_model_zoo_with_weights_and_a_figure_is_evaluated():
