@@ -117,6 +117,11 @@ def _evaluate(run: _Run, data: Path, output: Path) -> Mapping[str, float]:
     return runner.evaluate(getattr(runner, release.task.upper()), argv, settings)
 
 
+def _write(rows: list[Figure], folder: Path) -> None:
+    with atomic_path(folder / "verify.json") as path:
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+
+
 def _print_table(rows: list[Figure]) -> None:
     cells = [list(Figure.__annotations__)]
     cells += [["" if value is None else str(value)[:80] for value in asdict(row).values()] for row in rows]
@@ -141,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [figure for run in runs for figure in run.figures.values()]
     runs = [run for run in runs if not any(figure.status for figure in run.figures.values())]
     check_writable(args.output / "verify.json")
+    _write(rows, args.output)
     start = time.monotonic()
     for done, run in enumerate(runs):
         name, each = Path(run.config).stem, (time.monotonic() - start) / max(done, 1)
@@ -160,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"error: {name}: {reason}", file=sys.stderr, flush=True)
             for figure in run.figures.values():
                 figure.status = f"failed: {reason}"
-        with atomic_path(args.output / "verify.json") as path:
-            path.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+        _write(rows, args.output)
         gc.collect()  # models and their hooks refer to each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -23,9 +23,10 @@ CLASSES = (
     *("pedestrian", "rider", "car", "truck", "bus", "train"),
     *("motorcycle", "bicycle", "traffic light", "traffic sign"),
 )
-# Names of the labels of 2018, and the classes that the ignored ones resemble.
-_OLD = {"person": "pedestrian", "bike": "bicycle", "motor": "motorcycle"}
+# Classes that are ignored, as the ones that they resemble; and names of the labels of 2018.
 _IGNORED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "truck"}
+_OLD = {"person": "pedestrian", "bike": "bicycle", "motor": "motorcycle"}
+_NAMES = {**dict(zip(CLASSES, CLASSES)), **_IGNORED, **_OLD}
 
 
 def to_coco(labels: str | Path, images: str | Path) -> dict:
@@ -33,33 +34,26 @@ def to_coco(labels: str | Path, images: str | Path) -> dict:
 
     Raises `UserError`: a missing file, a class that BDD100K does not have, or another format.
     """
-    labels, images = Path(labels), Path(images)
-    known = {name: (name, False) for name in CLASSES} | {old: (new, False) for old, new in _OLD.items()}
-    known |= {name: (like, True) for name, like in _IGNORED.items()}
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
     coco = {"images": [], "annotations": [], "categories": categories}
     try:
-        for number, frame in enumerate(json.loads(labels.read_text(encoding="utf-8")), 1):
-            if not (images / frame["name"]).is_file():
-                raise UserError(f"no image {frame['name']} in {images}, which {labels} needs; unpack the 100K images")
-            width, height = upright_size(images / frame["name"])
+        for number, frame in enumerate(json.loads(Path(labels).read_text(encoding="utf-8")), 1):
+            width, height = upright_size(Path(images) / frame["name"])
             coco["images"].append({"id": number, "file_name": frame["name"], "width": width, "height": height})
             for label in frame.get("labels") or ():
                 if not label.get("box2d"):  # lanes and drivable areas of 2018
                     continue
-                if label["category"] not in known:
-                    raise UserError(f"{labels} has the class {label['category']!r}; known are {', '.join(known)}")
-                (name, ignored), attributes = known[label["category"]], label.get("attributes") or {}
                 x, y, right, bottom = (float(label["box2d"][key]) for key in ("x1", "y1", "x2", "y2"))
-                annotation = {"id": len(coco["annotations"]) + 1, "image_id": number}
-                annotation |= {"category_id": CLASSES.index(name) + 1, "bbox": [x, y, right - x, bottom - y]}
-                annotation["area"] = (right - x) * (bottom - y)
-                annotation["iscrowd"] = int(ignored or bool(attributes.get("crowd")))
+                crowd = label["category"] in _IGNORED or bool((label.get("attributes") or {}).get("crowd"))
+                annotation = {"id": len(coco["annotations"]) + 1, "image_id": number, "iscrowd": int(crowd)}
+                annotation |= {"bbox": [x, y, right - x, bottom - y], "area": (right - x) * (bottom - y)}
+                annotation["category_id"] = CLASSES.index(_NAMES[label["category"]]) + 1
                 coco["annotations"].append(annotation)
-    except OSError as error:
-        raise UserError(f"cannot read {labels}: {error.strerror}; give det_train.json or det_val.json") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{labels} is not in BDD100K's format ({error!r}); expected a list of frames") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{labels} or its images are not BDD100K's ({reason}); give det_train.json, det_val.json"
+        ) from None
     return coco
 
 

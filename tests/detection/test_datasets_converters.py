@@ -144,11 +144,12 @@ def test_bdd100k_becomes_coco_with_crowds_and_other_classes_to_ignore(tmp_path, 
     assert not [one for one in coco["annotations"] if one["image_id"] == 4]  # a frame without labels
     bdd100k.main([str(labels), str(images), str(tmp_path / "new/det_val.json")])
     assert "4 images, 6 objects, 6 regions to ignore" in capsys.readouterr().out
+    box = '{"x1": 0, "y1": 0, "x2": 1, "y2": 1}'
     for text, message in (
-        ('[{"name": "0.png", "labels": [{"category": "car", "box2d": {"x1": 0}}]}]', "not in BDD100K's format"),
-        ('[{"name": "0.png", "labels": [{"category": "boat", "box2d": {"x1": 0}}]}]', "the class 'boat'"),
-        ('[{"name": "9.png"}]', "no image 9.png"),
-        ("{", "not in BDD100K's format"),
+        ('[{"name": "0.png", "labels": [{"category": "car", "box2d": {"x1": 0}}]}]', "KeyError: 'y1'"),
+        (f'[{{"name": "0.png", "labels": [{{"category": "boat", "box2d": {box}}}]}}]', "KeyError: 'boat'"),
+        ('[{"name": "9.png"}]', "9.png"),
+        ("{", "are not BDD100K's .JSONDecodeError"),
     ):
         labels.write_text(text)
         with pytest.raises(UserError, match=message):
