@@ -112,8 +112,11 @@ def run_training(config: CfgNode, world: distributed.World, build_strategy: Buil
     return finished
 
 
-def run_evaluation(config: CfgNode, world: distributed.World) -> None:
-    """Evaluate the weights of --resume or --pretrained, and the averaged weights if the file has them."""
+def run_evaluation(config: CfgNode, world: distributed.World) -> dict[str, float]:
+    """Evaluate the weights of --resume or --pretrained, and the averaged weights if the file has them.
+
+    Returns the figures of the former, as `classification.trainer.evaluation.evaluate` gives them.
+    """
     weights = config.MODEL.RESUME or config.MODEL.PRETRAINED
     if not weights:
         raise UserError("--eval needs a checkpoint; pass --resume FILE")
@@ -125,9 +128,11 @@ def run_evaluation(config: CfgNode, world: distributed.World) -> None:
         models.append(model if resume.load_for_evaluation(model, weights, ema=averaged) else None)
     log, dtype = Tracker(None, world).log, amp_dtype(config, world.device)
     predictions = Predictions(loaders) if config.PREDICTIONS else None
-    evaluate_all(*models, loaders, world, dtype, log, *([predictions.watch, predictions.keep] if predictions else []))
+    keep = [predictions.watch, predictions.keep] if predictions else []
+    figures, _ = evaluate_all(*models, loaders, world, dtype, log, *keep)
     if predictions:
         predictions.write(Path(config.PREDICTIONS), world, log)
+    return figures
 
 
 def run_throughput(config: CfgNode, world: distributed.World) -> None:

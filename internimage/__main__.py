@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": ("internimage.commands:predict", "classify, detect or segment images, folders and videos"),
     "train": ("internimage.commands:train", "train a model of any task"),
     "evaluate": ("internimage.commands:evaluate", "evaluate a model on its test data"),
+    "verify": ("internimage.verify:main", "evaluate released models and compare with the published figures"),
     "export": ("internimage.commands:export", "write ONNX and other formats"),
     "models": ("internimage.zoo.__main__:main", "list the released models"),
     "flops": ("internimage.commands:flops", "parameters and FLOPs of a model"),

@@ -39,6 +39,8 @@ OURS = {  # not of the original project; with the number of parameters
     "coco/faster_rcnn_internimage_t_fpn_1x_coco.py": 46_277_264,
     "coco/faster_rcnn_internimage_nano_fpn_1x_coco.py": 2_892_062,
     "coco/mask_rcnn_internimage_nano_fpn_1x_coco.py": 2_926_606,
+    "bdd100k/cascade_internimage_l_fpn_1x_bdd100k.py": 268_301_146,
+    "bdd100k/dino_4scale_internimage_l_1x_bdd100k.py": 240_889_364,
     "ade20k/upernet_internimage_nano_512_4k_ade20k.py": 2_540_774,
 }
 MILLIONS = {  # published, by the start of the configuration's name
@@ -46,7 +48,8 @@ MILLIONS = {  # published, by the start of the configuration's name
         "mask_rcnn_internimage_t": 49,
         "mask_rcnn_internimage_s": 69,
         "mask_rcnn_internimage_b": 115,
-        "cascade_internimage_l": 277,
+        "cascade_internimage_l_fpn_1x_coco": 277,
+        "cascade_internimage_l_fpn_3x_coco": 277,
         "cascade_internimage_xl_fpn_3x_coco": 387,
         "dino_4scale_internimage_t": 49,
         "dino_4scale_internimage_l": 241,

@@ -22,6 +22,7 @@ ROOMS = {
     "internimage.hf.convert": 6,  # classifiers by their names or checkpoints
     "internimage.loading": 7,  # models of any task, also in transformers' layout
     "internimage.commands": 8,
+    "internimage.verify": 8,
     "tools": 7,
 }
 PACKAGES = [room for room in ROOMS if "." not in room]

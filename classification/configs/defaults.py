@@ -121,7 +121,7 @@ def _is_within(number: float, interval: str) -> bool:
 
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 _COMPILE = ("off", "default", *CUDA_GRAPH_MODES, "max-autotune-no-cudagraphs")
-_DATASETS = ("imagenet", "imagenet22K", "inat18", "folder", "tar")
+_DATASETS = ("imagenet", "imagenet22K", "inat18", "places365", "places205", "folder", "tar")
 _INTERPOLATION = ("bicubic", "bilinear", "lanczos", "hamming", "random")
 _SHARD = ("none", "zero", "fsdp")
 _TYPES = ("intern_image", "intern_image_meta_former", "flash_intern_image", "INTERN_IMAGE")

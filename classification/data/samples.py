@@ -184,9 +184,16 @@ def parse_list(path: Path) -> tuple[list[str], list[int]]:
     return list(names), list(labels)
 
 
-def read_list(path: Path, roots: Sequence[Path]) -> Samples:
-    """Samples of a list file; names are relative to the first of `roots` that contains the first image."""
+def read_list(path: Path, roots: Sequence[Path] = (), *, rooted: bool = False) -> Samples:
+    """Samples of a list file; names are relative to the first of `roots` that contains the first image.
+
+    `rooted`: a slash at the start of a name stands for the root. Without roots nothing is looked for.
+    """
     names, labels = parse_list(path)
+    if not roots:
+        return Samples(path.parent, names, labels)
+    if rooted:
+        names = [name.lstrip("/") for name in names]
     for root in roots:
         if (root / names[0]).is_file():
             return Samples(root, names, labels)

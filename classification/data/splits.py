@@ -15,6 +15,7 @@ from internimage.imagenet import in22k_to_1k
 
 from .files import class_folders
 from .inaturalist import read_inat18
+from .places import PLACES, read_places
 from .samples import RemoteSamples, Samples, parse_list, read_folder, read_list, read_zip
 from .tars import find_shards, read_tars
 
@@ -60,6 +61,9 @@ def open_splits(config: CfgNode, report: Report) -> Splits:
     if config.DATA.DATASET == "inat18":
         val, class_index, names = read_inat18(root, "val", None)
         return Splits(read_inat18(root, "train", class_index)[0] if train else None, val, len(class_index), names)
+    if config.DATA.DATASET in PLACES:
+        val, names = read_places(root, config.DATA.DATASET, "val")
+        return Splits(read_places(root, config.DATA.DATASET, "train")[0] if train else None, val, len(names), names)
     splits = _open_both(config, root, train, report)
     expected = _CLASSES.get(config.DATA.DATASET)
     if expected is None and config.MODEL.NUM_CLASSES not in (splits.num_classes, SETTINGS["MODEL.NUM_CLASSES"].default):

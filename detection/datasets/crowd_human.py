@@ -16,7 +16,7 @@ if __name__ == "__main__":
 from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 from internimage.images import upright_size
 
-__all__ = ["to_coco"]
+__all__ = ["to_coco", "write_coco"]
 
 BOXES = {"full": "fbox", "visible": "vbox", "head": "hbox"}
 
@@ -68,6 +68,15 @@ def to_coco(odgt: str | Path, images: str | Path, *, box: str = "full") -> dict:
     return coco
 
 
+def write_coco(coco: dict, out: Path, what: str) -> None:
+    """Write COCO's dictionary to a file and print how many objects, `what`, it has."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(coco))
+    ignored = sum(annotation["iscrowd"] for annotation in coco["annotations"])
+    objects = len(coco["annotations"]) - ignored
+    print(f"{out}: {len(coco['images'])} images, {objects} {what}, {ignored} regions to ignore")
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and convert one file."""
@@ -77,12 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="COCO file to write")
     parser.add_argument("--box", choices=BOXES, default="full", help="which box of a person; defaults to full")
     args = parser.parse_args(argv)
-    coco = to_coco(args.odgt, args.images, box=args.box)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(coco))
-    ignored = sum(annotation["iscrowd"] for annotation in coco["annotations"])
-    people = len(coco["annotations"]) - ignored
-    print(f"{args.out}: {len(coco['images'])} images, {people} people, {ignored} regions to ignore")
+    write_coco(to_coco(args.odgt, args.images, box=args.box), args.out, "people")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ them (`checkpoints`), and several processes also work without a GPU (gloo, and B
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from .report import ReportHook
 from .sharding import MODES, configure_sharding
 from .tasks import DETECTION, SEGMENTATION, FuseHook, PicturesHook, ScheduleHook, Task, is_mmdet3d
 
-__all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "test", "train"]
+__all__ = ["DETECTION", "SEGMENTATION", "CheckedRunner", "Task", "evaluate", "test", "train"]
 
 
 # Configuration
@@ -157,6 +157,11 @@ def train(task: Task, argv: Sequence[str] | None = None) -> None:
 @exit_on_user_error
 def test(task: Task, argv: Sequence[str] | None = None) -> None:
     """`test.py`: evaluate a checkpoint, of this or of the original project, on the configuration's test data."""
+    evaluate(task, argv)
+
+
+def evaluate(task: Task, argv: Sequence[str] | None = None, settings: Mapping[str, str] | None = None) -> dict:
+    """`test.py` with `settings` added to its --opts; return the metrics. Raises `UserError`."""
     parser = _arguments(f"Evaluate a {task.name} model.")
     add_model_arguments(parser)
     parser.add_argument("--predictions", "--out", metavar="PATH", help=task.out_help)
@@ -169,6 +174,7 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--format-only", action="store_true", help=help)
     parser.add_argument("--fuse-conv-bn", action="store_true", help="fold BatchNorm into convolutions: a little faster")
     args = parser.parse_args(argv)
+    args.cfg_options = (args.cfg_options or {}) | (settings or {})
     config, checkpoint = resolve_model(args)
     _start(config, args)
     config.load_from = str(local_checkpoint(checkpoint))
@@ -200,5 +206,6 @@ def test(task: Task, argv: Sequence[str] | None = None) -> None:
         if args.show_dir:
             options = {"pred_score_thr": args.threshold} if task is DETECTION else {}
             runner.register_hook(PicturesHook(args.show_dir, **options))
-        runner.test()
+        metrics = runner.test()
         close_process_group()
+    return metrics

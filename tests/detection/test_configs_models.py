@@ -28,6 +28,7 @@ register_all_modules()
         "coco/dino_4scale_internimage_g_objects365_coco_ss.py",
         "coco/dino_4scale_cbinternimage_h_objects365_coco_ss.py",
         "crowd_human/cascade_internimage_xl_fpn_3x_crowd_human.py",
+        "bdd100k/cascade_internimage_l_fpn_1x_bdd100k.py",
     ],
 )
 def test_a_small_copy_takes_a_training_step_and_detects(name):

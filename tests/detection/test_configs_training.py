@@ -3,10 +3,13 @@
 import detection.datasets  # noqa: F401 - isort: skip - before mmdet
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.runner import Runner
 from small_detectors import small, small_images
-from tiny_layouts import coco_2017, crowd_human, openimages, voc
+from tiny_layouts import bdd100k, coco_2017, crowd_human, openimages, voc
+
+from internimage.checkpoint import load_exact, to_current
 
 register_all_modules()
 
@@ -68,3 +71,26 @@ def test_the_long_cascade_recipe_keeps_an_average_of_weights_and_statistics(tmp_
     )
     assert key in average and set(average) <= set(last)
     assert not torch.equal(average[key], last[key])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cascade_internimage_l_fpn_1x_bdd100k.py", "dino_4scale_internimage_l_1x_bdd100k.py"],
+    ids=["cascade", "dino"],
+)
+def test_bdd100k_trains_resumes_and_loads_what_it_saved(name, tmp_path):
+    run = runner(f"bdd100k/{name}", bdd100k, 10, tmp_path, max_epochs=1)
+    run.train()
+    steps = run.iter
+    config = run.cfg
+    config.train_cfg.max_epochs = 2
+    config.update(resume=True, load_from=None, experiment_name="resumed")
+    config.visualizer.name = "resumed"
+    again = Runner.from_cfg(config)
+    again.train()
+    assert steps > 0 and again.iter == 2 * steps and last_checkpoint(tmp_path)["meta"]["epoch"] == 2
+    saved = last_checkpoint(tmp_path)["state_dict"]
+    model = MODELS.build(config.model)
+    assert not load_exact(model, to_current(saved))
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    assert "coco/bbox_mAP: " in next(tmp_path.glob("work/*/*.log")).read_text()

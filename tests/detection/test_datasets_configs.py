@@ -10,7 +10,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from mmengine.structures import InstanceData
-from tiny_layouts import coco_2017, crowd_human, lvis, moved, openimages, voc
+from tiny_layouts import bdd100k, coco_2017, crowd_human, lvis, moved, openimages, voc
 
 from mm_recipes.detection import CONFIGS
 
@@ -23,6 +23,8 @@ CASES = {
     "coco/dino_4scale_internimage_t_1x_coco_layer_wise_lr.py": (coco_2017, 800),
     "coco/dino_4scale_internimage_h_objects365_coco_ss.py": (coco_2017, 1000),
     "crowd_human/cascade_internimage_xl_fpn_3x_crowd_human.py": (crowd_human, 800),
+    "bdd100k/cascade_internimage_l_fpn_1x_bdd100k.py": (bdd100k, 800),
+    "bdd100k/dino_4scale_internimage_l_1x_bdd100k.py": (bdd100k, 800),
     "openimages/dino_4scale_cbinternimage_h_objects365_openimages_ss.py": (openimages, 1000),
     "voc/dino_4scale_cbinternimage_h_objects365_voc07.py": (voc, 1000),
     "lvis/dino_4scale_cbinternimage_h_objects365_lvis_val_ss.py": (lvis, 1000),

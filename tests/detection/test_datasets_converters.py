@@ -9,7 +9,9 @@ from pathlib import Path
 import mmcv
 import pytest
 from PIL import ExifTags, Image
+from tiny_layouts import bdd_labels
 
+from detection.datasets import bdd100k
 from detection.datasets.crowd_human import main, to_coco
 from detection.datasets.openimages import image_metas
 from internimage.errors import UserError
@@ -128,3 +130,29 @@ def test_openimages_sizes_follow_the_order_of_the_annotations(tmp_path):
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(UserError, match="no image at .*a.jpg"):
         image_metas(annotations, tmp_path)
+
+
+def test_bdd100k_becomes_coco_with_crowds_and_other_classes_to_ignore(tmp_path, capsys):
+    bdd_labels(tmp_path)
+    labels, images = tmp_path / "labels/det_20/det_val.json", tmp_path / "images/100k/val"
+    coco = bdd100k.to_coco(labels, images)
+    assert [one["name"] for one in coco["categories"]] == list(bdd100k.CLASSES) and len(bdd100k.CLASSES) == 10
+    assert coco["images"][1] == {"id": 2, "file_name": "1.png", "width": 96, "height": 64}
+    first = [one for one in coco["annotations"] if one["image_id"] == 1]
+    assert [(one["category_id"], one["iscrowd"]) for one in first] == [(3, 0), (9, 0), (4, 1), (1, 1)]
+    assert first[0]["bbox"][2:] == [30, 28] and first[2]["bbox"] == [0, 0, 9.5, 8] and first[2]["area"] == 76
+    assert not [one for one in coco["annotations"] if one["image_id"] == 4]  # a frame without labels
+    bdd100k.main([str(labels), str(images), str(tmp_path / "new/det_val.json")])
+    assert "4 images, 6 objects, 6 regions to ignore" in capsys.readouterr().out
+    box = '{"x1": 0, "y1": 0, "x2": 1, "y2": 1}'
+    for text, message in (
+        ('[{"name": "0.png", "labels": [{"category": "car", "box2d": {"x1": 0}}]}]', "KeyError: 'y1'"),
+        (f'[{{"name": "0.png", "labels": [{{"category": "boat", "box2d": {box}}}]}}]', "KeyError: 'boat'"),
+        ('[{"name": "9.png"}]', "9.png"),
+        ("{", "are not BDD100K's .JSONDecodeError"),
+    ):
+        labels.write_text(text)
+        with pytest.raises(UserError, match=message):
+            bdd100k.to_coco(labels, images)
+    with pytest.raises(UserError, match="No such file"):
+        bdd100k.to_coco(tmp_path / "absent.json", images)

@@ -8,6 +8,8 @@ from mmdet.datasets import CocoDataset
 from PIL import Image
 from tiny_coco import HEIGHT, WIDTH, make_data
 
+from detection.datasets.bdd100k import main as bdd_main
+
 
 def coco(root, categories, layout):
     """Tiny data as COCO lays them out: `{split: (annotation file, image folder)}`."""
@@ -34,6 +36,31 @@ def coco_2017(root):
 
 def crowd_human(root):
     coco(root, ("person",), [(f"annotations/annotation_{split}.json", "Images") for split in ("train", "val")])
+
+
+def bdd_labels(root):
+    """BDD100K's labels of the tiny data: in each image but the last a car, a traffic light and two boxes to ignore."""
+    source = make_data(root / "source")
+    boxes = [one["bbox"] for one in json.loads((source / "instances.json").read_text())["annotations"]]
+    frames = []
+    for number, path in enumerate(sorted((source / "images").iterdir())):
+        pair = [{"x1": x, "y1": y, "x2": x + w, "y2": y + h} for x, y, w, h in boxes[2 * number : 2 * number + 2]]
+        labels = [{"category": name, "box2d": box} for name, box in zip(("car", "traffic light"), pair)]
+        corner = {"x1": 0.0, "y1": 0.0, "x2": 9.5, "y2": 8.0}
+        labels += [{"category": "trailer", "box2d": corner}, {"category": "lane/road curb", "poly2d": []}]
+        labels.append({"category": "pedestrian", "box2d": corner, "attributes": {"crowd": True, "occluded": False}})
+        frames.append({"name": path.name, "labels": labels})
+    for split in ("train", "val"):
+        shutil.copytree(source / "images", root / "images/100k" / split)
+        (root / "labels/det_20").mkdir(parents=True, exist_ok=True)
+        (root / f"labels/det_20/det_{split}.json").write_text(json.dumps([*frames[:-1], {"name": frames[-1]["name"]}]))
+
+
+def bdd100k(root):
+    bdd_labels(root)
+    for split in ("train", "val"):
+        folders = root / f"labels/det_20/det_{split}.json", root / "images/100k" / split
+        bdd_main([*map(str, folders), str(root / f"annotations/det_{split}.json")])
 
 
 def voc(root):
