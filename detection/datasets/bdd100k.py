@@ -23,10 +23,10 @@ CLASSES = (
     *("pedestrian", "rider", "car", "truck", "bus", "train"),
     *("motorcycle", "bicycle", "traffic light", "traffic sign"),
 )
-# Classes that are ignored, as the ones that they resemble; and names of the labels of 2018.
+# Classes that are ignored, as the ones that they resemble; and other names: both as in BDD100K's toolkit.
 _IGNORED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "truck"}
-_OLD = {"person": "pedestrian", "bike": "bicycle", "motor": "motorcycle"}
-_NAMES = {**dict(zip(CLASSES, CLASSES)), **_IGNORED, **_OLD}
+_OTHER = {"person": "pedestrian", "bike": "bicycle", "motor": "motorcycle", "caravan": "car", "van": "car"}
+_NAMES = {**dict(zip(CLASSES, CLASSES)), **_IGNORED, **_OTHER}
 
 
 def to_coco(labels: str | Path, images: str | Path) -> dict:

@@ -77,13 +77,13 @@ def test_a_recipe_trains_resumes_and_tests(data, tmp_path, name):
     options = [*small(data), "default_hooks.logger.interval=1", "train_dataloader.batch_size=1"]
     run = [config, "--output", str(tmp_path), "--cfg-options", *options]
     train(DETECTION, [*run, "train_cfg.max_epochs=2"])
-    train(DETECTION, [*run, "train_cfg.max_epochs=3"])  # goes on
+    train(DETECTION, [*run, "train_cfg.max_epochs=4"])  # goes on
     trained = losses(tmp_path)
-    assert len(trained) == 3 * 6 and np.isfinite(trained).all() and np.mean(trained[-6:]) < np.mean(trained[:6])
-    assert read_state_dict(tmp_path / "epoch_3.pth") and (tmp_path / "report/curves.png").exists()
+    assert len(trained) == 4 * 6 and np.isfinite(trained).all() and np.mean(trained[-6:]) < np.mean(trained[:6])
+    assert read_state_dict(tmp_path / "epoch_4.pth") and (tmp_path / "report/curves.png").exists()
 
     shown = tmp_path / "shown"
-    tested = [config, str(tmp_path / "epoch_3.pth"), "--output", str(tmp_path / "test"), "--show-dir", str(shown)]
+    tested = [config, str(tmp_path / "epoch_4.pth"), "--output", str(tmp_path / "test"), "--show-dir", str(shown)]
     evaluate(DETECTION, [*tested, "--cfg-options", *options, "model.test_cfg.score_thr=0.0"])
     result = json.loads(next((tmp_path / "test").glob("*/*.json")).read_text())
     validated = [
