@@ -16,6 +16,7 @@ ROOMS = {
     "internimage": 1,
     "internimage.export": 2,
     "internimage.hf": 2,
+    "internimage.visualization": 3,
     "internimage.mm": 3,
     "demo": 4,
     **dict.fromkeys(("classification", "detection", "segmentation"), 5),

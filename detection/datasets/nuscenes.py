@@ -18,6 +18,7 @@ if not __package__:  # run as a script
 
 import internimage.mm  # noqa: F401 - isort: skip - before mmcv.ops
 import torch
+from PIL import Image
 
 from internimage.errors import ArgumentParser, UserError, exit_on_user_error
 
@@ -28,10 +29,13 @@ _VERSIONS = ("v1.0-trainval", "v1.0-mini", "v1.0-test")
 
 def repair_metric() -> bool:
     """Let `NuScenesMetric` run without a GPU, to which it moves its boxes. Return whether mmdet3d is installed."""
+    limit = Image.MAX_IMAGE_PIXELS
     try:
         from mmdet3d.evaluation.metrics import nuscenes_metric as module
     except ImportError:
         return False
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit  # the devkit, imported with it, would let decompression bombs through
     if not torch.cuda.is_available():
         on_cpu = patch.object(torch.Tensor, "cuda", torch.Tensor.cpu)
         module.nusc_box_to_cam_box3d = on_cpu(module.nusc_box_to_cam_box3d)

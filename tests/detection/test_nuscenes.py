@@ -1,5 +1,6 @@
 """Camera-only 3D detectors on a drawn data set in nuScenes' format: trained, resumed, tested by the devkit."""
 
+import importlib
 import json
 import pickle
 import re
@@ -12,6 +13,7 @@ import internimage.mm  # noqa: F401 - isort: skip - before mmcv.ops
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from PIL import Image
 from torch import nn
 
 from detection.datasets import nuscenes
@@ -103,6 +105,12 @@ def test_the_documented_size_is_the_models(path):
     page = (ROOT / "docs/autonomous_driving.md").read_text()
     assert float(re.search(rf"`{path.name}` \| ([\d.]+) M", page)[1]) == round(millions, 1)
     assert isinstance(model.backbone, nn.Module) and type(model.backbone).__name__ == "InternImage"
+
+
+def test_the_devkit_does_not_lift_pillows_limit_on_decompression_bombs():
+    importlib.import_module("nuscenes.utils.map_mask")  # lifts it when it is imported first
+
+    assert Image.MAX_IMAGE_PIXELS == 2**30 // 4 // 3
 
 
 def test_missing_tables_are_named(tmp_path):

@@ -237,7 +237,7 @@ def test_the_inference_script_prepares_the_picture_as_the_metadata_say_and_names
     infer = script("infer").main
     infer([str(tmp_path / "m.engine"), str(tmp_path / "photo.png"), "--out", str(tmp_path / "drawn.png")])
     assert capsys.readouterr().out.split()[1::2][:3] == ["dog", "fish", "cat"]
-    assert Image.open(tmp_path / "drawn.png").size == (100, 80)
+    assert Image.open(tmp_path / "drawn.png").size == (300, 240)  # enlarged, to have room for the names
     with pytest.raises(SystemExit):
         infer([str(tmp_path / "m.engine"), str(tmp_path / "none.png")])
     assert "none.png is not a readable image" in capsys.readouterr().err

@@ -104,5 +104,7 @@ def test_tiles_that_make_no_sense_are_refused():
         def _predict(self, *_):
             raise AssertionError
 
+        to_rgb = _predict
+
     with pytest.raises(UserError, match="a classifier looks at whole images"):
         Classifier(torch.nn.Identity(), []).predict([], tile=64)

@@ -15,6 +15,7 @@ __all__ = ["DETECTION", "ROOT", "SEGMENTATION", "Released", "differences", "load
 
 ROOT = DATA.parents[1]
 MISSING = "(missing)"
+OTHERS = ("demo", "nuscenes")  # the second needs mmdet3d: tests/detection/test_nuscenes.py
 
 
 def load(name: str) -> dict:
@@ -28,7 +29,7 @@ class Released:
     def __init__(self, task: str, recipes: dict, keys: dict) -> None:
         self.task, self.recipes, self.keys = task, recipes, keys
         self.configs = ROOT / task / "configs"
-        files = (path for path in self.configs.glob("[!_]*/*.py") if path.parent.name != "demo")
+        files = (path for path in self.configs.glob("[!_]*/*.py") if path.parent.name not in OTHERS)
         self.names = sorted(str(path.relative_to(self.configs)) for path in files)
 
     @functools.cache  # noqa: B019 - there are two of these, for the life of the process
