@@ -47,7 +47,7 @@ def small(data: Path) -> list[str]:
         options += [f"{loader}.dataset.data_root={data}/", f"{loader}.num_workers=0"]
         options += [f"{loader}.persistent_workers=False"]
         step = 2 if loader == "train_dataloader" else 1
-        options += [f"{loader}.dataset.pipeline.{step}.scale=(256,144)"]
+        options += [f"{loader}.dataset.pipeline.{step}.scale=(192,108)"]
         if step == 1:
             options += [f"{loader}.dataset.metainfo.version=v1.0-mini"]
             evaluator = loader.replace("dataloader", "evaluator")
@@ -56,7 +56,7 @@ def small(data: Path) -> list[str]:
     options += ["model.backbone.init_cfg=None", "model.neck.in_channels=[16,32,64,128]", "model.neck.out_channels=32"]
     options += ["model.bbox_head.in_channels=32", "model.bbox_head.feat_channels=32", "model.test_cfg.nms_pre=20"]
     options += ["optim_wrapper.paramwise_cfg.num_layers=4", "optim_wrapper.paramwise_cfg.depths=[1,1,1,1]"]
-    return [*options, "train_cfg.val_interval=1", "optim_wrapper.optimizer.lr=0.001", "param_scheduler.0.end=2"]
+    return [*options, "train_cfg.val_interval=2", "optim_wrapper.optimizer.lr=0.001", "param_scheduler.0.end=2"]
 
 
 def losses(folder: Path) -> list[float]:
