@@ -230,7 +230,8 @@ def classify(model: Model, image: Image.Image, threshold: float) -> Image.Image:
     scores /= scores.sum()
     order = [label for label in np.argsort(-scores)[:5] if scores[label] >= threshold]
     text = "\n".join(f"{scores[label]:7.2%}  {model.name(label)}" for label in order)
-    print(text)
+    if order:
+        print(text)
     image, _ = _enlarged(image)
     ImageDraw.Draw(image).text((4, 4), text, **_LABEL)
     return image

@@ -7,7 +7,7 @@ the same weights as an uninterrupted run.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -126,9 +126,7 @@ class Trainer:
         tracker.begin(first, first * self.updates + -(-first_step // self.accumulation))
         try:
             if self.config.EVAL_FIRST:
-                with self.strategy.evaluation() as models:
-                    how = self.loaders, self.world, self.strategy.dtype, tracker.log, self._until_stopped
-                    evaluate_all(*models, *how, self.predictions and self.predictions.keep)
+                self._figures(tracker.log)
             for epoch in range(first, last + 1):
                 if self._stagnates(epoch):
                     last = epoch - 1
@@ -320,6 +318,13 @@ class Trainer:
             {f"train/{name}": value for name, value in window.items()},
         )
 
+    def _figures(self, log: Callable[[str], None]) -> tuple[dict[str, float], dict[str, float] | None]:
+        """Figures of the plain and the averaged model."""
+        with self.strategy.evaluation() as models:
+            keep = self.predictions and self.predictions.keep
+            how = self.loaders, self.world, self.strategy.dtype, log, self._until_stopped, keep
+            return evaluate_all(*models, *how)
+
     def _evaluate(self, tracker: Tracker) -> tuple[dict[str, float], bool, bool]:
         """Figures of the plain and the averaged model, and whether each is the best so far."""
         state = self.state
@@ -328,10 +333,7 @@ class Trainer:
         def log(text: str) -> None:
             tracker.log(f"{label} {text}")
 
-        with self.strategy.evaluation() as models:
-            keep = self.predictions and self.predictions.keep
-            how = self.loaders, self.world, self.strategy.dtype, log, self._until_stopped, keep
-            plain, ema = evaluate_all(*models, *how)
+        plain, ema = self._figures(log)
         if not math.isfinite(plain["loss"]):
             self.strategy.wait()
             if self.world.is_main:  # resuming from it would end here again

@@ -63,8 +63,8 @@ def write_infos(root: Path, version: str = "v1.0-trainval") -> None:
     except (FileNotFoundError, AssertionError) as error:
         raise UserError(f"{root} is not a complete nuScenes {version}: {error}") from error
     update = runpy.run_path(str(converters / "update_infos_to_v2.py"))["update_pkl_infos"]
-    # It looks for the tables below ./data/nuscenes only.
-    update.__globals__["NuScenes"] = lambda **options: NuScenes(**options | {"dataroot": str(root)})
+    tables = NuScenes(version=version, dataroot=str(root))
+    update.__globals__["NuScenes"] = lambda **_: tables  # it looks for them below ./data/nuscenes, for each part anew
     for part in ("test",) if version == "v1.0-test" else ("train", "val"):
         update("nuscenes", out_dir=str(root), pkl_path=str(root / f"nuscenes_infos_{part}.pkl"))
 
